@@ -1,8 +1,26 @@
-"""The typed configuration and every range check. It never imports torch, MLflow or albumentations."""
+"""The typed configuration: defaults filled in, every range checked, the fingerprint taken.
+
+It never imports torch, MLflow or albumentations, so that `--help` and a sweep's own process stay
+light. What needs them (a device that exists, a class that can be built) is checked in `run.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.errors import UserError
+from mnist_hydra.ranges import bad, flag, number, whole
+from mnist_hydra.sweep.settings import SweepConfig
+
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+NO_EFFECT_ON_RESULT = ("device", "threads", "output_dir", "resume", "tracking", "sweep")
 
 
 @dataclass(frozen=True)
@@ -21,3 +39,232 @@ class DataConfig:
     limit: int | None = None
     sha256: dict[str, str] | None = None
     """SHA-256 (hex) of the four uncompressed files by name; `None` where they are not known."""
+
+    def __post_init__(self) -> None:
+        whole("data.val_size", self.val_size, at_least=0)
+        whole("data.split_seed", self.split_seed, at_least=0)
+        if self.limit is not None:
+            whole("data.limit", self.limit, at_least=1)
+        number("data.mean", self.mean)
+        number("data.std", self.std, above=0.0)
+        flag("data.offline", self.offline)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class to build and the keyword arguments to build it with."""
+
+    name: str
+    target: str
+    """Dotted path of the class, judged by the object it resolves to (see `targets.py`)."""
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where runs are recorded."""
+
+    name: str
+    uri: str | None
+    """MLflow tracking URI; `None` is SQLite below `output_dir`."""
+    experiment_name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.experiment_name, str) or not self.experiment_name.strip():
+            raise bad("tracking.experiment_name", self.experiment_name, "a name")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, every default filled in but what `auto` stands for (see `runtime.py`)."""
+
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    dropout: float | None
+    """Rate in [0, 1); `None` where the model takes none."""
+    momentum: float | None
+    """SGD's momentum or Adam's beta1; `None` where the optimizer takes none."""
+    weight_decay: float | None
+    device: str
+    precision: str
+    compile: bool | str
+    threads: int | str
+    deterministic: bool
+    output_dir: str
+    resume: str | None
+    data: DataConfig
+    model: Component
+    aug: dict[str, Any]
+    optimizer: Component
+    scheduler: Component
+    tracking: TrackingConfig
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def __post_init__(self) -> None:
+        whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
+        whole("epochs", self.epochs, at_least=1)
+        whole("batch_size", self.batch_size, at_least=1)
+        number("lr", self.lr, above=0.0)
+        if self.dropout is not None:
+            number("dropout", self.dropout, at_least=0.0, below=1.0)
+        if self.momentum is not None:
+            number("momentum", self.momentum, at_least=0.0, below=1.0)
+        if self.weight_decay is not None:
+            number("weight_decay", self.weight_decay, at_least=0.0)
+        kind, _, index = str(self.device).partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (
+            ":" in str(self.device) and (kind != "cuda" or not index.isdigit())
+        ):
+            raise bad("device", self.device, DEVICES)
+        if self.precision not in PRECISIONS:
+            raise bad("precision", self.precision, "one of " + ", ".join(PRECISIONS))
+        if self.compile not in ("auto", True, False):
+            raise bad("compile", self.compile, "auto, true or false")
+        if self.threads != "auto":
+            whole("threads", self.threads, at_least=1, also="auto")
+        flag("deterministic", self.deterministic)
+        if not isinstance(self.output_dir, str) or not self.output_dir:
+            raise bad("output_dir", self.output_dir, "a folder")
+
+
+def settle(cfg: DictConfig) -> Config:
+    """Turn a composed configuration into a `Config`: fill in defaults, check every range.
+
+    `lr`, `dropout`, `momentum` and `weight_decay` are taken from the root where they stand there
+    and from their group where they do not, and end in both places.
+
+    Raises:
+        UserError: naming the key, the value that was got and what would be right.
+    """
+    raw: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    raw.pop("experiment", None)
+    raw.pop("hydra", None)
+    known = {f.name for f in fields(Config)}
+    for key in raw:
+        if key not in known:
+            raise UserError(f"{key}={raw[key]!r} is no setting; right: one of {', '.join(known)}")
+    for group in ("data", "model", "aug", "optimizer", "scheduler", "tracking", "sweep"):
+        if not isinstance(raw.get(group), dict):
+            raise bad(group, raw.get(group), f"an entry of the group conf/{group}")
+
+    model, optimizer, scheduler = raw["model"], raw["optimizer"], raw["scheduler"]
+    scheduler_name = str(scheduler.get("name", "scheduler"))
+    lr = _settle_lr(raw["lr"], optimizer, scheduler_name)
+    dropout = _settle_value("dropout", raw["dropout"], model, "model")
+    weight_decay = _settle_value("weight_decay", raw["weight_decay"], optimizer, "optimizer")
+    momentum = _settle_momentum(raw["momentum"], optimizer)
+    return Config(
+        **{k: raw[k] for k in ("seed", "epochs", "batch_size", "device", "precision", "compile")},
+        **{k: raw[k] for k in ("threads", "deterministic", "output_dir", "resume")},
+        lr=lr,
+        dropout=dropout,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        data=_typed(DataConfig, "data", raw["data"]),
+        model=_component("model", model),
+        aug=raw["aug"],
+        optimizer=_component("optimizer", optimizer),
+        scheduler=_component("scheduler", scheduler),
+        tracking=_typed(TrackingConfig, "tracking", raw["tracking"]),
+        sweep=_typed(SweepConfig, "sweep", raw["sweep"]),
+    )
+
+
+def fingerprint(config: Config) -> str:
+    """Hash what can change a run's result: 16 hexadecimal digits.
+
+    Taken before any `auto` is resolved. Device, threads, paths, tracking and `sweep.*` do not
+    count; an explicit value that equals the default counts as the default.
+    """
+    settings = asdict(config)
+    for key in NO_EFFECT_ON_RESULT:
+        del settings[key]
+    for key in ("root", "offline"):
+        del settings["data"][key]
+    for key in ("lr", "dropout", "momentum", "weight_decay"):
+        if settings[key] is not None:
+            settings[key] = float(settings[key])
+    canonical = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def flatten(config: Config) -> dict[str, str]:
+    """Every setting by its dotted name, as text: what MLflow shows as parameters."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = "null" if value is None else str(value)
+
+    settings = asdict(config)
+    del settings["sweep"]
+    for group in ("model", "optimizer", "scheduler"):
+        part = settings.pop(group)
+        name, target, arguments = part["name"], part["target"], part["arguments"]
+        settings[group] = {"name": name, "target": target, **arguments}
+    settings["aug"] = {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in settings["aug"].items()
+    }
+    walk("", settings)
+    return flat
+
+
+def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any:
+    default = optimizer.pop("default_lr", None)
+    if isinstance(default, dict):
+        default = default.get(scheduler_name)
+    lr = optimizer.get("lr", default) if root is None else root
+    if lr is None:
+        raise UserError(
+            f"lr=null, and optimizer={optimizer.get('name')} has no default for "
+            f"scheduler={scheduler_name}; right: lr=NUMBER above 0"
+        )
+    optimizer["lr"] = lr
+    return lr
+
+
+def _settle_value(key: str, root: Any, group: dict[str, Any], group_name: str) -> Any:
+    if root is None:
+        return group.get(key)
+    if key not in group:
+        raise UserError(
+            f"{key}={root}: {group_name}={group.get('name') or group.get('_target_')} takes no "
+            f"{key}; right: {key}=null, or name it in the {group_name}'s file"
+        )
+    group[key] = root
+    return root
+
+
+def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
+    betas = optimizer.get("betas")
+    if "momentum" in optimizer or betas is None:
+        return _settle_value("momentum", root, optimizer, "optimizer")
+    if root is not None:
+        optimizer["betas"] = [root, *betas[1:]]
+    return optimizer["betas"][0]
+
+
+def _component(group: str, raw: dict[str, Any]) -> Component:
+    arguments = {k: v for k, v in raw.items() if k not in ("_target_", "name")}
+    target = raw.get("_target_")
+    if not isinstance(target, str):
+        raise bad(f"{group}._target_", target, "the dotted path of a class")
+    return Component(str(raw.get("name") or target.rsplit(".", 1)[-1]), target, arguments)
+
+
+def _typed(kind: Any, group: str, raw: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(kind)}
+    for key in raw:
+        if key not in known:
+            right = ", ".join(sorted(known))
+            raise UserError(f"{group}.{key}={raw[key]!r} is no setting; right: one of {right}")
+    try:
+        return kind(**raw)
+    except TypeError as error:
+        raise UserError(f"{group}: {error}; right: see conf/{group}") from None
