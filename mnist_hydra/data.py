@@ -1,0 +1,127 @@
+"""Loads MNIST-format data as memory-mapped arrays and splits it into train, val and test.
+
+It never copies the images, and the test set never enters a split that training can see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mnist_hydra import fetch, idx
+from mnist_hydra.config import DataConfig
+from mnist_hydra.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some rows of a pair of arrays that all processes of a machine share."""
+
+    images: npt.NDArray[np.uint8]
+    """uint8 [M, 1, 28, 28], 0 to 255; read-only, mapped from the file."""
+    labels: npt.NDArray[np.uint8]
+    """uint8 [M], 0 to 9; read-only, mapped from the file."""
+    index: npt.NDArray[np.int64]
+    """int64 [n]: the rows of `images` and `labels` that belong to this split, in order."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits of a data set and what a run records about them."""
+
+    train: Split
+    val: Split | None
+    test: Split
+    mean: float
+    std: float
+    sha256: str
+    """One hash (hex) over those of the four files."""
+    source: str
+    """Which way the files were found, for people."""
+
+
+def load(config: DataConfig, cache_dir: Path) -> Dataset:
+    """Load the data that `config` names, fetching it into `cache_dir` where need be.
+
+    Args:
+        config: the `data` group; `val_size` images are held out of the training set, and of the
+            rest the first `limit` are kept.
+        cache_dir: holds or gets `<dataset>/raw/*-ubyte`; not written to where all files are found.
+
+    Raises:
+        UserError: data missing or damaged, `val_size` or `limit` out of range.
+    """
+    found = fetch.find(config, cache_dir)
+    images, labels = _map(found.paths, "train")
+    train, val = split(labels, config.val_size, config.split_seed, config.limit)
+    test_images, test_labels = _map(found.paths, "t10k")
+    digests = "".join(found.digests[name] for name in idx.FILES)
+    return Dataset(
+        train=Split(images, labels, train),
+        val=Split(images, labels, val) if len(val) else None,
+        test=Split(test_images, test_labels, np.arange(len(test_labels))),
+        mean=config.mean,
+        std=config.std,
+        sha256=hashlib.sha256(digests.encode()).hexdigest(),
+        source=found.source,
+    )
+
+
+def split(
+    labels: npt.NDArray[np.uint8], val_size: int, split_seed: int, limit: int | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Choose the rows to train on and the rows to hold out, each in ascending order.
+
+    The hold-out has the classes' proportions, to within one image a class, and depends on nothing
+    but `labels`, `val_size` and `split_seed`: NumPy keeps `RandomState`'s numbers for ever.
+
+    Args:
+        labels: uint8 [N], 0 to 9.
+        val_size: how many images are held out, 0 to N - 1.
+        split_seed: which ones, 0 or more.
+        limit: how many of the others are kept, the first ones; `None` for all.
+
+    Raises:
+        UserError: `val_size` or `limit` out of range.
+    """
+    count = len(labels)
+    if not 0 <= val_size < count:
+        raise UserError(
+            f"data.val_size={val_size} does not leave a training image: there are {count:,}, so "
+            f"give data.val_size= from 0 to {count - 1}"
+        )
+    if limit is not None and not 1 <= limit <= count - val_size:
+        raise UserError(
+            f"data.limit={limit} is out of range: there are {count - val_size:,} training images, "
+            f"so give data.limit= from 1 to {count - val_size}, or null for all"
+        )
+    shares = np.bincount(labels, minlength=10) * val_size
+    quota = shares // count
+    # What rounding down left over goes to the classes that lost most by it.
+    quota[np.argsort(-(shares % count), kind="stable")[: val_size - quota.sum()]] += 1
+    generator = np.random.MT19937(np.random.SeedSequence(split_seed))
+    shuffled = np.random.RandomState(generator).permutation(count)
+    held_out = np.zeros(count, dtype=bool)
+    for label, size in enumerate(quota):
+        held_out[shuffled[labels[shuffled] == label][:size]] = True
+    return np.flatnonzero(~held_out)[:limit], np.flatnonzero(held_out)
+
+
+def _map(paths: dict[str, Path], name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Map the images, uint8 [N, 1, 28, 28], and labels, uint8 [N], of "train" or "t10k"."""
+    image_file, label_file = paths[f"{name}-images-idx3-ubyte"], paths[f"{name}-labels-idx1-ubyte"]
+    images = np.memmap(image_file, np.uint8, mode="r", offset=idx.IMAGES_OFFSET)
+    labels = np.memmap(label_file, np.uint8, mode="r", offset=idx.LABELS_OFFSET)
+    if len(images) != len(labels) * 784:
+        raise UserError(
+            f"{image_file} holds {len(images) // 784:,} images, but {label_file} {len(labels):,} "
+            "labels: they are not of the same data set; name another folder with data.root="
+        )
+    return images.reshape(-1, 1, 28, 28), labels

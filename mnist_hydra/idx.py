@@ -1,0 +1,129 @@
+"""The IDX files that MNIST-format data comes in: written, and checked before anything reads them.
+
+It never repairs a file and never touches the network.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import struct
+import uuid
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from mnist_hydra.errors import UserError
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+IMAGES_OFFSET = 16
+LABELS_OFFSET = 8
+
+
+def header(array: npt.NDArray[np.uint8]) -> bytes:
+    """The IDX header of an array: two zeros, 8 for `uint8`, the number of axes, their lengths."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+
+
+def write(path: Path, array: npt.NDArray[np.uint8]) -> None:
+    """Write `array` (images: uint8 [N, 28, 28]; labels: uint8 [N]) as an IDX file."""
+    path.write_bytes(header(array) + array.tobytes())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 (hex) of a file's content, of what is inside if its name ends in `.gz`.
+
+    Raises:
+        UserError: it cannot be read, or is not whole gzip.
+    """
+    digest = hashlib.sha256()
+    try:
+        with _open(path) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged: it cannot be unpacked ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def check_hash(path: Path, expected: str | None) -> str:
+    """The SHA-256 (hex) of a file's content, once it is what it should be; `None` is anything.
+
+    Raises:
+        UserError: the file is damaged; the message names it and both hashes.
+    """
+    digest = sha256(path)
+    if expected is not None and digest != expected.lower():
+        raise UserError(
+            f"{path} is damaged: its SHA-256 is {digest[:16]}..., it should be {expected[:16]}..."
+        )
+    return digest
+
+
+def check_structure(path: Path) -> None:
+    """Be sure that an unpacked file is what its name says: header, length, labels from 0 to 9.
+
+    Raises:
+        UserError: it is not; the message names file and reason.
+    """
+    if flaw := _flaw(path):
+        raise UserError(f"{path} is damaged: {flaw}")
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Unpack `source` (gzip) to `target`, which appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with _open(source) as stream, partial.open("wb") as out:
+            while chunk := stream.read(1 << 20):
+                out.write(chunk)
+        publish(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a finished file its name, once its bytes are on the disk."""
+    with partial.open("r+b") as stream:
+        os.fsync(stream.fileno())
+    os.replace(partial, target)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _flaw(path: Path) -> str:
+    """What is wrong with a file's structure; empty when nothing is."""
+    images = "images" in path.name
+    offset = IMAGES_OFFSET if images else LABELS_OFFSET
+    with path.open("rb") as stream:
+        start = stream.read(offset)
+    if len(start) < offset:
+        return f"it is {len(start)} bytes long, shorter than an IDX header"
+    magic, count, *shape = struct.unpack(f">{offset // 4}I", start)
+    if magic != (0x803 if images else 0x801) or shape != ([28, 28] if images else []):
+        what = "28 x 28 uint8 images" if images else "uint8 labels"
+        return f"it does not begin with the IDX header of {what}"
+    length, right = path.stat().st_size, offset + count * (784 if images else 1)
+    if length != right:
+        return f"it is {length:,} bytes long, its header asks for {right:,}"
+    if count == 0:
+        return "it is empty"
+    if not images:
+        highest = int(np.fromfile(path, np.uint8, offset=offset).max())
+        if highest > 9:
+            return f"it holds the label {highest}, labels are 0 to 9"
+    return ""

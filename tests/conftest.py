@@ -1,0 +1,23 @@
+"""What several test files share: the real data, fetched once and kept below `outputs/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mnist_hydra import data
+from mnist_hydra.config import DataConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The folder that holds the real data, to be given as `data.root`."""
+    entry = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / "mnist.yaml"))
+    assert isinstance(entry, dict)
+    folder = ROOT / "outputs" / "data"
+    data.load(DataConfig(**{str(key): value for key, value in entry.items()}), folder)
+    return folder
