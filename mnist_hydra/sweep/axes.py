@@ -1,0 +1,273 @@
+"""From Hydra's override grammar to a sweep's axes and points; it never composes a configuration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import (
+    Glob,
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+)
+from hydra.errors import HydraException
+
+from mnist_hydra.config import NO_EFFECT_ON_RESULT
+from mnist_hydra.errors import UserError
+
+MAX_POINTS = 100_000
+NOT_SWEPT_IN_GROUP = ("data.root", "data.offline")
+
+Options = Callable[[str], list[str]]
+"""The entries of a config group by its name (`model`, `db/engine`); none where it is no group."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The numbers from `low` to `high`, both of them included."""
+
+    low: float
+    high: float
+    step: float | None
+    """Distance between neighbours; `None` where every number is allowed."""
+    integer: bool
+    log: bool
+    """Whether ratios count and not differences: `tag(log, interval(...))`."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept key and what it is swept over."""
+
+    key: str
+    """As typed: `lr`, `+model.width`, `db/engine`, `model@teacher`."""
+    text: str
+    """What was typed behind the `=`."""
+    values: tuple[str, ...]
+    """Texts for overrides, in the order asked for; empty for a continuous axis."""
+    span: Span | None
+    """For an interval or a range."""
+    tags: frozenset[str] = frozenset()
+
+    def override(self, value: str | float) -> str:
+        """The override that sets `value`; a number on a discrete axis picks the nearest value."""
+        if not isinstance(value, str) and self.values:
+            number = float(value)
+            value = min(self.values, key=lambda text: abs(float(text) - number))
+        return f"{self.key}={value}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's command line: overrides that are the same in every trial, and axes."""
+
+    items: tuple[str | Axis, ...]
+    """In the order in which Hydra applies them."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The swept keys, in the order of the command line."""
+        return tuple(item for item in self.items if isinstance(item, Axis))
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The overrides that every trial has."""
+        return tuple(item for item in self.items if isinstance(item, str))
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line again: `parse(plan.arguments)` gives the same plan."""
+        return [i if isinstance(i, str) else f"{i.key}={i.text}" for i in self.items]
+
+    def count(self) -> int:
+        """How many points the grid has."""
+        return math.prod(len(axis.values) for axis in self.axes)
+
+    def points(self) -> Iterator[tuple[str, ...]]:
+        """Every combination of the axes' values as overrides, the last axis fastest."""
+        return itertools.product(*([f"{a.key}={v}" for v in a.values] for a in self.axes))
+
+    def overrides(self, point: Sequence[str]) -> list[str]:
+        """All overrides of the trial at `point`, in the order of the command line."""
+        swept = iter(point)
+        return [next(swept) if isinstance(item, Axis) else item for item in self.items]
+
+
+def title(point: Sequence[str]) -> str:
+    """A trial's name for people: `model=model3, dropout=0.02`."""
+    return ", ".join(part.lstrip("+") for part in point) or "no axis"
+
+
+def quoted(texts: Sequence[str]) -> str:
+    """A list of texts as one override value that Hydra reads back unchanged."""
+    return Override._get_value_element_as_str([QuotedString(t, Quote.single) for t in texts])
+
+
+def parse(
+    arguments: Sequence[str], options: Options, params: Mapping[str, Any] | None = None
+) -> Plan:
+    """Read a sweep's overrides.
+
+    Of two fixed overrides of one key the last counts, as with Hydra.
+
+    Args:
+        arguments: overrides as on the command line.
+        options: looks up a config group's entries, for `glob`.
+        params: `hydra.sweeper.params`; the command line goes before it.
+    Raises:
+        UserError: two axes that set the same key, an axis that matches nothing, one that no trial
+            could differ by, or text that is not Hydra's grammar.
+    """
+    typed = _parse(arguments)
+    _refuse_twins(typed)
+    keys = {_target(override) for override in typed}
+    configured = _parse([f"{k}={'null' if v is None else v}" for k, v in (params or {}).items()])
+    _refuse_twins(configured)
+    items: dict[str, str | Axis] = {}
+    for override in [o for o in configured if _target(o) not in keys] + typed:
+        swept = override.is_sweep_override()
+        items[override.get_key_element()] = (
+            _axis(override, options) if swept else str(override.input_line)
+        )
+    return Plan(tuple(items.values()))
+
+
+def check_grid(plan: Plan) -> None:
+    """Check that every combination of the axes can be listed.
+
+    Raises:
+        UserError: a continuous axis, or more than `MAX_POINTS` combinations.
+    """
+    for axis in plan.axes:
+        if not axis.values:
+            raise UserError(
+                f"{axis.key}={axis.text} is continuous, which a grid cannot list; right: values "
+                f"such as {axis.key}=A,B or {axis.key}=range(...), or hydra/sweeper=search"
+            )
+    if plan.count() > MAX_POINTS:
+        raise UserError(
+            f"the axes have {plan.count()} combinations; right: at most {MAX_POINTS}, "
+            "or hydra/sweeper=search with sweep.n_trials"
+        )
+
+
+def check_search(plan: Plan) -> None:
+    """Check that there is something to search over, and that it can be sampled.
+
+    Raises:
+        UserError: no axis, an unknown tag, or a logarithmic axis that reaches zero.
+    """
+    if not plan.axes:
+        raise UserError(
+            "the search has no axis; right: at least one, such as 'lr=tag(log,interval(0.02,0.5))'"
+        )
+    for axis in plan.axes:
+        for tag in sorted(axis.tags - {"log"}):
+            raise UserError(f"{axis.key}={axis.text}: tag {tag} is unknown; right: log, or none")
+        if axis.tags and axis.span is None:
+            raise UserError(
+                f"{axis.key}={axis.text}: only an interval or a range can be logarithmic"
+            )
+        if axis.span is not None and axis.span.log and axis.span.low <= 0:
+            raise UserError(
+                f"{axis.key}={axis.text}: a logarithmic axis must begin above 0, got "
+                f"{axis.span.low:g}"
+            )
+
+
+def _parse(arguments: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _target(override: Override) -> str:
+    """What the override sets, however it is spelled (`+lr`, `++lr` and `lr` are one)."""
+    return override.get_key_element().lstrip("+~")
+
+
+def _refuse_twins(overrides: Sequence[Override]) -> None:
+    seen: dict[str, Override] = {}
+    for override in overrides:
+        target = _target(override)
+        for other_target, other in seen.items():
+            if not (override.is_sweep_override() or other.is_sweep_override()):
+                continue
+            if target == other_target or _one_sets_the_other(override, other):
+                raise UserError(
+                    f"{other.input_line} and {override.input_line} set the same key; "
+                    "right: one of them, with all values"
+                )
+        seen[target] = override
+
+
+def _one_sets_the_other(one: Override, other: Override) -> bool:
+    """Whether a mapping is swept at a key and something else at a key inside it."""
+    for outer, inner in ((one, other), (other, one)):
+        if _target(inner).startswith(_target(outer) + ".") and "{" in str(outer.input_line):
+            return True
+    return False
+
+
+def _axis(override: Override, options: Options) -> Axis:
+    key, text = override.get_key_element(), override.get_value_string()
+    target = _target(override)
+    root = target.replace("/", ".").replace("@", ".").split(".")[0]
+    if root in NO_EFFECT_ON_RESULT or target in NOT_SWEPT_IN_GROUP:
+        raise UserError(
+            f"{key}={text}: {target} changes no trial's result, so it cannot be an axis; "
+            f"right: one value, {target}=VALUE"
+        )
+    value: Any = override.value()
+    if isinstance(value, IntervalSweep):
+        return Axis(key, text, (), _interval(key, text, value), frozenset(value.tags))
+    if isinstance(value, Glob):
+        found = options(override.key_or_group)
+        values = value.filter(found)
+        right = "one of " + ", ".join(found) if found else f"{override.key_or_group} is no group"
+    else:
+        values = _listed(override)
+        right = "at least one value"
+    if not values:
+        raise UserError(f"{key}={text} matches nothing; right: {right}")
+    tags = frozenset(value.tags) if isinstance(value, Sweep) else frozenset[str]()
+    span = _range(value, values, "log" in tags) if isinstance(value, RangeSweep) else None
+    return Axis(key, text, tuple(dict.fromkeys(values)), span, tags)
+
+
+def _listed(override: Override) -> list[str]:
+    line = override.input_line
+    try:
+        values = list(itertools.islice(override.sweep_string_iterator(), MAX_POINTS + 1))
+    except (HydraException, ArithmeticError, ValueError) as error:
+        raise UserError(f"{line}: {error}") from None
+    if len(values) > MAX_POINTS:
+        raise UserError(f"{line} has more than {MAX_POINTS} values; right: fewer")
+    return values
+
+
+def _interval(key: str, text: str, value: IntervalSweep) -> Span:
+    assert value.start is not None and value.end is not None
+    low, high = value.start, value.end
+    # `interval(1,8)` always holds floats; only `int(interval(1,8))` holds whole numbers, and
+    # Hydra's interval leaves its end out.
+    integer = isinstance(low, int) and isinstance(high, int)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"{key}={text} matches nothing; right: interval(LOW,HIGH), LOW below HIGH")
+    log = "log" in value.tags
+    return Span(low, high - 1 if integer else high, 1 if integer else None, integer, log)
+
+
+def _range(value: RangeSweep, values: Sequence[str], log: bool) -> Span:
+    numbers = [float(text) for text in values]
+    integer = all(isinstance(part, int) for part in (value.start, value.stop, value.step))
+    return Span(min(numbers), max(numbers), abs(value.step), integer, log)

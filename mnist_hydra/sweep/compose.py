@@ -1,0 +1,126 @@
+"""Composes a sweep's trials fast: once per combination of group choices, then value by value.
+
+What comes out is what Hydra itself would hand to the trial; it never decides which trials there
+are, and it reads Hydra's own configuration sources only.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any, cast
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_hydra.errors import UserError
+
+MAX_KEPT = 512
+"""Combinations of group choices that are remembered; about 6 KB each."""
+
+
+class Composer:
+    """Composes trials from the configuration sources of one Hydra application.
+
+    Args:
+        loader: Hydra's configuration loader; it knows the search path, `--config-dir` included.
+        config_name: the root configuration's name.
+        hydra_overrides: the overrides of Hydra's own settings, `hydra.searchpath` among them.
+        resolved: a configuration whose resolver results (`now:`) count for every trial.
+    """
+
+    def __init__(
+        self,
+        loader: ConfigLoaderImpl,
+        config_name: str | None,
+        hydra_overrides: Sequence[str] = (),
+        resolved: DictConfig | None = None,
+    ) -> None:
+        self._loader = loader
+        self._config_name = config_name
+        self._hydra_overrides = list(hydra_overrides)
+        self._resolved = resolved
+        self._parser = OverridesParser.create()
+        self._parsed: dict[str, Override] = {}
+        self._composed: dict[tuple[str, ...], bytes] = {}
+        # Hydra's own view of the sources, extra search paths included.
+        _, self._repository = loader._parse_overrides_and_create_caching_repo(
+            config_name, self._hydra_overrides
+        )
+        self._is_group: dict[str, bool] = {}
+
+    @classmethod
+    def of_master(cls, loader: ConfigLoaderImpl, master: DictConfig) -> Composer:
+        """The composer of a sweeper, from the configuration that Hydra gave it."""
+        hydra_overrides = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
+        name = master.hydra.job.config_name
+        return cls(loader, name, cast(list[str], hydra_overrides), resolved=master)
+
+    @classmethod
+    def here(cls) -> Composer:
+        """The composer of a job that Hydra is running, in whichever process a launcher put it."""
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        return cls.of_master(loader, cast(DictConfig, HydraConfig.instance().cfg))
+
+    def options(self, group: str) -> list[str]:
+        """The entries of a config group; none where there is no such group."""
+        return self._repository.get_group_options(group, results_filter=ObjectType.CONFIG)
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration of one trial, without Hydra's own node.
+
+        Args:
+            overrides: all of the trial's overrides, in the order of the command line.
+        Raises:
+            UserError: with Hydra's message, where Hydra would refuse the overrides.
+        """
+        try:
+            parsed = [self._parse(text) for text in overrides]
+            values = [override for override in parsed if self._sets_value(override)]
+            groups = tuple(
+                str(override.input_line) for override in parsed if not self._sets_value(override)
+            )
+            cfg = self._of_groups(groups)
+            ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            causes = [str(error), str(error.__cause__ or "")]
+            raise UserError(" ".join(" ".join(causes).split())) from None
+        return cfg
+
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:
+            self._parsed[text] = self._parser.parse_overrides([text])[0]
+        return self._parsed[text]
+
+    def _sets_value(self, override: Override) -> bool:
+        """Whether Hydra applies the override after composition, and not in the defaults list."""
+        group = override.key_or_group
+        if group not in self._is_group:
+            self._is_group[group] = self._repository.group_exists(group)
+        return not self._is_group[group] or isinstance(override.value(), dict)
+
+    def _of_groups(self, groups: tuple[str, ...]) -> DictConfig:
+        if groups not in self._composed:
+            cfg = self._loader.load_configuration(
+                self._config_name,
+                overrides=[*self._hydra_overrides, *groups],
+                run_mode=RunMode.RUN,
+            )
+            if self._resolved is not None:
+                OmegaConf.copy_cache(from_config=self._resolved, to_config=cfg)
+            with flag_override(cfg, ["struct", "readonly"], [False, False]):
+                del cfg["hydra"]
+            if len(self._composed) >= MAX_KEPT:
+                self._composed.pop(next(iter(self._composed)))
+            self._composed[groups] = pickle.dumps(cfg)
+        copied: Any = pickle.loads(self._composed[groups])
+        return cast(DictConfig, copied)
