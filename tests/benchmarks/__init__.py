@@ -1,0 +1,1 @@
+"""What the project's speed is argued with: `python -m tests.benchmarks.<name>`, see README.md."""

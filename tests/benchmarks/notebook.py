@@ -1,0 +1,70 @@
+"""The notebook's way of training: a DataLoader over per-image albumentations, float32, eager, and
+the loss and accuracy read at every step. A baseline; it must never be made faster than it was.
+
+    python -m tests.benchmarks.notebook --experiment exp3 --epochs 15 --data outputs/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from tests.benchmarks.published import BATCH_SIZE, RECIPES, SEED, Images
+
+
+def train(experiment: str, epochs: int, data: Path, workers: int, seed: int) -> dict[str, object]:
+    """Train one published experiment; return its last test accuracy (%) and each epoch's seconds."""
+    torch.manual_seed(seed)
+    recipe = RECIPES[experiment]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"batch_size": BATCH_SIZE, "num_workers": workers, "pin_memory": device.type == "cuda"}
+    train_loader = DataLoader(Images(data, True, recipe.augmented), shuffle=True, **options)
+    test_loader = DataLoader(Images(data, False, False), shuffle=False, **options)
+    model = recipe.model().to(device)
+    optimizer = recipe.optimizer(model)
+    scheduler = recipe.scheduler(optimizer, epochs, len(train_loader))
+
+    epoch_s = []
+    for _ in range(epochs):
+        started = time.perf_counter()
+        model.train()
+        correct = seen = 0
+        losses = []
+        for images, labels in train_loader:
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            output = model(images)
+            loss = F.nll_loss(output, labels)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            losses.append(loss.item())
+            correct += output.argmax(dim=1).eq(labels).sum().item()
+            seen += len(labels)
+        train_acc = 100 * correct / seen
+
+        model.eval()
+        correct = 0
+        with torch.no_grad():
+            for images, labels in test_loader:
+                images, labels = images.to(device), labels.to(device)
+                correct += model(images).argmax(dim=1).eq(labels).sum().item()
+        test_acc = 100 * correct / len(test_loader.dataset)  # type: ignore[arg-type]
+        epoch_s.append(time.perf_counter() - started)
+    return {"test_acc": test_acc, "train_acc": train_acc, "epoch_s": epoch_s}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--experiment", choices=RECIPES, default="exp3")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=SEED)
+    print(json.dumps(train(**vars(parser.parse_args()))))
