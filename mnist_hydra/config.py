@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -70,7 +70,7 @@ class TrackingConfig:
     experiment_name: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.experiment_name, str) or not self.experiment_name.strip():
+        if not str(self.experiment_name or "").strip():
             raise bad("tracking.experiment_name", self.experiment_name, "a name")
 
 
@@ -100,7 +100,9 @@ class Config:
     optimizer: Component
     scheduler: Component
     tracking: TrackingConfig
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: SweepConfig
+    composed: DictConfig = field(repr=False, compare=False)
+    """As Hydra composed it, before anything was filled in."""
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
@@ -125,7 +127,7 @@ class Config:
         if self.threads != "auto":
             whole("threads", self.threads, at_least=1, also="auto")
         flag("deterministic", self.deterministic)
-        if not isinstance(self.output_dir, str) or not self.output_dir:
+        if not str(self.output_dir or ""):
             raise bad("output_dir", self.output_dir, "a folder")
 
 
@@ -141,7 +143,7 @@ def settle(cfg: DictConfig) -> Config:
     raw: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     raw.pop("experiment", None)
     raw.pop("hydra", None)
-    known = {f.name for f in fields(Config)}
+    known = {f.name for f in fields(Config)} - {"composed"}
     for key in raw:
         if key not in known:
             raise UserError(f"{key}={raw[key]!r} is no setting; right: one of {', '.join(known)}")
@@ -169,6 +171,7 @@ def settle(cfg: DictConfig) -> Config:
         scheduler=_component("scheduler", scheduler),
         tracking=_typed(TrackingConfig, "tracking", raw["tracking"]),
         sweep=_typed(SweepConfig, "sweep", raw["sweep"]),
+        composed=cfg,
     )
 
 
@@ -178,9 +181,7 @@ def fingerprint(config: Config) -> str:
     Taken before any `auto` is resolved. Device, threads, paths, tracking and `sweep.*` do not
     count; an explicit value that equals the default counts as the default.
     """
-    settings = asdict(config)
-    for key in NO_EFFECT_ON_RESULT:
-        del settings[key]
+    settings = _as_dict(config, without=NO_EFFECT_ON_RESULT)
     for key in ("root", "offline"):
         del settings["data"][key]
     for key in ("lr", "dropout", "momentum", "weight_decay"):
@@ -201,8 +202,7 @@ def flatten(config: Config) -> dict[str, str]:
         else:
             flat[prefix] = "null" if value is None else str(value)
 
-    settings = asdict(config)
-    del settings["sweep"]
+    settings = _as_dict(config, without=("sweep",))
     for group in ("model", "optimizer", "scheduler"):
         part = settings.pop(group)
         name, target, arguments = part["name"], part["target"], part["arguments"]
@@ -213,6 +213,13 @@ def flatten(config: Config) -> dict[str, str]:
     }
     walk("", settings)
     return flat
+
+
+def _as_dict(config: Config, without: tuple[str, ...]) -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    for key in ("composed", *without):
+        del values[key]
+    return {k: asdict(v) if is_dataclass(v) else v for k, v in values.items()}  # type: ignore[arg-type]
 
 
 def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any:

@@ -1,0 +1,130 @@
+"""Builds everything that a run needs, and finds out what is wrong before anything is recorded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnist_hydra import augment, data, runtime, targets
+from mnist_hydra.config import Config, DataConfig
+from mnist_hydra.errors import UserError
+from mnist_hydra.trainer import CLASSES, Trainer
+
+
+def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
+    """Build everything that a run needs; nothing is recorded or left behind if that fails.
+
+    Args:
+        config: the run's settings.
+        state: a checkpoint to go on from, or `None` to begin.
+
+    Raises:
+        UserError: for settings that this machine, the data or a class does not allow.
+    """
+    machine = runtime.capability()
+    where = runtime.choose(config, machine, (state or {}).get("runtime"))
+    runtime.apply(where)
+    torch.manual_seed(config.seed)
+    model_class = targets.resolve(config.model.target, torch.nn.Module, "model._target_")
+    model = targets.build(model_class, config.model.arguments, "model")
+    model.to(where.device)
+    model.to(memory_format=torch.channels_last)
+    optimizer = _optimizer(config, model)
+    augmentation = augment.build(config.aug)
+    dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
+    if config.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {len(dataset.train)} training "
+            f"images; right: at most that many"
+        )
+    steps = config.epochs * -(-len(dataset.train) // config.batch_size)
+    scheduler = _scheduler(config, optimizer, steps)
+    trainer = Trainer(config, where, model, optimizer, scheduler, augmentation, dataset)
+    _insist_on_log_probabilities(trainer)
+    if state is not None:
+        trainer.restore(state)
+    return trainer
+
+
+@lru_cache(maxsize=2)
+def _cached_dataset(key: str, cache_dir: str) -> data.Dataset:
+    dataset = data.load(DataConfig(**json.loads(key)), Path(cache_dir))
+    print(f"data: {dataset.source}", file=sys.stderr)
+    return dataset
+
+
+def _dataset(config: DataConfig, cache_dir: str) -> data.Dataset:
+    """Load data once per process and setting."""
+    import json
+
+    return _cached_dataset(json.dumps(asdict(config), sort_keys=True), cache_dir)
+
+
+def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    kind = targets.resolve(config.optimizer.target, torch.optim.Optimizer, "optimizer._target_")
+    arguments = dict(config.optimizer.arguments)
+    if kind.__module__.startswith("torch.optim") and targets.accepts(kind, "fused"):
+        arguments.setdefault("fused", True)
+    return targets.build(kind, arguments, "optimizer", params=list(model.parameters()))
+
+
+def _scheduler(
+    config: Config, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build the scheduler; what follows from the run itself is filled in where the class takes it.
+
+    `total_steps` and `T_max` are the run's steps, `max_lr` its learning rate, `max_momentum` its
+    momentum, and `base_momentum` is never above that.
+    """
+    kind = targets.resolve(
+        config.scheduler.target, torch.optim.lr_scheduler.LRScheduler, "scheduler._target_"
+    )
+    arguments = dict(config.scheduler.arguments)
+    momentum = config.momentum
+    follows: dict[str, Any] = {
+        "total_steps": steps,
+        "T_max": steps,
+        "max_lr": config.lr,
+        "cycle_momentum": momentum is not None,
+    }
+    if momentum is not None:
+        follows["max_momentum"] = momentum
+        follows["base_momentum"] = min(arguments.pop("base_momentum", momentum), momentum)
+    elif "base_momentum" in arguments:
+        del arguments["base_momentum"]
+    given = {
+        name: value
+        for name, value in follows.items()
+        if targets.accepts(kind, name) and name not in arguments
+    }
+    return targets.build(kind, arguments, "scheduler", optimizer=optimizer, **given)
+
+
+def _insist_on_log_probabilities(trainer: Trainer) -> None:
+    """Try the model on two blank images before anything is recorded.
+
+    Raises:
+        UserError: if it does not return log-probabilities [B, 10].
+    """
+    blank = torch.zeros(2, *trainer.train_images.shape[1:], device=trainer.device)
+    trainer.model.eval()
+    try:
+        with torch.inference_mode():
+            got = trainer.model(blank)
+    except Exception as error:
+        raise UserError(
+            f"model={trainer.config.model.target} fails on images of shape "
+            f"{tuple(blank.shape)}: {error}; right: a model for such images"
+        ) from error
+    if got.shape != (2, CLASSES) or bool((got.exp().sum(1) > 1.01).any()):
+        raise UserError(
+            f"model={trainer.config.model.target} returns {tuple(got.shape)} that are no "
+            f"log-probabilities; right: end its forward with log_softmax(scores, dim=1) "
+            f"of shape (batch, {CLASSES})"
+        )

@@ -1,0 +1,82 @@
+"""Checkpoints: written whole or not at all, read only when their hash is right, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = 1
+
+
+class DamagedCheckpoint(Exception):
+    """The file is not what was written."""
+
+
+def save(path: Path, state: dict[str, Any]) -> str:
+    """Write `state` to `path` by rename and return its SHA-256 (hex).
+
+    Whoever reads `path` meanwhile finds the file before or the file after, never a part of one.
+
+    Args:
+        path: the file; its folder must exist.
+        state: tensors, numbers, text, lists and dictionaries only.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    data = buffer.getvalue()
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(path: Path, sha256: str) -> dict[str, Any]:
+    """Read a checkpoint whose hash is known; tensors come on the CPU.
+
+    Raises:
+        DamagedCheckpoint: if the file is not the one that was written, or of another format.
+    """
+    data = path.read_bytes()
+    got = hashlib.sha256(data).hexdigest()
+    if got != sha256:
+        raise DamagedCheckpoint(
+            f"{path.name} has SHA-256 {got[:12]}..., written was {sha256[:12]}..."
+        )
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if state.pop("format", None) != FORMAT:
+        raise DamagedCheckpoint(f"{path.name} is of another format; this program reads {FORMAT}")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator that a user's own code may draw from."""
+    version, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = numpy_state
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every global generator back to what `random_state` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,61 @@
+"""Hands a trained model on as a `torch.export` program that needs none of this package's code."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mnist_hydra.tracking import Tracker
+from mnist_hydra.trainer import Trainer
+
+
+class Classifier(nn.Module):
+    """Raw images in, log-probabilities out: normalisation is part of it.
+
+    `forward(images: uint8 [B, 1, H, W], 0..255)` returns log-probabilities float32 [B, 10].
+    """
+
+    def __init__(self, model: nn.Module, mean: float, std: float) -> None:
+        super().__init__()
+        self.model = model
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = (images.to(torch.float32) - self.mean * 255) * (1 / (self.std * 255))
+        log_probabilities: Tensor = self.model(scaled)
+        return log_probabilities
+
+
+def log_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
+    """Log the model of the last epoch with signature and input example, as pt2, no pickle."""
+    import mlflow
+    import mlflow.pytorch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    test = trainer.dataset.test
+    example = np.asarray(test.images[test.index[:2]])
+    classifier = Classifier(
+        copy.deepcopy(trainer.model).to("cpu"), trainer.dataset.mean, trainer.dataset.std
+    ).eval()
+    shape = (-1, *example.shape[1:])
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
+    )
+    mlflow.set_tracking_uri(tracker.uri)
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        mlflow.pytorch.log_model(
+            classifier,
+            name="model",
+            signature=signature,
+            input_example=example,
+            serialization_format="pt2",
+            pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
+        )

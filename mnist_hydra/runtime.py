@@ -1,0 +1,120 @@
+"""What `auto` comes to on this machine: device, precision, compile and threads of a run.
+
+The choice is recorded in every checkpoint, so that a run goes on as it began.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from mnist_hydra.config import Config
+from mnist_hydra.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a machine has, as far as a choice depends on it."""
+
+    cuda_devices: int
+    cuda_bf16: bool
+    mps: bool
+    cpu_bf16: bool
+    """The CPU multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
+    cores: int
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes; nothing in it is `auto`."""
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int
+    deterministic: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of convolutions under mixed precision."""
+        return DTYPES[self.precision]
+
+
+def capability() -> Capability:
+    """Ask torch what this machine has."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # no public name in torch 2.6; where these are missing, plain float32 it is
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return Capability(
+        cuda_devices=cuda,
+        cuda_bf16=cuda > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
+        mps=torch.backends.mps.is_available(),
+        cpu_bf16=bool(has()) or bool(has_amx()),
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+    )
+
+
+def choose(config: Config, machine: Capability, recorded: dict[str, Any] | None = None) -> Runtime:
+    """Settle every `auto`: as a checkpoint recorded it where there is one, else by the machine.
+
+    A device that the checkpoint names and this machine lacks is chosen anew.
+
+    Raises:
+        UserError: for a device or precision that this machine does not have.
+    """
+    recorded = recorded or {}
+    device = config.device
+    if device == "auto":
+        device = str(recorded.get("device", "auto"))
+        if device == "auto" or not _has_device(device, machine):
+            device = "cuda" if machine.cuda_devices else "mps" if machine.mps else "cpu"
+    elif not _has_device(device, machine):
+        there = ["cpu"] + [f"cuda:{i}" for i in range(machine.cuda_devices)]
+        there += ["mps"] if machine.mps else []
+        raise UserError(f"device={device} is not on this machine; right: auto, {', '.join(there)}")
+    kind = device.partition(":")[0]
+
+    precision = config.precision
+    if precision == "auto":
+        fast = {"cuda": machine.cuda_bf16, "cpu": machine.cpu_bf16}.get(kind, False)
+        precision = str(recorded.get("precision", "bf16" if fast else "fp32"))
+    if precision == "fp16" and kind == "cpu":
+        raise UserError("precision=fp16 does not train on device=cpu; right: auto, bf16 or fp32")
+
+    compile_ = config.compile
+    if compile_ == "auto":
+        compile_ = bool(recorded.get("compile", False))
+    threads = config.threads
+    if threads == "auto":
+        threads = int(recorded.get("threads", min(torch.get_num_threads(), machine.cores)))
+    return Runtime(device, precision, bool(compile_), int(threads), config.deterministic)
+
+
+def apply(runtime: Runtime) -> None:
+    """Set torch's process-wide switches."""
+    torch.set_num_threads(runtime.threads)
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    torch.backends.cudnn.deterministic = runtime.deterministic
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
+
+
+def as_record(runtime: Runtime) -> dict[str, Any]:
+    """Plain values for a checkpoint or for MLflow."""
+    return asdict(runtime)
+
+
+def _has_device(device: str, machine: Capability) -> bool:
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return int(index or 0) < machine.cuda_devices
+    return kind == "cpu" or (kind == "mps" and machine.mps)

@@ -1,0 +1,340 @@
+"""Everything that training says to MLflow, and all that it reads back from there.
+
+The other modules know of runs, epochs and checkpoints; only this one (and a sweep's ledger) knows
+how MLflow keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+import mnist_hydra
+from mnist_hydra.config import Config
+from mnist_hydra.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PREFIX = "mnist_hydra."
+CHECKPOINT_TAG = PREFIX + "checkpoint"
+OVERRIDES_TAG = PREFIX + "overrides"
+FINGERPRINT_TAG = PREFIX + "fingerprint"
+DATA_TAG = PREFIX + "data_sha256"
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = PREFIX + "git_dirty"
+TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
+LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
+CONNECT_TIMEOUT_S = 5.0
+
+
+class Tracker:
+    """An MLflow store and one experiment in it.
+
+    Opening one makes the store and the experiment where they do not exist yet; any number of
+    processes may do so at once.
+
+    Args:
+        config: its `tracking` and `output_dir` say where.
+
+    Raises:
+        UserError: if the server does not answer or the folder cannot be written.
+    """
+
+    def __init__(self, config: Config) -> None:
+        output_dir = Path(config.output_dir).absolute()
+        self.experiment_name = config.tracking.experiment_name
+        self.is_local = config.tracking.uri is None
+        self.uri = config.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
+        self._last_checkpoint: dict[str, dict[str, Any]] = {}
+        _quiet_mlflow()
+        if self.is_local:
+            make_folder(output_dir, "output_dir")
+        elif self.uri.startswith(("http://", "https://")):
+            _insist_on_an_answer(self.uri)
+        artifacts = (output_dir / "artifacts").as_uri() if self.is_local else None
+        from mlflow import MlflowClient  # 1.7 s
+
+        with _first_start_lock(self.uri):
+            self.client: MlflowClient = MlflowClient(self.uri)
+            self.experiment_id = _find_or_make_experiment(
+                self.client, self.experiment_name, artifacts
+            )
+
+    def ui_command(self) -> str:
+        """The one command that opens the UI on this store (for a server: its address)."""
+        if not self.is_local:
+            return f"{self.uri}/#/experiments/{self.experiment_id}"
+        return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
+
+    def create_run(self, name: str | None, tags: Mapping[str, str]) -> str:
+        """Start an MLflow run and return its id."""
+        run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
+        return str(run.info.run_id)
+
+    def find_run(self, run_id: str) -> Run:
+        """The run of that id.
+
+        Raises:
+            UserError: if this store has none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException:
+            raise UserError(
+                f"resume={run_id}: no such run in {self.uri}; right: the id of one of its runs "
+                f"(output_dir= and tracking= say which store)"
+            ) from None
+
+    def log_settings(self, run_id: str, settings: Mapping[str, str]) -> None:
+        """Record settings as parameters; those that the run already has stay as they are."""
+        from mlflow.entities import Param
+
+        there = self.client.get_run(run_id).data.params
+        missing = [Param(k, v[:6000]) for k, v in settings.items() if k not in there]
+        for start in range(0, len(missing), 100):
+            self.client.log_batch(run_id, params=missing[start : start + 100])
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set several tags in one request."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_epochs(self, run_id: str, history: list[dict[str, Any]]) -> None:
+        """Record the metrics of epochs, each `{"epoch": int, "timestamp_ms": int, name: value}`.
+
+        MLflow keeps identical rows once, so to record an epoch again changes nothing.
+        """
+        from mlflow.entities import Metric
+
+        rows = [
+            Metric(name, float(value), int(epoch["timestamp_ms"]), int(epoch["epoch"]))
+            for epoch in history
+            for name, value in epoch.items()
+            if name not in ("epoch", "timestamp_ms")
+        ]
+        for start in range(0, len(rows), 1000):
+            self.client.log_batch(run_id, metrics=rows[start : start + 1000])
+
+    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Record a file as an artifact of the run."""
+        self.client.log_artifact(run_id, str(path), folder)
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Record text as an artifact called `name`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_text(text)
+            parent = str(Path(name).parent)
+            self.log_file(run_id, path, None if parent == "." else parent)
+
+    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
+        """Record a picture as an artifact called `name`, a PNG."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            figure.savefig(path, dpi=110)
+            self.log_file(run_id, path, str(Path(name).parent))
+
+    def log_state(self, run_id: str, state: dict[str, Any], name: str) -> None:
+        """Record a state dictionary as an artifact called `name`."""
+        from mnist_hydra import checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            checkpoint.save(path, state)
+            self.log_file(run_id, path, str(Path(name).parent))
+
+    def read_text(self, run_id: str, name: str) -> str:
+        """The text of an artifact.
+
+        Raises:
+            OSError or MlflowException: if there is no such artifact.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, name, folder)).read_text()
+
+    def save_checkpoint(self, run_id: str, state: dict[str, Any]) -> None:
+        """Record the run's newest checkpoint.
+
+        Two slots take turns, and the tag that names slot and hash is set last: a death at any
+        moment leaves the checkpoint before.
+        """
+        from mnist_hydra import checkpoint
+
+        before = self._checkpoint_tag(run_id)
+        slot = 1 - int(before["slot"]) if before else 0
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"slot-{slot}.pt"
+            sha256 = checkpoint.save(path, state)
+            self.log_file(run_id, path, "checkpoints")
+        self._last_checkpoint[run_id] = {
+            "slot": slot,
+            "sha256": sha256,
+            "epoch": state["epoch"],
+            "step": state["step"],
+        }
+        self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(self._last_checkpoint[run_id]))
+
+    def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
+        """The run's newest checkpoint; `None` if it has none.
+
+        Raises:
+            DamagedCheckpoint: if what is stored is not what was written.
+        """
+        from mnist_hydra import checkpoint
+
+        self._last_checkpoint.pop(run_id, None)
+        tag = self._checkpoint_tag(run_id)
+        if tag is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            name = f"checkpoints/slot-{tag['slot']}.pt"
+            path = Path(self.client.download_artifacts(run_id, name, folder))
+            return checkpoint.load(path, tag["sha256"])
+
+    def end(self, run_id: str, status: str) -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
+        self.client.set_terminated(run_id, status)
+
+    def reopen(self, run_id: str) -> None:
+        """Mark a closed run as running again."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def _checkpoint_tag(self, run_id: str) -> dict[str, Any] | None:
+        if run_id not in self._last_checkpoint:
+            text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
+            if text is None:
+                return None
+            self._last_checkpoint[run_id] = json.loads(text)
+        return self._last_checkpoint[run_id]
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say what made a run: code, libraries, machine, command."""
+    tags = {f"{PREFIX}version.{name}": _version(name) for name in LIBRARIES}
+    tags[PREFIX + "version.python"] = platform.python_version()
+    tags[PREFIX + "version.mnist_hydra"] = mnist_hydra.__version__
+    tags[PREFIX + "host"] = platform.node()
+    tags[PREFIX + "command"] = shlex.join(["python", "-m", "mnist_hydra.train", *sys.argv[1:]])
+    tags["mlflow.source.name"] = "mnist_hydra.train"
+    tags["mlflow.source.type"] = "LOCAL"
+    tags["mlflow.user"] = os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+    return tags | git_state()
+
+
+@cache
+def git_state() -> dict[str, str]:
+    """Commit of this program's code and whether it differs from it; nothing if not in git."""
+    folder = Path(mnist_hydra.__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {}
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+    return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder and see that it can be written.
+
+    Raises:
+        UserError: naming `key` if it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}={path} cannot be written ({error.strerror}); right: a folder that can"
+        ) from None
+
+
+def _quiet_mlflow() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _insist_on_an_answer(uri: str) -> None:
+    """One short request first: MLflow's own client would retry for minutes."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"tracking.uri={uri} does not answer ({reason}); right: the address of a running "
+            f"MLflow server, or tracking=local"
+        ) from None
+
+
+@contextmanager
+def _first_start_lock(uri: str) -> Iterator[None]:
+    """Let one process at a time open a SQLite store: MLflow's schema migration takes no two."""
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix):
+        yield
+        return
+    path = Path(uri.removeprefix(prefix).partition("?")[0])
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def _find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            made = client.create_experiment(name, artifact_location=artifacts, tags=TRAINING_KIND)
+            return str(made)
+        except MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"tracking.experiment_name={name} was deleted in this store; right: another name, or "
+            f"restore it with `mlflow experiments restore -x {found.experiment_id}`"
+        )
+    return str(found.experiment_id)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,51 @@
+"""The command `python -m mnist_hydra.train`: compose, check, train, and nothing else.
+
+Nothing heavy is imported before Hydra has composed, so `--help` and tab completion are quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.conf import ConfigSourceInfo
+from omegaconf import DictConfig
+
+from mnist_hydra.errors import UserError
+
+
+@hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name="config")
+def task(cfg: DictConfig) -> float | None:
+    """Train what was composed; with `sweep.parent` set, work on that sweep's trials instead."""
+    import_user_code_from(HydraConfig.get().runtime.config_sources)
+    try:
+        if cfg.sweep.parent is not None:
+            from mnist_hydra.sweep.worker import work
+
+            return work(cfg)
+        from mnist_hydra.run import run_alone
+
+        return run_alone(cfg, list(HydraConfig.get().overrides.task))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
+    """Let Python files beside the YAML files of `--config-dir` be imported."""
+    for source in config_sources:
+        if source.schema == "file" and source.path and source.path not in sys.path:
+            sys.path.insert(0, os.path.abspath(source.path))
+
+
+def main() -> None:
+    """The console script `mnist-train`."""
+    task()
+
+
+if __name__ == "__main__":
+    from mnist_hydra.train import main as imported_main  # so that workers can import `task`
+
+    imported_main()

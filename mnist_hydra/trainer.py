@@ -1,0 +1,321 @@
+"""The training loop: arrays on the device, whole batches, no host synchronisation inside an epoch.
+
+Everything random is a function of the seed and of the epoch or step, so that a run can go on from
+any step as if it had never stopped. It knows nothing of MLflow, Hydra or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from mnist_hydra import checkpoint, layers
+from mnist_hydra.augment import Augmentation
+from mnist_hydra.config import Config
+from mnist_hydra.data import Dataset, Split
+from mnist_hydra.runtime import Runtime, as_record
+
+EVALUATION_BATCH = 1000
+CLASSES = 10
+
+
+class StopReason(Enum):
+    """Why a training ended before its last epoch."""
+
+    INTERRUPTED = "interrupted"
+    PRUNED = "pruned"
+    TIMEOUT = "timeout"
+
+
+class NonFiniteLoss(Exception):
+    """The loss became infinite or NaN."""
+
+
+@dataclass
+class Progress:
+    """How far a training is; what a checkpoint holds besides weights and random state."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Steps finished in the epoch under way."""
+    losses: Tensor | None = None
+    """float32 [steps]: the losses of the epoch under way, on the device."""
+    correct: Tensor | None = None
+    """int64 []: how many training images of it were classified rightly, on the device."""
+    elapsed_s: float = 0.0
+    """Seconds spent in the epoch under way before this process."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Per finished epoch: epoch, timestamp_ms and metrics by name."""
+    best: dict[str, Any] | None = None
+    """`{"epoch", "value", "model"}` of the epoch with the best accuracy."""
+
+
+class Trainer:
+    """One model, its data on the device, and the steps between them.
+
+    Args:
+        config: the run's settings.
+        runtime: where and how to compute.
+        model: takes images float [B, 1, H, W], returns log-probabilities float32 [B, 10].
+        optimizer, scheduler: over the model's parameters; the scheduler steps once a batch.
+        augmentation: applied to every training batch, or `None`.
+        dataset: the splits; evaluated on `val` where there is one, else on `test`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        augmentation: Augmentation | None,
+        dataset: Dataset,
+    ) -> None:
+        self.config, self.runtime = config, runtime
+        self.device = torch.device(runtime.device)
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(model) if runtime.compile else model
+        )
+        self.augmentation = augmentation
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
+        self.dataset = dataset
+        self.train_images, self.train_labels, self.train_index = on_device(
+            dataset.train, self.device
+        )
+        self.monitored = "test" if dataset.val is None else "val"
+        self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+        self.progress = Progress()
+        self.on_step: Callable[[], None] = lambda: None
+
+    def train_epoch(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
+        """Train the epoch under way from its next step on; then measure and record it.
+
+        Ends early, with the reason, when `should_stop` gives one; the progress is then that of a
+        half-done epoch, ready to be saved.
+
+        Raises:
+            NonFiniteLoss: naming epoch, step and learning rate.
+        """
+        progress, began = self.progress, time.perf_counter()
+        if progress.losses is None or progress.correct is None:
+            progress.losses = torch.zeros(self.steps_per_epoch, device=self.device)
+            progress.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.model.train()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        for images, labels in self._batches(progress.epoch, progress.step):
+            loss, right = self._step(images, labels)
+            progress.losses[progress.step].copy_(loss)
+            progress.correct += right
+            progress.step += 1
+            self.on_step()
+            reason = should_stop()
+            if reason is not None and progress.step < self.steps_per_epoch:
+                progress.elapsed_s += time.perf_counter() - began
+                return reason
+        train_loss, train_accuracy = self._training_metrics()
+        training_s = progress.elapsed_s + time.perf_counter() - began
+        loss, accuracy = self.evaluate(self.monitored)
+        epoch_s = progress.elapsed_s + time.perf_counter() - began
+        progress.epoch += 1
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "timestamp_ms": int(time.time() * 1000),
+                "train/loss": train_loss,
+                "train/acc": train_accuracy,
+                f"{self.monitored}/loss": loss,
+                f"{self.monitored}/acc": accuracy,
+                "lr": learning_rate,
+                "images_per_s": len(self.dataset.train) / training_s,
+                "epoch_s": epoch_s,
+            }
+        )
+        if progress.best is None or accuracy > progress.best["value"]:
+            weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            progress.best = {"epoch": progress.epoch, "value": accuracy, "model": weights}
+        progress.step, progress.elapsed_s = 0, 0.0
+        progress.losses = progress.correct = None
+        return None
+
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """Mean negative log-likelihood and accuracy (0..1) on `val` or `test`."""
+        log_probabilities, labels = self.predict(split)
+        loss = F.nll_loss(log_probabilities, labels)
+        right = (log_probabilities.argmax(1) == labels).sum()
+        measured: list[float] = torch.stack([loss, right.float()]).tolist()
+        return measured[0], measured[1] / len(labels)
+
+    def predict(self, split: str) -> tuple[Tensor, Tensor]:
+        """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order."""
+        chosen = self.dataset.test if split == "test" else self.dataset.val
+        assert chosen is not None, split
+        images, labels, index = on_device(chosen, self.device)
+        self.model.eval()
+        parts = []
+        with torch.inference_mode(), self._autocast():
+            for rows in torch.split(index, EVALUATION_BATCH):
+                parts.append(self.model(self._normalise(images[rows])).float())
+        return torch.cat(parts), labels[index]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to go on exactly here; tensors on the CPU."""
+        progress = self.progress
+        state: dict[str, Any] = to_cpu(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": plain(self.scheduler.state_dict()),
+                "scaler": self.scaler.state_dict(),
+                "random": checkpoint.random_state(),
+                "runtime": as_record(self.runtime),
+                **{name: getattr(progress, name) for name in progress.__dataclass_fields__},
+            }
+        )
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+        for name in ("losses", "correct"):
+            value = getattr(progress, name)
+            setattr(progress, name, None if value is None else value.to(self.device))
+        self.progress = progress
+        checkpoint.set_random_state(state["random"])
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; the loss float32 [] and the number of right answers int64 []."""
+        with self._autocast():
+            log_probabilities = self.forward(self._normalise(images))
+        loss = F.nll_loss(log_probabilities.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with warnings.catch_warnings():  # fp16 may skip its first steps
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+        with torch.no_grad():
+            right = (log_probabilities.argmax(1) == labels).sum()
+        return loss.detach(), right
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 [B, 1, H, W] images and int64 [B] labels, from a step of an epoch on.
+
+        An augmentation that works on the CPU runs one batch ahead in a thread.
+        """
+        generator = torch.Generator().manual_seed(stable_seed(self.config.seed, "order", epoch))
+        shuffled = torch.randperm(len(self.train_index), generator=generator).to(self.device)
+        order = torch.split(self.train_index[shuffled], self.config.batch_size)
+        first_of_epoch = epoch * self.steps_per_epoch
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            rows = order[step]
+            images, labels = self.train_images[rows], self.train_labels[rows]
+            if self.augmentation is not None:
+                seed = stable_seed(self.config.seed, "augment", first_of_epoch + step)
+                images = self.augmentation(images, seed=seed)
+            return images, labels
+
+        def announced(step: int, ready: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            layers.set_dropout_step(self.model, self.config.seed, first_of_epoch + step)
+            return ready
+
+        if self.augmentation is None or self.augmentation.on_device:
+            for step in range(first_step, len(order)):
+                yield announced(step, batch(step))
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="augment") as ahead:
+            waiting = ahead.submit(batch, first_step)
+            for step in range(first_step, len(order)):
+                ready = waiting.result()
+                if step + 1 < len(order):
+                    waiting = ahead.submit(batch, step + 1)
+                yield announced(step, ready)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, 1, H, W] in 0..255 to float32 of mean 0 and deviation 1, channels last."""
+        mean, std = self.dataset.mean, self.dataset.std
+        scaled = images.to(torch.float32).sub_(mean * 255).mul_(1 / (std * 255))
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.runtime.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.runtime.dtype)
+
+    def _training_metrics(self) -> tuple[float, float]:
+        progress = self.progress
+        assert progress.losses is not None and progress.correct is not None
+        losses: list[float] = progress.losses.tolist()
+        sizes = [self.config.batch_size] * self.steps_per_epoch
+        sizes[-1] = len(self.dataset.train) - sum(sizes[:-1])
+        for step, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"the loss is {loss} in epoch {progress.epoch + 1}, step {step + 1} of "
+                    f"{self.steps_per_epoch}, with lr={self.config.lr:g} "
+                    f"(now {self.optimizer.param_groups[0]['lr']:.3g}); "
+                    f"right: a smaller lr, or precision=fp32"
+                )
+        images = len(self.dataset.train)
+        mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / images
+        return mean, int(progress.correct) / images
+
+
+def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A split's images uint8, labels int64 and index int64 on a device.
+
+    On the CPU the images stay the memory-mapped file that all processes share.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        images = torch.from_numpy(np.asarray(split.images))
+    labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
+    index = torch.from_numpy(np.array(split.index, dtype=np.int64))
+    return images.to(device), labels.to(device), index.to(device)
+
+
+def stable_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed in 0..2^63-1 that depends on all three and is the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def plain(value: Any) -> Any:
+    """A state without functions and other objects, as `weights_only` loading insists."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if not callable(inner)}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def to_cpu(value: Any) -> Any:
+    """The same nested value with every tensor copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(inner) for inner in value)
+    return value
