@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,7 +93,7 @@ class EpochSeconds(Callback):
 
 
 def train(experiment: str, epochs: int, data: Path, workers: int, seed: int) -> dict[str, object]:
-    """Train one published experiment; return its last test accuracy (%) and each epoch's seconds."""
+    """Train one experiment; return its last test accuracy (%) and each epoch's seconds."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     L.seed_everything(seed, workers=True)
     recipe = RECIPES[experiment]

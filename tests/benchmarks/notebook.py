@@ -19,11 +19,12 @@ from tests.benchmarks.published import BATCH_SIZE, RECIPES, SEED, Images
 
 
 def train(experiment: str, epochs: int, data: Path, workers: int, seed: int) -> dict[str, object]:
-    """Train one published experiment; return its last test accuracy (%) and each epoch's seconds."""
+    """Train one experiment; return its last test accuracy (%) and each epoch's seconds."""
     torch.manual_seed(seed)
     recipe = RECIPES[experiment]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"batch_size": BATCH_SIZE, "num_workers": workers, "pin_memory": device.type == "cuda"}
+    pin = device.type == "cuda"
+    options = {"batch_size": BATCH_SIZE, "num_workers": workers, "pin_memory": pin}
     train_loader = DataLoader(Images(data, True, recipe.augmented), shuffle=True, **options)
     test_loader = DataLoader(Images(data, False, False), shuffle=False, **options)
     model = recipe.model().to(device)

@@ -122,7 +122,7 @@ RECIPES = {
 
 
 def transform(augmented: bool) -> Callable[..., dict[str, Any]]:
-    """The per-image albumentations pipeline: image uint8 [28, 28] -> `image` float32 [1, 28, 28]."""
+    """Per-image albumentations: image uint8 [28, 28] -> `image` float32 [1, 28, 28]."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
