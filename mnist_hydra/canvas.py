@@ -1,0 +1,134 @@
+"""White figures with a title, and sheets of images: what all pictures of a run are drawn on.
+
+Like the pictures they touch no pyplot and no other global state. Colours are those of Okabe and
+Ito (2008), which can be told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GREY, PALE = "#222222", "#666666", "#d9d9d9"
+BLUE, GREEN, VERMILLION = "#0072B2", "#009E73", "#D55E00"
+DPI = 150
+
+
+def blank(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """Make an empty white figure (inches) with its title; it draws by Agg on any machine."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    left, top = 0.24 / width, 1 - 0.2 / height
+    figure.text(left, top, title, fontsize=14, fontweight="bold", color=INK, va="top")
+    figure.text(left, top - 0.29 / height, subtitle, fontsize=9.5, color=GREY, va="top")
+    return figure
+
+
+def only_words(title: str, words: str) -> Figure:
+    """Make the figure of something that there is nothing to show of."""
+    return blank(5.2, 1.0, title, words)
+
+
+def share(box: Sequence[float], width: float, height: float) -> tuple[float, float, float, float]:
+    """Turn left, bottom, width and height in inches into shares of the figure."""
+    left, bottom, wide, high = box
+    return left / width, bottom / height, wide / width, high / height
+
+
+def no_frame(axes: Axes) -> None:
+    """Hide the four lines around the axes."""
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+class Sheet:
+    """A figure of equal images in rows and columns, measured in its own pixels from the top left.
+
+    Images are magnified by a whole number, so that each of their pixels is a sharp square.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        shape: Sequence[int],
+        title: str,
+        subtitle: str,
+        *,
+        header: int = 0,
+        caption: int = 0,
+        apart: int = 0,
+    ) -> None:
+        """Lay out the sheet; `header`, `caption` and `apart` (after column 0) are in pixels."""
+        self.times = max(1, round(112 / max(shape)))
+        self.height, self.width = shape[0] * self.times, shape[1] * self.times
+        self.left, self.gap, self.apart = 36, 16, apart
+        self.top = 132 + header
+        self.row_height = self.height + self.gap + caption
+        wide = 2 * self.left + columns * (self.width + self.gap) - self.gap + apart
+        wide = max(wide, 1020)  # room for the title
+        high = self.top + rows * self.row_height - self.gap + 30
+        self.figure = blank(wide / DPI, high / DPI, title, subtitle)
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        self.axes.set_xlim(0, wide)
+        self.axes.set_ylim(high, 0)
+
+    def image(
+        self, row: int, column: int, pixels: NDArray[np.uint8], *, marked: bool = False
+    ) -> None:
+        """Draw uint8 [H, W] as dark ink on white, its range always 0 to 255."""
+        from matplotlib.patches import Rectangle
+
+        x, y = self._place(row, column)
+        self.axes.imshow(
+            pixels,
+            cmap="gray_r",
+            vmin=0,
+            vmax=255,
+            extent=(x, x + self.width, y + self.height, y),
+            origin="upper",
+            interpolation="nearest",
+            aspect="auto",
+        )
+        colour, line_width = (BLUE, 1.8) if marked else (PALE, 1.0)
+        frame = Rectangle((x, y), self.width, self.height, fill=False)
+        frame.set(edgecolor=colour, linewidth=line_width)
+        self.axes.add_patch(frame)
+
+    def caption(
+        self, row: int, column: int, text: str, side: Literal["left", "right"], colour: str
+    ) -> None:
+        """Write below an image, at its left or right side."""
+        x, y = self._place(row, column)
+        if side == "right":
+            x += self.width
+        self.axes.text(x, y + self.height + 6, text, ha=side, va="top", fontsize=8.5, color=colour)
+
+    def header(self, column: int, text: str) -> None:
+        """Write above a column."""
+        x, y = self._place(0, column)
+        self.axes.text(
+            x + self.width / 2, y - 9, text, ha="center", va="bottom", fontsize=9, color=INK
+        )
+
+    def finish(self) -> Figure:
+        """Return the figure, its limits set back to the whole sheet (imshow changes them)."""
+        width, height = self.figure.get_size_inches() * DPI
+        self.axes.set_xlim(0, width)
+        self.axes.set_ylim(height, 0)
+        return self.figure
+
+    def _place(self, row: int, column: int) -> tuple[int, int]:
+        x = self.left + column * (self.width + self.gap) + (self.apart if column else 0)
+        return x, self.top + row * self.row_height

@@ -1,0 +1,387 @@
+"""The pictures that a run leaves behind, each returned as a matplotlib figure.
+
+They never touch pyplot or any other global state, so any thread may draw, and they read nothing
+but their arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_hydra.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PALE,
+    VERMILLION,
+    Sheet,
+    blank,
+    no_frame,
+    only_words,
+    share,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.floating[Any]]
+Images = NDArray[np.uint8]
+Integers = NDArray[np.integer[Any]]
+
+LINES = {  # colour, dash and marker: apart without any colour, too
+    "train": (BLUE, "-", "o"),
+    "val": (GREEN, "--", "s"),
+    "test": (VERMILLION, "-.", "^"),
+    "lr": (BLUE, "-", "o"),
+}
+ACCURACY_TICKS = (
+    *(0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 99.7, 99.8, 99.9),
+    *(99.95, 99.97, 99.98, 99.99, 100),
+)
+MOST_MISTAKES = 60
+MOST_IMAGES = 12
+
+
+def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw loss, accuracy and learning rate against the epochs.
+
+    What was not recorded is left out: a panel without any value is not drawn, and an epoch that
+    lacks a metric has no point on its line. A value that is not finite breaks the line and is
+    marked by a cross at the panel's foot. Where best and worst lie far apart, loss is spaced by
+    its logarithm and accuracy by that of the error, so that the last epochs can be told apart.
+
+    Args:
+        history: one record an epoch, in order: `<split>/loss`, `<split>/acc` (a share, 0 to 1)
+            and `lr`, whichever there are; other keys are ignored. The first record is epoch 1
+            unless the records have an `epoch`.
+    """
+    panels: list[tuple[str, dict[str, tuple[Floats, Floats]]]] = []
+    for kind, keys in (
+        ("loss", {split: f"{split}/loss" for split in ("train", "val", "test")}),
+        ("accuracy", {split: f"{split}/acc" for split in ("train", "val", "test")}),
+        ("learning rate", {"lr": "lr"}),
+    ):
+        lines = {name: _series(history, key) for name, key in keys.items()}
+        lines = {name: line for name, line in lines.items() if line[0].size}
+        if lines:
+            panels.append((kind, lines))
+    if not panels:
+        return only_words("Learning curves", "No epoch was recorded.")
+    subtitle = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
+    subtitle += "; beside each name its last value"
+    if any(np.isnan(values).any() for _, lines in panels for _, values in lines.values()):
+        subtitle += "; × is a value that is not finite"
+    width, height = 4.5 * len(panels) + 0.3, 4.4
+    figure = blank(width, height, "Learning curves", subtitle)
+    for column, (kind, lines) in enumerate(panels):
+        box = (4.5 * column + 0.85, 0.62, 3.55, 2.6)
+        axes = figure.add_axes(share(box, width, height))
+        _curves(axes, kind, lines)
+        _epoch_axis(axes, np.concatenate([epochs for epochs, _ in lines.values()]))
+    return figure
+
+
+def confusion_matrix(counts: Integers) -> Figure:
+    """Draw which class was taken for which, with every count written out.
+
+    Only mistakes are coloured by their number, since the right answers outnumber them a hundred
+    to one. A class that never occurs has no recall and one never predicted no precision: a dash.
+
+    Args:
+        counts: integers [C, C], a row for each true class, a column for each predicted one.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
+
+    counts = np.asarray(counts)
+    classes = len(counts)
+    right, total = int(np.trace(counts)), int(counts.sum())
+    mistakes = counts.astype(np.float64)
+    np.fill_diagonal(mistakes, 0)
+    worst = max(float(mistakes.max(initial=0)), 1.0)
+
+    cell = 0.58
+    side = cell * (classes + 1)
+    width, height = side + 1.95, side + 1.7
+    subtitle = f"{right:,} of {total:,} right ({_percent(right, total, 2)})"
+    figure = blank(width, height, "Confusion matrix", subtitle)
+    axes = figure.add_axes(share((0.9, 0.25, side, side), width, height))
+    heat = axes.imshow(
+        mistakes,
+        cmap=LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f6b48c", VERMILLION]),
+        vmin=0,
+        vmax=worst,
+        origin="upper",
+        interpolation="nearest",
+        aspect="auto",
+    )
+    axes.set_xlim(-0.5, classes + 0.5)
+    axes.set_ylim(classes + 0.5, -0.5)
+    for edge in np.arange(classes + 1) - 0.5:
+        axes.plot((-0.5, classes - 0.5), (edge, edge), color=PALE, linewidth=0.7)
+        axes.plot((edge, edge), (-0.5, classes - 0.5), color=PALE, linewidth=0.7)
+
+    def write(column: int, row: int, text: str, **style: Any) -> None:
+        axes.text(column, row, text, ha="center", va="center", **style)
+
+    for row in range(classes):
+        axes.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, color="#cfe3f1", linewidth=0))
+        for column in range(classes):
+            count = int(counts[row, column])
+            size = 10 if count < 10_000 else 8 if count < 1_000_000 else 6
+            if row == column:
+                write(column, row, str(count), fontsize=size, color=INK, fontweight="bold")
+            elif count:
+                colour = "white" if count > 0.8 * worst else INK
+                write(column, row, str(count), fontsize=size, color=colour)
+        recall = _percent(int(counts[row, row]), int(counts[row].sum()), 1)
+        precision = _percent(int(counts[row, row]), int(counts[:, row].sum()), 1)
+        write(classes, row, recall, fontsize=8.5, color=GREY)
+        write(row, classes, precision, fontsize=8.5, color=GREY)
+
+    names = [str(index) for index in range(classes)]
+    axes.set_xticks(range(classes), names, fontsize=10, color=INK)
+    axes.set_yticks(range(classes), names, fontsize=10, color=INK)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.text(classes, -0.65, "recall", ha="center", fontsize=8.5, color=GREY)
+    axes.text(-0.65, classes, "precision", ha="right", va="center", fontsize=8.5, color=GREY)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted class", fontsize=11, color=INK)
+    axes.set_ylabel("true class", fontsize=11, color=INK)
+    no_frame(axes)
+
+    beside = figure.add_axes(share((side + 1.05, 0.25 + cell, 0.15, cell * classes), width, height))
+    bar = figure.colorbar(heat, cax=beside, ticks=MaxNLocator(integer=True, nbins=8))
+    bar.set_label("mistakes", fontsize=10, color=INK)
+    beside.tick_params(labelsize=9, color=PALE, labelcolor=INK)
+    no_frame(beside)
+    return figure
+
+
+def misclassified_grid(
+    images: Images, true: Integers, predicted: Integers, confidence: Floats
+) -> Figure:
+    """Draw the images that were taken for another class, the most confident mistakes first.
+
+    At most 60 are drawn, and the title says of how many; with none it says so. A confidence that
+    is not finite is a dash and comes last.
+
+    Args:
+        images: uint8 [K, H, W].
+        true: integers [K].
+        predicted: integers [K].
+        confidence: float [K], the probability (0 to 1) that the model gave to its prediction.
+    """
+    mistakes = len(images)
+    if not mistakes:
+        return only_words("Misclassified images", "Every image was classified correctly.")
+    order = np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")[:MOST_MISTAKES]
+    shown = len(order)
+    columns = min(max(shown, 5), 10)
+    rows = -(-shown // columns)
+    if shown < mistakes:
+        count = f"{shown} of {mistakes:,} mistakes"
+    else:
+        count = f"{mistakes} mistake" + "s" * (mistakes > 1)
+    sheet = Sheet(
+        rows,
+        columns,
+        images.shape[1:],
+        "Misclassified images",
+        f"{count}, the most confident first: true class → prediction, and its confidence",
+        caption=30,
+    )
+    for place, index in enumerate(order):
+        row, column = divmod(place, columns)
+        sheet.image(row, column, images[index])
+        sheet.caption(row, column, f"{true[index]}→{predicted[index]}", "left", INK)
+        sure = float(confidence[index])
+        words = f"{100 * sure:.0f} %" if np.isfinite(sure) else "–"
+        sheet.caption(row, column, words, "right", VERMILLION)
+    return sheet.finish()
+
+
+def augmentation_grid(before: Images, after: Images) -> Figure:
+    """Draw what the augmentation does: each original, and to its right what became of it.
+
+    A draw that differs from its original has a blue frame; the title counts them. At most 12
+    originals are drawn.
+
+    Args:
+        before: uint8 [K, H, W], the original images.
+        after: uint8 [K, R, H, W], R draws of the augmentation for each of them.
+    """
+    before, after = before[:MOST_IMAGES], after[:MOST_IMAGES]
+    rows, draws = after.shape[:2]
+    if not rows:
+        return only_words("What the augmentation does", "There is no image to show.")
+    changed = (after != before[:, None]).any(axis=(2, 3))
+    sheet = Sheet(
+        rows,
+        draws + 1,
+        before.shape[1:],
+        "What the augmentation does",
+        f"blue frame: changed, {int(changed.sum())} of {changed.size} draws",
+        header=34,
+        apart=28,
+    )
+    sheet.header(0, "original")
+    for draw in range(draws):
+        sheet.header(draw + 1, f"draw {draw + 1}")
+    for row in range(rows):
+        sheet.image(row, 0, before[row])
+        for draw in range(draws):
+            sheet.image(row, draw + 1, after[row, draw], marked=bool(changed[row, draw]))
+    return sheet.finish()
+
+
+def spacing(values: Floats, *, percent: bool) -> str:
+    """Decide how an axis is spaced: `linear`, or `log` where values differ more than eightfold.
+
+    Args:
+        values: any shape; what is not finite is ignored.
+        percent: the values are percentages, and it is their distance from 100 that counts.
+    """
+    finite = values[np.isfinite(values)]
+    if percent:
+        finite = 100.0 - finite
+        finite = finite[finite > 0]  # 100 % has a place on the spaced axis as well
+    if finite.size < 2 or finite.min() <= 0:
+        return "linear"
+    return "log" if finite.max() > 8 * finite.min() else "linear"
+
+
+def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[Floats, Floats]:
+    """Epochs and values of one metric, float64 [n] each; the value is NaN where not finite."""
+    points = [
+        (record.get("epoch", position), record[key])
+        for position, record in enumerate(history, start=1)
+        if record.get(key) is not None
+    ]
+    table = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    values = np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan)
+    return table[:, 0], values * 100.0 if key.endswith("/acc") else values
+
+
+def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> None:
+    axes.set_title(kind.capitalize(), loc="left", fontsize=11, color=INK, pad=24)
+    axes.set_ylabel("accuracy (%)" if kind == "accuracy" else kind, fontsize=10, color=INK)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GREY)
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, color=GREY, labelcolor=INK)
+    _value_axis(axes, kind, np.concatenate([values for _, values in lines.values()]))
+    for name, (epochs, values) in lines.items():
+        colour, dash, marker = LINES[name]
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linestyle=dash,
+            linewidth=1.6,
+            marker=marker,
+            markersize=4 if len(epochs) <= 40 or np.isnan(values).any() else 0,
+            label=_with_last(name, kind, values),
+            clip_on=False,
+        )
+        broken = epochs[np.isnan(values)]
+        if broken.size:
+            axes.plot(
+                broken,
+                np.full(len(broken), 0.025),
+                "x",
+                color=colour,
+                markersize=7,
+                markeredgewidth=2,
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+            )
+    if kind != "learning rate":
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.99),
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
+            handlelength=2.4,
+            handletextpad=0.5,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+
+
+def _value_axis(axes: Axes, kind: str, values: Floats) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        axes.set_yticks([])
+        return
+    low, high = float(finite.min()), float(finite.max())
+    how = "linear" if kind == "learning rate" else spacing(values, percent=kind == "accuracy")
+    if how == "linear":
+        margin = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
+        bottom = min(0.0, low) if kind == "learning rate" else low - margin
+        ceiling = 100.0 if kind == "accuracy" else high + margin
+        axes.set_ylim(bottom, min(high + margin, ceiling))
+    elif kind == "loss":
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.25, high * 1.25)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        errors = 100.0 - finite
+        perfect = bool((errors <= 0).any())
+        # 100 % is infinitely far away on this scale: it is drawn at half the least other error.
+        least = float(errors[errors > 0].min()) / (2.0 if perfect else 1.25)
+
+        def place(accuracy: Floats) -> Floats:
+            height: Floats = -np.log10(np.maximum(100.0 - accuracy, least))
+            return height
+
+        axes.set_yscale("function", functions=(place, lambda height: 100.0 - 10.0**-height))
+        bottom, top = 100.0 - 1.25 * float(errors.max()), 100.0 - least
+        axes.set_ylim(bottom, top)
+        ticks_inside = [float(tick) for tick in ACCURACY_TICKS if bottom <= tick <= top]
+        ticks = [100.0] if perfect else []
+        apart = float(place(np.array(top)) - place(np.array(bottom))) / 14
+        for tick in reversed(ticks_inside):
+            if not ticks or place(np.array(ticks[-1])) - place(np.array(tick)) > apart:
+                ticks.append(tick)
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _epoch_axis(axes: Axes, epochs: Floats) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = float(epochs.min()), float(epochs.max())
+    margin = max(0.03 * (last - first), 0.5 if first == last else 0.2)
+    axes.set_xlim(first - margin, last + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    axes.set_xlabel("epoch", fontsize=10, color=INK)
+
+
+def _with_last(name: str, kind: str, values: Floats) -> str:
+    last = values[-1]
+    if np.isnan(last):
+        return name
+    return f"{name} {last:.2f}" if kind == "accuracy" else f"{name} {last:.3g}"
+
+
+def _percent(part: int, whole: int, digits: int) -> str:
+    return f"{100 * part / whole:.{digits}f} %" if whole else "–"
