@@ -184,10 +184,7 @@ def fingerprint(config: Config) -> str:
     settings = _as_dict(config, without=NO_EFFECT_ON_RESULT)
     for key in ("root", "offline"):
         del settings["data"][key]
-    for key in ("lr", "dropout", "momentum", "weight_decay"):
-        if settings[key] is not None:
-            settings[key] = float(settings[key])
-    canonical = json.dumps(settings, sort_keys=True, default=str)
+    canonical = json.dumps(_same_numbers(settings), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -207,12 +204,22 @@ def flatten(config: Config) -> dict[str, str]:
         part = settings.pop(group)
         name, target, arguments = part["name"], part["target"], part["arguments"]
         settings[group] = {"name": name, "target": target, **arguments}
+    del settings["data"]["sha256"]
     settings["aug"] = {
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in settings["aug"].items()
     }
     walk("", settings)
     return flat
+
+
+def _same_numbers(value: Any) -> Any:
+    """The same nested value with 1.0 written as 1, so that equal numbers are equal text."""
+    if isinstance(value, Mapping):
+        return {key: _same_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_same_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _as_dict(config: Config, without: tuple[str, ...]) -> dict[str, Any]:

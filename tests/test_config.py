@@ -1,0 +1,158 @@
+"""The configuration: what stands where after settling, what is refused, what a fingerprint sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from mnist_hydra.config import Config, fingerprint, flatten, settle
+from mnist_hydra.errors import UserError
+
+
+def settled(*overrides: str) -> Config:
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return settle(compose("config", overrides=list(overrides)))
+
+
+def test_model3_and_ssr_alone_are_the_recipe_of_exp3() -> None:
+    assert fingerprint(settled("model=model3", "aug=ssr")) == fingerprint(
+        settled("experiment=exp3")
+    )
+
+
+@pytest.mark.parametrize(
+    ("experiment", "model", "steps", "lr", "dropout", "scheduler"),
+    [
+        ("exp1", "Model1", 0, 0.01, 0.0, "constant"),
+        ("exp2", "Model2", 0, 0.15, 0.0, "onecycle"),
+        ("exp3", "Model3", 1, 0.15, 0.04, "onecycle"),
+    ],
+)
+def test_an_experiment_is_the_published_recipe(
+    experiment: str, model: str, steps: int, lr: float, dropout: float, scheduler: str
+) -> None:
+    config = settled(f"experiment={experiment}")
+    assert config.model.target == f"mnist_hydra.models.{model}"
+    assert len(config.aug["steps"]) == steps
+    assert (config.lr, config.dropout, config.scheduler.name) == (lr, dropout, scheduler)
+    assert (config.momentum, config.weight_decay) == (0.95, 0.0005)
+    assert (config.seed, config.epochs, config.batch_size) == (14596, 15, 512)
+    assert config.data.val_size == 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("scheduler", ["onecycle", "constant", "cosine"])
+@pytest.mark.parametrize("model", ["model1", "model2", "model3"])
+def test_root_keys_reach_their_places_whatever_the_groups(
+    optimizer: str, scheduler: str, model: str
+) -> None:
+    groups = (f"optimizer={optimizer}", f"scheduler={scheduler}", f"model={model}")
+    config = settled(*groups, "dropout=0.02", "lr=0.1", "momentum=0.8", "weight_decay=0.3")
+    assert config.model.arguments["dropout"] == config.dropout == 0.02
+    assert config.optimizer.arguments["lr"] == config.lr == 0.1
+    assert config.optimizer.arguments["weight_decay"] == config.weight_decay == 0.3
+    beta = config.optimizer.arguments.get("betas", [None])[0]
+    assert config.optimizer.arguments.get("momentum", beta) == config.momentum == 0.8
+    assert settled(*groups).lr > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("dropout=1.5", "dropout=1.5"),
+        ("dropout=-0.1", "dropout=-0.1"),
+        ("lr=-1", "lr=-1"),
+        ("lr=0", "lr=0"),
+        ("lr=nan", "lr=nan"),
+        ("lr=inf", "lr=inf"),
+        ("lr=fast", "lr=fast"),
+        ("epochs=0", "epochs=0"),
+        ("epochs=1.5", "epochs=1.5"),
+        ("epochs=true", "epochs=True"),
+        ("batch_size=0", "batch_size=0"),
+        ("seed=-1", "seed=-1"),
+        ("momentum=1", "momentum=1"),
+        ("weight_decay=-1", "weight_decay=-1"),
+        ("device=gpu", "device=gpu"),
+        ("device=cuda:x", "device=cuda:x"),
+        ("precision=fp8", "precision=fp8"),
+        ("compile=maybe", "compile=maybe"),
+        ("threads=0", "threads=0"),
+        ("data.val_size=-1", "data.val_size=-1"),
+        ("data.limit=0", "data.limit=0"),
+        ("data.std=0", "data.std=0"),
+        ("sweep.n_trials=0", "sweep.n_trials=0"),
+        ("tracking.experiment_name=''", "tracking.experiment_name="),
+        ("+dropuot=0.1", "dropuot=0.1"),
+        ("+sweep.retry=1", "sweep.retry=1"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_would_be_right(override: str, key: str) -> None:
+    with pytest.raises(UserError, match="right: ") as error:
+        settled(override)
+    assert str(error.value).startswith(key)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "device=cpu",
+        "threads=1",
+        "output_dir=/elsewhere",
+        "tracking=server",
+        "sweep.retries=3",
+        "data.root=/data",
+        "data.offline=true",
+        "dropout=0.04",
+        "lr=0.15",
+        "momentum=0.95",
+        "resume=abc",
+    ],
+)
+def test_a_fingerprint_ignores_what_cannot_change_the_result(override: str) -> None:
+    assert fingerprint(settled(override)) == fingerprint(settled())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "epochs=2",
+        "batch_size=64",
+        "lr=0.1",
+        "dropout=0.02",
+        "momentum=0.9",
+        "weight_decay=0.1",
+        "precision=fp32",
+        "data.val_size=5000",
+        "data.limit=100",
+        "model=model2",
+        "aug=ssr",
+        "optimizer=adamw",
+        "scheduler=cosine",
+        "scheduler.pct_start=0.2",
+    ],
+)
+def test_a_fingerprint_sees_what_can_change_the_result(override: str) -> None:
+    assert fingerprint(settled(override)) != fingerprint(settled())
+
+
+def test_a_number_is_the_same_setting_however_it_is_written() -> None:
+    assert fingerprint(settled("dropout=0")) == fingerprint(settled("dropout=0.0"))
+
+
+def test_every_setting_becomes_a_parameter_of_its_dotted_name() -> None:
+    flat = flatten(settled("model=model2", "lr=0.1"))
+    assert flat["lr"] == flat["optimizer.lr"] == "0.1"
+    assert flat["model.name"] == "model2" or flat["model.target"].endswith("Model2")
+    assert all(isinstance(value, str) for value in flat.values())
+
+
+def test_the_configuration_alone_imports_nothing_heavy() -> None:
+    code = "import sys, mnist_hydra.config, mnist_hydra.train; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "mlflow", "albumentations", "torchvision"} & set(done.stdout.split())

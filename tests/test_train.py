@@ -1,0 +1,380 @@
+"""The command line itself on real data: what a run records, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from mlflow import MlflowClient
+
+from mnist_hydra import train
+from mnist_hydra.build import prepare
+from mnist_hydra.config import Config, settle
+from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
+from mnist_hydra.trainer import StopReason
+
+QUICK = ("epochs=2", "batch_size=128", "data.limit=1024", "threads=1")
+
+
+def command(*overrides: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "mnist_hydra.train", *overrides]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def call(*overrides: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The same command inside this process: its exit code."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
+    GlobalHydra.instance().clear()
+    try:
+        train.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
+
+
+def only_run(folder: Path) -> Any:
+    mlflow = client(folder)
+    experiment = mlflow.get_experiment_by_name("mnist_hydra")
+    (run,) = mlflow.search_runs([experiment.experiment_id])
+    return run
+
+
+def settled(*overrides: str) -> Config:
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return settle(compose("config", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def finished(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with one finished run, and what the command printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = command("model=model3", "aug=ssr", f"data.root={mnist}", *QUICK, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_says_where_to_look(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    assert only_run(folder).info.run_id in printed
+    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/outputs/mlflow.db" in printed
+    assert "epoch" in printed
+
+
+def test_a_run_writes_only_below_its_output_folder(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    assert [path.name for path in folder.iterdir()] == ["outputs"]
+
+
+def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    run, mlflow = only_run(folder), client(folder)
+    assert run.info.status == "FINISHED"
+    for name in ("train/loss", "train/acc", "lr", "images_per_s", "epoch_s"):
+        assert [m.step for m in mlflow.get_metric_history(run.info.run_id, name)] == [1, 2], name
+    for name in ("test/loss", "test/acc"):
+        assert len(mlflow.get_metric_history(run.info.run_id, name)) == 2
+    metrics = run.data.metrics
+    assert metrics["test/acc_last"] == metrics["test/acc"]
+    assert metrics["test/acc_best"] >= metrics["test/acc_last"]
+    assert {f"test/acc_class_{digit}" for digit in range(10)} <= set(metrics)
+    assert "val/acc" not in metrics
+    params = run.data.params
+    assert params["lr"] == "0.15" and params["dropout"] == "0.04" and params["threads"] == "1"
+    assert "auto" not in (params["device"], params["precision"], params["compile"])
+    tags = run.data.tags
+    assert "test" in tags["mnist_hydra.selected_on"]
+    assert len(tags["mnist_hydra.data_sha256"]) == 64
+    assert tags["mnist_hydra.version.torch"] == torch.__version__.partition("+")[0] or (
+        torch.__version__ in tags["mnist_hydra.version.torch"]
+    )
+    assert "aug=ssr" in tags["mnist_hydra.overrides"]
+    names = {a.path for a in mlflow.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "checkpoints", "pictures"} <= names
+    pictures = {a.path for a in mlflow.list_artifacts(run.info.run_id, "pictures")}
+    assert pictures == {
+        f"pictures/{name}.png"
+        for name in ("learning_curves", "confusion_matrix", "misclassified", "augmentation")
+    }
+    checkpoints = {a.path for a in mlflow.list_artifacts(run.info.run_id, "checkpoints")}
+    assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= checkpoints
+    experiment = mlflow.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_logged_model_is_an_exported_program_for_raw_images(
+    finished: tuple[Path, str], mnist: Path
+) -> None:
+    import mlflow
+
+    from mnist_hydra.data import load
+
+    folder, _ = finished
+    run = only_run(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
+    (logged,) = mlflow.search_logged_models([run.info.experiment_id], output_format="list")
+    assert not [p for p in (folder / "outputs" / "artifacts").rglob("*.pkl")]
+    assert logged.source_run_id == run.info.run_id
+    model = mlflow.pyfunc.load_model(logged.model_uri)
+    dataset = load(settled(f"data.root={mnist}").data, folder)
+    images = dataset.test.images[:7]
+    got = torch.from_numpy(model.predict(images))
+    assert got.shape == (7, 10)
+    assert torch.allclose(got.exp().sum(1), torch.ones(7), atol=1e-4)
+
+
+def test_a_hold_out_is_measured_each_epoch_and_the_test_set_once(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not call(f"data.root={mnist}", "data.val_size=500", *QUICK, monkeypatch=monkeypatch)
+    run, mlflow = only_run(tmp_path), client(tmp_path)
+    assert len(mlflow.get_metric_history(run.info.run_id, "val/acc")) == 2
+    assert len(mlflow.get_metric_history(run.info.run_id, "test/acc")) == 1
+    assert "test/acc_best" not in run.data.metrics
+    assert run.data.tags["mnist_hydra.selected_on"] == "val"
+
+
+def test_the_same_command_twice_gives_bit_identical_weights(mnist: Path) -> None:
+    config = settled("aug=ssr", f"data.root={mnist}", *QUICK)
+    first, second = prepare(config), prepare(config)
+    for trainer in (first, second):
+        for _ in range(2):
+            trainer.train_epoch(lambda: None)
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop_after_steps", [3, 8, 11])
+def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
+    mnist: Path, tmp_path: Path, precision: str, stop_after_steps: int
+) -> None:
+    words = ("aug=ssr", f"data.root={mnist}", f"precision={precision}", f"output_dir={tmp_path}")
+    config = settled(*words, *QUICK)
+    whole = prepare(config)
+    while whole.progress.epoch < config.epochs:
+        whole.train_epoch(lambda: None)
+
+    tracker = Tracker(config)
+    run_id = tracker.create_run(None, {})
+    stopped, steps = prepare(config), 0
+
+    def stop() -> StopReason | None:
+        nonlocal steps
+        steps += 1
+        return StopReason.INTERRUPTED if steps >= stop_after_steps else None
+
+    while stopped.train_epoch(stop) is None:
+        pass
+    tracker.save_checkpoint(run_id, stopped.state())
+
+    resumed = prepare(config, tracker.load_checkpoint(run_id))
+    while resumed.progress.epoch < config.epochs:
+        resumed.train_epoch(lambda: None)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    for ours, theirs in zip(whole.progress.history, resumed.progress.history, strict=True):
+        for name in ("train/loss", "train/acc", "test/loss", "test/acc", "lr"):
+            assert ours[name] == theirs[name], name
+
+
+def test_a_killed_run_goes_on_in_its_own_mlflow_run(mnist: Path, tmp_path: Path) -> None:
+    words = ("epochs=4", "batch_size=64", "data.limit=4096", "threads=1", f"data.root={mnist}")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mnist_hydra.train", *words],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until_it_has_a_checkpoint(tmp_path, running)
+    running.kill()
+    running.wait()
+    run_id = only_run(tmp_path).info.run_id
+    done = command(f"resume={run_id}", f"data.root={mnist}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run, mlflow = only_run(tmp_path), client(tmp_path)
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+    for name in ("train/loss", "test/acc"):
+        assert [m.step for m in mlflow.get_metric_history(run_id, name)] == [1, 2, 3, 4]
+    again = command(f"resume={run_id}", cwd=tmp_path)
+    assert again.returncode == 2 and "has finished" in again.stderr
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(mnist: Path, tmp_path: Path) -> None:
+    words = ("epochs=50", "batch_size=64", "data.limit=4096", "threads=1", f"data.root={mnist}")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mnist_hydra.train", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_it_has_a_checkpoint(tmp_path, running)
+    running.send_signal(signal.SIGINT)
+    printed, errors = running.communicate(timeout=60)
+    run = only_run(tmp_path)
+    assert running.returncode == 130, errors
+    assert run.info.status == "KILLED"
+    assert f"resume={run.info.run_id}" in printed
+    assert "Traceback" not in errors
+
+
+def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "it ended by itself"
+        if list(folder.glob("outputs/artifacts/*/artifacts/checkpoints/slot-*.pt")):
+            run = only_run(folder)
+            if CHECKPOINT_TAG in run.data.tags:
+                json.loads(run.data.tags[CHECKPOINT_TAG])
+                return
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint in two minutes")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("dropout=1.5",), "dropout=1.5"),
+        (("batch_size=2000",), "batch_size=2000"),
+        (("device=cuda:7",), "device=cuda:7"),
+        (("precision=fp16", "device=cpu"), "precision=fp16"),
+        (("data.val_size=60000",), "data.val_size=60000"),
+        (("aug.steps=[{Nonsense: {p: 1}}]",), "Nonsense"),
+        (("model._target_=os.system",), "model._target_=os.system"),
+        (("model._target_=torch.optim.SGD",), "model._target_=torch.optim.SGD"),
+        (("model._target_=mnist_hydra.models.Model9",), "Model9"),
+        (("optimizer._target_=torch.nn.Linear",), "optimizer._target_"),
+        (("+model.width=3",), "width"),
+        (("+scheduler.wobble=1",), "wobble"),
+        (("tracking=server", "tracking.uri=http://127.0.0.1:9"), "tracking.uri"),
+        (("resume=0123",), "resume=0123"),
+        (("output_dir=/proc/nowhere",), "output_dir=/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
+    overrides: tuple[str, ...],
+    named: str,
+    mnist: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("data.limit=1024", f"data.root={mnist}", "data.offline=true", *overrides)
+    assert call(*words, monkeypatch=monkeypatch) == 2
+    (message,) = [
+        line for line in capfd.readouterr().err.splitlines() if not line.startswith("data: ")
+    ]
+    assert message.startswith("error: ") and named in message and "right: " in message
+    store = tmp_path / "outputs" / "mlflow.db"
+    if store.exists():  # only `resume` has to look into it
+        assert not client(tmp_path).search_runs(["1"])
+    else:
+        assert not list(tmp_path.rglob("*.log")) and not list(tmp_path.rglob("config.yaml"))
+
+
+def test_missing_data_while_offline_is_named_with_what_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("data.offline=true", monkeypatch=monkeypatch) == 2
+    message = capfd.readouterr().err
+    assert "data.offline" in message and "data.root" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydra_keeps_its_own_words_for_what_it_refuses(tmp_path: Path) -> None:
+    for word, said in (("model=model9", "model1"), ("dropuot=0.1", "dropuot")):
+        done = command(word, cwd=tmp_path)
+        assert done.returncode == 1 and said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("lr=1e30", "scheduler=constant", f"data.root={mnist}", *QUICK)
+    assert call(*words, monkeypatch=monkeypatch) == 1
+    message = capfd.readouterr().err
+    assert "epoch 1" in message and "step" in message and "lr=1e+30" in message
+    assert only_run(tmp_path).info.status == "FAILED"
+
+
+def test_a_users_own_model_and_augmentation_need_no_fork(mnist: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    (own / "model").mkdir(parents=True)
+    (own / "optimizer").mkdir()
+    (own / "aug").mkdir()
+    (own / "mine.py").write_text(
+        "import albumentations as A\n"
+        "import torch\n"
+        "class Linear(torch.nn.Module):\n"
+        "    def __init__(self, dropout=0.0):\n"
+        "        super().__init__()\n"
+        "        self.scores = torch.nn.Linear(784, 10)\n"
+        "    def forward(self, images):\n"
+        "        return self.scores(images.flatten(1)).log_softmax(1)\n"
+        "class Plain(torch.optim.SGD):\n"
+        "    pass\n"
+        "class Invert(A.ImageOnlyTransform):\n"
+        "    def apply(self, img, **params):\n"
+        "        return 255 - img\n"
+    )
+    (own / "model" / "linear.yaml").write_text("_target_: mine.Linear\ndropout: 0.0\n")
+    (own / "optimizer" / "plain.yaml").write_text(
+        "name: plain\n_target_: mine.Plain\nlr: 0.05\nmomentum: 0.9\nweight_decay: 0.0\n"
+    )
+    (own / "aug" / "invert.yaml").write_text(
+        "name: invert\nsteps:\n  - {_target_: mine.Invert, p: 0.5}\n"
+    )
+    words = ("model=linear", "optimizer=plain", "aug=invert", "dropout=0.1")
+    done = command(
+        "--config-dir", str(own), *words, f"data.root={mnist}", *QUICK, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert only_run(tmp_path).data.params["model.target"] == "mine.Linear"
+
+
+def test_help_and_the_composed_configuration_are_shown_without_torch(tmp_path: Path) -> None:
+    for flag in (["--help"], ["--cfg", "job"]):
+        words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", *flag]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        assert "| torch" not in done.stderr and "mlflow" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None:
+    code = (
+        "from hydra import compose, initialize_config_module\n"
+        "from mnist_hydra.config import settle\n"
+        "from mnist_hydra.tracking import Tracker\n"
+        "with initialize_config_module('mnist_hydra.conf', version_base='1.3'):\n"
+        "    tracker = Tracker(settle(compose('config')))\n"
+        "print(tracker.create_run('x', {}))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+        )
+        for _ in range(16)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 16, errors
