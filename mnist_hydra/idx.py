@@ -101,8 +101,8 @@ def publish(partial: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _flaw(path: Path) -> str:

@@ -6,23 +6,35 @@ arrives for `STALL_S` seconds it gives up.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 STALL_S = 15.0
 
 
+def size_of(folder: Path) -> int:
+    """Bytes in all files below `folder`; files may come and go meanwhile."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(parent, name)).st_size
+    return size
+
+
 def give_up_when_stalled(folder: Path, stall_s: float) -> None:
     """End this process, with exit code 1, once `folder` has not grown for `stall_s` seconds."""
-    size, waited_s, step_s = -1, 0.0, 0.5
-    tick = threading.Event()
-    while waited_s < stall_s:
-        tick.wait(step_s)
-        now = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        size, waited_s = now, (waited_s + step_s if now == size else 0.0)
+    size, since = -1, time.monotonic()
+    while time.monotonic() - since < stall_s:
+        now = size_of(folder)
+        if now != size:
+            size, since = now, time.monotonic()
+        time.sleep(0.2)
     print(f"nothing arrived for {stall_s:.0f} seconds", file=sys.stderr, flush=True)
     os._exit(1)
 
