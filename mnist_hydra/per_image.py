@@ -1,0 +1,162 @@
+"""Augmentation through albumentations itself, one image after another, on the CPU.
+
+It imports albumentations (2.5 s) only when a pipeline needs it, and lets nothing into training
+that is not a pure function of the images and the seed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnist_hydra import targets
+from mnist_hydra.affine import near
+from mnist_hydra.errors import UserError
+
+
+class PerImage:
+    """albumentations steps applied to one image after another."""
+
+    on_device = False
+
+    def __init__(self, steps: Sequence[tuple[str, Any]]) -> None:
+        """Take over `steps`: pairs of the place in the configuration and the transform."""
+        self.steps = tuple(steps)
+        # 28 x 28 pixels are not worth a thread; OpenCV's own make this ten times slower
+        importlib.import_module("cv2").setNumThreads(0)
+
+    def __call__(self, images: Tensor, *, seed: int) -> Tensor:
+        """Transform each image; a pure function of its arguments.
+
+        Args:
+            images: uint8 [B, C, H, W]; not modified. On another device than the CPU it is copied
+                there and back, which waits for the device.
+            seed: 0 <= seed < 2**63.
+
+        Returns:
+            uint8 [B, C, H, W] on the same device.
+
+        Raises:
+            UserError: a step raised, or made something else of an image than uint8 of its size.
+        """
+        # One stream for all steps: set_random_seed would give each the same one, and steps with
+        # equal p would then choose the same images.
+        streams = np.random.default_rng(seed), random.Random(seed)
+        for _, transform in self.steps:
+            transform.set_random_state(*streams)
+        pixels = images.permute(0, 2, 3, 1).to("cpu", copy=True).contiguous().numpy()
+        for image in pixels:
+            image[...] = self._transformed(image)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+    def check(self, images: Tensor) -> None:
+        """Try each step alone, and always applied, on `images` uint8 [N, C, H, W].
+
+        Raises:
+            UserError: a step does not work on these images, or does not repeat itself.
+        """
+        for key, transform in self.steps:
+            alone = PerImage([(key, transform)])
+            p, transform.p = getattr(transform, "p", 1.0), 1.0
+            try:
+                first, second = alone(images, seed=0), alone(images, seed=0)
+            finally:
+                transform.p = p
+            if not torch.equal(first, second):
+                raise UserError(
+                    f"{key}: the same seed gave two results; a transform must draw from "
+                    "self.py_random or self.random_generator only, and keep no state"
+                )
+
+    def _transformed(self, original: np.ndarray) -> Any:
+        image: Any = original
+        for key, transform in self.steps:
+            try:
+                image = transform(image=image)["image"]
+            except Exception as error:
+                raise UserError(f"{key} failed on an image: {_reason(error)}") from error
+            got = getattr(image, "dtype", None), getattr(image, "shape", None)
+            if not isinstance(image, np.ndarray) or got != (np.uint8, original.shape):
+                raise UserError(
+                    f"{key} makes {type(image).__name__} {got[0]} {got[1]} of an image uint8 "
+                    f"{original.shape}; right: the same type and shape (the trainer scales and "
+                    "normalises after the last step)"
+                )
+        return image
+
+
+def albumentations_step(name: str, given: Mapping[str, Any], key: str) -> Any:
+    """Make one step by albumentations' own name for it.
+
+    Args:
+        name: such as `CLAHE`.
+        given: its arguments. A step that holds others (OneOf, SomeOf, Sequential) takes them as
+            `transforms`: objects that were made before.
+        key: where the step stands in the configuration, for messages.
+
+    Raises:
+        UserError: there is no such step, or it does not take these arguments.
+    """
+    a = _albumentations()
+    kinds = (a.BasicTransform, a.BaseCompose)
+    names = [n for n, v in vars(a).items() if isinstance(v, type) and issubclass(v, kinds)]
+    if name not in names:
+        raise UserError(
+            f"{key}: albumentations {a.__version__} has no step {name!r}{near(name, names)}; "
+            "right: one of its transforms, or your own as `_target_: my_module.MyTransform`"
+        )
+    return _made(getattr(a, name), given, key)
+
+
+def own_step(target: str, given: Mapping[str, Any], key: str) -> Any:
+    """Make one step of the user's own class, a subclass of `albumentations.BasicTransform`.
+
+    Raises:
+        UserError: there is no such class, or it does not take these arguments.
+    """
+    kind = targets.resolve(target, _albumentations().BasicTransform, f"{key}._target_")
+    return _made(kind, given, key)
+
+
+def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
+    parameters = inspect.signature(kind).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for argument in given:  # albumentations would only warn, and go on without it
+            if argument not in parameters:
+                raise UserError(
+                    f"{key}: {kind.__name__} has no argument {argument!r}"
+                    f"{near(argument, parameters)}; right: {', '.join(sorted(parameters))}"
+                )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ShiftScaleRotate recommends Affine each time
+        # albumentations turns a failed check of its own into defaults unless it is strict
+        strict = {"strict": True} if "InitSchema" in vars(kind) else {}
+        try:
+            return kind(**given, **strict)
+        except Exception as error:
+            raise UserError(f"{key}: {kind.__name__} refuses this: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one line what was wrong; pydantic's errors by argument."""
+    cause: Any = error.__cause__
+    if hasattr(cause, "errors"):
+        return "; ".join(
+            f"{'.'.join(map(str, e['loc'][:1]))}={e.get('input')!r}: {e['msg']}"
+            for e in {e["loc"][:1]: e for e in cause.errors()}.values()
+        )
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
+    return importlib.import_module("albumentations")
