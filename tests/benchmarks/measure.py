@@ -27,7 +27,7 @@ class Finished:
     """`time.monotonic()` just before it was started, comparable between processes on Linux."""
     wall_s: float
     max_rss_mib: float
-    """The most that any one of its processes held."""
+    """The most that any one of its processes held; at least what this process holds itself."""
     stdout: str
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tests.benchmarks.measure import ROOT
+from tests.benchmarks.measure import ROOT, run
 
 OUT = ROOT / "outputs" / "benchmarks"
 LIBRARIES = (
@@ -25,6 +25,12 @@ LIBRARIES = (
     "lightning",
     "torchmetrics",
 )
+# In a process of its own: what this one holds would count as its children's memory.
+ASK_TORCH = """
+import json, torch
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+print(json.dumps({"cpu_capability": torch.backends.cpu.get_cpu_capability(), "gpu": gpu}))
+"""
 Row = Mapping[str, object]
 
 
@@ -77,14 +83,11 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def machine() -> dict[str, object]:
     """What the numbers depend on: processor, cores, libraries, commit."""
-    import torch
-
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **json.loads(run(["python", "-c", ASK_TORCH]).stdout),
         "system": platform.platform(),
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
