@@ -29,7 +29,7 @@ import cv2  # noqa: E402
 CONF = Path(__file__).parents[1] / "conf" / "aug"
 # OpenCV 4 rounds positions to 1/32 of a pixel, up to this many grey levels on strokes of 255
 LEVELS = 1 if int(cv2.__version__.split(".")[0]) >= 5 else 12
-SHARE = 1e-4 if LEVELS == 1 else 0.2
+SHARE = 1e-4 if LEVELS == 1 else 0.5
 
 SSR = {"shift_limit": 0.0625, "scale_limit": 0.05, "rotate_limit": 7, "border_mode": 0, "fill": 0}
 RICH = {
