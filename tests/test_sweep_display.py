@@ -1,0 +1,98 @@
+"""What a user sees of a running sweep."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from mnist_hydra.sweep.display import (
+    Display,
+    View,
+    duration,
+    events,
+    summary,
+    time_left,
+)
+
+ONE = View("model=model1", "waiting", epochs=4)
+TWO = View("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, attempts=1)
+
+
+def test_each_change_of_a_trial_is_told_once() -> None:
+    before = {"1": ONE, "2": TWO}
+    after = {
+        "1": replace(ONE, state="running", attempts=1),
+        "2": replace(TWO, state="finished", epoch=4, accuracy=0.991),
+    }
+    assert events(before, after) == [
+        "model=model1: started",
+        "model=model2: finished after epoch 4, accuracy 99.10%",
+    ]
+    assert events(after, after) == []
+    assert events(after, {**after, "1": replace(after["1"], epoch=3)}) == []
+
+
+def test_a_failure_is_told_with_its_last_lines() -> None:
+    failed = replace(TWO, state="failed", error="  File x\nValueError: no")
+    assert events({"2": TWO}, {"2": failed}) == [
+        "model=model2: FAILED in attempt 1\n      File x\n    ValueError: no"
+    ]
+
+
+def test_a_trial_that_goes_on_and_a_second_attempt_are_told_as_such() -> None:
+    again = replace(TWO, attempts=2, epoch=3)
+    assert events({"2": TWO}, {"2": again}) == ["model=model2: goes on after epoch 3 (attempt 2)"]
+
+
+def test_the_time_left_follows_from_the_pace_so_far() -> None:
+    assert time_left(0, 10.0, 5) is None
+    assert time_left(4, 10.0, 8) == 20.0
+    assert time_left(4, 10.0, 0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.6, "1 min"),
+        (65, "1 min 5 s"),
+        (3600 * 5 + 61, "5 h 1 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_summary_counts_trials_that_the_ledger_does_not_know_yet_as_waiting() -> None:
+    stopped = replace(ONE, state="interrupted")
+    pruned = replace(TWO, state="pruned")
+    line = summary([ONE, TWO, stopped, pruned], total=10, left_s=61)
+    assert line == "1 of 10 done (1 pruned), 1 running, 0 failed, 8 waiting, about 1 min 1 s left"
+
+
+def test_on_a_terminal_a_table_shows_what_runs_and_failures_stay_above_it() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with Display(console, total=2, epochs=4) as display:
+        display.update({"2": TWO}, now_s=0.0)
+        display.update({"2": replace(TWO, epoch=2)}, now_s=10.0)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "model=model2" in shown and "2/4" in shown and "98.00%" in shown
+        assert "about 1 min left" in shown
+        display.update({"2": replace(TWO, state="failed", error="boom")}, now_s=20.0)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "model=model2: FAILED in attempt 1\n    boom" in shown
+
+
+def test_elsewhere_there_is_a_line_per_event_and_nothing_else() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    with Display(console, total=2, epochs=4) as display:
+        display.update({"2": TWO}, now_s=0.0)
+        display.update({"2": replace(TWO, epoch=2)}, now_s=10.0)
+        display.update({"2": replace(TWO, epoch=4, state="finished")}, now_s=10.0)
+    assert console.file.getvalue() == (  # type: ignore[attr-defined]
+        "model=model2: finished after epoch 4, accuracy 98.00%\n"
+    )
