@@ -1,0 +1,122 @@
+"""What a sweep needs torch for, beside training: done here, or in a short-lived child process.
+
+A sweeper whose trials run elsewhere never imports torch itself; it calls `in_child`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP
+
+CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
+
+
+def check(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> int:
+    """Build what each trial needs, to find out before any of them starts that one cannot.
+
+    Args:
+        trials: composed and resolved configurations by the trials' names.
+        elsewhere: the trials run on other machines, so that this one's devices do not count.
+    Returns:
+        The number of CUDA devices of this machine.
+    Raises:
+        UserError: naming the trial.
+    """
+    import torch
+
+    from mnist_hydra.build import prepare
+
+    for title, raw in trials.items():
+        cfg = OmegaConf.create(dict(raw))
+        if elsewhere:
+            cfg.merge_with({"device": "cpu", "precision": "auto"})
+        try:
+            prepare(settle(cfg))
+        except UserError as error:
+            raise UserError(f"trial {title}: {error}") from None
+    return torch.cuda.device_count()
+
+
+def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
+    """Give finished trials what only the best ones get: pictures and the exported model.
+
+    Args:
+        raw: composed and resolved configuration of the sweep; says where MLflow, the data and the
+            device are.
+        run_ids: MLflow runs of the trials.
+    """
+    from mnist_hydra.build import prepare
+    from mnist_hydra.run import complete as complete_run
+    from mnist_hydra.tracking import Tracker
+
+    here = OmegaConf.create(dict(raw))
+    tracker = Tracker(settle(here))
+    for run_id in run_ids:
+        cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
+        for key in (*NO_EFFECT_ON_RESULT, *NOT_SWEPT_IN_GROUP):
+            OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
+        trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
+        complete_run(trainer, tracker, run_id)
+
+
+JOBS = {"check": check, "complete": complete}
+
+
+def in_child(job: str, *arguments: Any) -> Any:
+    """Call one of `JOBS` in a process of its own.
+
+    Args:
+        job: its name.
+        arguments: anything that JSON can hold.
+    Raises:
+        UserError: the job's own.
+        ChildProcessError: it died or raised anything else; with its last lines.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_hydra.sweep.child"],
+        input=json.dumps({"job": job, "arguments": arguments, "path": sys.path}),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise ChildProcessError("\n".join(done.stderr.splitlines()[-5:]) or str(done.returncode))
+    answer = json.loads(done.stdout)
+    if answer["error"] is not None:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
+def kind_of(config: Config) -> str:
+    """What `check` has to look at; trials of one kind differ in numbers that `config.py` checks."""
+    arguments = [
+        [part.target, {k: v for k, v in part.arguments.items() if k not in CHECKED_NUMBERS}]
+        for part in (config.model, config.optimizer, config.scheduler)
+    ]
+    places = [config.device, config.precision, config.batch_size, vars(config.data)]
+    return json.dumps([arguments, config.aug, places], default=str)
+
+
+def _main() -> None:
+    answer_to, sys.stdout = sys.stdout, sys.stderr
+    request = json.loads(sys.stdin.read())
+    sys.path[:] = request["path"]
+    answer: dict[str, Any] = {"error": None, "value": None}
+    try:
+        answer["value"] = JOBS[request["job"]](*request["arguments"])  # type: ignore[operator]
+    except UserError as error:
+        answer["error"] = str(error)
+    json.dump(answer, answer_to)
+
+
+if __name__ == "__main__":
+    _main()
