@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from mnist_hydra.ranges import bad, flag, number, whole
 from mnist_hydra.sweep.settings import SweepConfig
 
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
+DATASETS = ("MNIST", "FashionMNIST", "KMNIST")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 NO_EFFECT_ON_RESULT = ("device", "threads", "output_dir", "resume", "tracking", "sweep")
 
@@ -41,6 +43,13 @@ class DataConfig:
     """SHA-256 (hex) of the four uncompressed files by name; `None` where they are not known."""
 
     def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise bad("data.dataset", self.dataset, "one of " + ", ".join(DATASETS))
+        if self.root is not None and not isinstance(self.root, str):
+            raise bad("data.root", self.root, "null or a folder")
+        for name, digest in (self.sha256 or {}).items():
+            if not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
+                raise bad(f"data.sha256.{name}", digest, "64 hexadecimal digits")
         whole("data.val_size", self.val_size, at_least=0)
         whole("data.split_seed", self.split_seed, at_least=0)
         if self.limit is not None:

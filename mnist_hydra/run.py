@@ -202,7 +202,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
     config = settle(cfg)
     resume = config.resume is not None
     if config.resume is not None:
-        tracker = Tracker(config)
+        tracker = Tracker(config, make=False)
         config = _resumed_config(config, tracker, overrides)
         run_id = str(config.resume)
         trainer = prepare(config, _checkpoint_to_resume(config, tracker, run_id))

@@ -52,12 +52,13 @@ class Tracker:
 
     Args:
         config: its `tracking` and `output_dir` say where.
+        make: whether a store below `output_dir` may be made; if not it has to be there.
 
     Raises:
         UserError: if the server does not answer or the folder cannot be written.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, make: bool = True) -> None:
         output_dir = Path(config.output_dir).absolute()
         self.experiment_name = config.tracking.experiment_name
         self.is_local = config.tracking.uri is None
@@ -65,6 +66,11 @@ class Tracker:
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
         _quiet_mlflow()
         if self.is_local:
+            if not make and not (output_dir / "mlflow.db").exists():
+                raise UserError(
+                    f"output_dir={config.output_dir} holds no runs; right: the folder that an "
+                    f"earlier run wrote to"
+                )
             make_folder(output_dir, "output_dir")
         elif self.uri.startswith(("http://", "https://")):
             _insist_on_an_answer(self.uri)
@@ -281,6 +287,7 @@ def make_folder(path: Path, key: str) -> None:
 def _quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
 

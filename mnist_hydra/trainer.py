@@ -56,6 +56,8 @@ class Progress:
     """float32 [steps]: the losses of the epoch under way, on the device."""
     correct: Tensor | None = None
     """int64 []: how many training images of it were classified rightly, on the device."""
+    lr: float = 0.0
+    """Learning rate at the first step of the epoch under way."""
     elapsed_s: float = 0.0
     """Seconds spent in the epoch under way before this process."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -116,8 +118,8 @@ class Trainer:
         if progress.losses is None or progress.correct is None:
             progress.losses = torch.zeros(self.steps_per_epoch, device=self.device)
             progress.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+            progress.lr = float(self.optimizer.param_groups[0]["lr"])
         self.model.train()
-        learning_rate = self.optimizer.param_groups[0]["lr"]
         for images, labels in self._batches(progress.epoch, progress.step):
             loss, right = self._step(images, labels)
             progress.losses[progress.step].copy_(loss)
@@ -141,7 +143,7 @@ class Trainer:
                 "train/acc": train_accuracy,
                 f"{self.monitored}/loss": loss,
                 f"{self.monitored}/acc": accuracy,
-                "lr": learning_rate,
+                "lr": progress.lr,
                 "images_per_s": len(self.dataset.train) / training_s,
                 "epoch_s": epoch_s,
             }
