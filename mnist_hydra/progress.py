@@ -1,0 +1,310 @@
+"""Shows people how a training goes: a bar on a terminal, a line per epoch anywhere else.
+
+It must never cost a training more than microseconds a step, look at a tensor, or end it: output
+that cannot be written is not written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.live import Live
+    from typing_extensions import Self
+
+DRAW_EVERY_S = 0.25
+BAR_WIDTH = 40
+GAP = 2
+
+
+class Progress:
+    """A training's progress, from the `with` block's begin to its end.
+
+    On a terminal a bar is redrawn four times a second by a thread of its own, and a line for each
+    finished epoch stays above it. Where output is no terminal there are only those lines, and
+    rich is not imported.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        steps_per_epoch: int,
+        images_per_epoch: int,
+        label: str = "",
+        *,
+        done_steps: int = 0,
+        enabled: bool = True,
+    ) -> None:
+        """Describe the training; nothing is shown before the `with` block begins.
+
+        Args:
+            epochs: of the whole training, those of an earlier process included.
+            steps_per_epoch: optimizer steps.
+            images_per_epoch: training images.
+            label: what is trained, in a word or two.
+            done_steps: where a resumed training goes on.
+            enabled: false shows nothing at all.
+        """
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._images_per_step = images_per_epoch / max(steps_per_epoch, 1)
+        self._label = label
+        self._steps = done_steps
+        self._metrics: Mapping[str, float] = {}
+        self._marks: tuple[tuple[float, int], ...] = ()  # time and steps, oldest first
+        self._enabled = enabled
+        self._output: _Output | None = None
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def step(self, n: int = 1) -> None:
+        """Count `n` steps more; nothing is drawn by it."""
+        self._steps += n
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Report a finished epoch.
+
+        Args:
+            epoch: its number, from 1.
+            metrics: `<split>/loss`, `<split>/acc` (0 to 1), `lr` and `images_per_s`, whichever
+                there are; others are not shown.
+        """
+        self._steps = epoch * self._steps_per_epoch
+        self._metrics = dict(metrics)
+        self._marks = (*self._marks[-3:], (time.monotonic(), self._steps))
+        self._write(self._epoch_words(epoch))
+
+    def __enter__(self) -> Self:
+        """Start the bar, where output is a terminal."""
+        self._marks = ((time.monotonic(), self._steps),)
+        if self._enabled and sys.stdout is not None:
+            self._output = _Output(sys.stdout)
+            label = self._label.encode(self._output.encoding, "replace")
+            label_shown = label.decode(self._output.encoding)
+            self._label = "".join(c if c.isprintable() else "?" for c in label_shown)
+            if self._output.can_be_redrawn():
+                self._live = _live(_Bar(self), self._output)
+                self._live.start()
+                self._live.console.show_cursor()  # or a killed process would leave it hidden
+                self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
+                self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away; the lines of the epochs stay."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> None:
+        while self._live is not None and self._output is not None and not self._output.gone:
+            self._live.refresh()
+            if self._ended.wait(DRAW_EVERY_S):
+                return
+
+    def _write(self, words: Sequence[tuple[int, str]]) -> None:
+        if self._live is not None:
+            line = fit(words, self._live.console.width)
+            self._live.console.print(line, markup=False, emoji=False, highlight=False, crop=True)
+        elif self._output is not None:
+            self._output.write(fit(words, sys.maxsize) + "\n")
+            self._output.flush()
+
+    def _epoch_words(self, epoch: int) -> list[tuple[int, str]]:
+        """What a line says of an epoch; the number is what goes last when it gets narrow."""
+        metrics = self._metrics
+        words = [(4, self._label), (9, f"epoch {epoch:{len(str(self._epochs))}}/{self._epochs}")]
+        for rank, split in ((5, "train"), (8, "val"), (8, "test")):
+            if f"{split}/loss" in metrics:
+                words.append((rank - 1, f"{split}/loss {_loss(metrics[f'{split}/loss'])}"))
+            if f"{split}/acc" in metrics:
+                words.append((rank, f"{split}/acc {_percent(metrics[f'{split}/acc'])}"))
+        if "lr" in metrics:
+            words.append((1, f"lr {metrics['lr']:<8.4g}"))
+        if "images_per_s" in metrics:
+            words.append((2, f"{metrics['images_per_s']:,.0f} images/s"))
+        if epoch < self._epochs:
+            words.append((3, f"{clock(self._left_s())} left"))
+        return words
+
+    def _bar_words(self) -> list[tuple[int, str]]:
+        """What stands beside the bar, ranked like the words of an epoch."""
+        metrics = self._metrics
+        epoch = min(self._steps // max(self._steps_per_epoch, 1) + 1, self._epochs)
+        words = [(9, f"epoch {epoch}/{self._epochs}")]
+        if "train/loss" in metrics:
+            words.append((5, f"loss {_loss(metrics['train/loss'])}"))
+        for name in ("val/acc", "test/acc", "train/acc"):
+            if name in metrics:
+                words.append((8, f"{name} {_percent(metrics[name])}"))
+                break
+        speed = metrics.get("images_per_s") or self._images_per_s()
+        if speed:
+            words.append((3, f"{speed:,.0f} images/s"))
+        words.append((7, f"{clock(self._left_s())} left"))
+        return words
+
+    def _images_per_s(self) -> float:
+        began, before = self._marks[-1]
+        elapsed = time.monotonic() - began
+        return (self._steps - before) * self._images_per_step / elapsed if elapsed > 0 else 0.0
+
+    def _left_s(self) -> float | None:
+        total = self._epochs * self._steps_per_epoch
+        return time_left_s(self._marks, time.monotonic(), self._steps, total, self._steps_per_epoch)
+
+
+def fit(words: Iterable[tuple[int, str]], width: int) -> str:
+    """Join words by two spaces, leaving out the lowest ranks until the line fits the width.
+
+    One word always stays, cut where it must be. Empty words are left out.
+
+    Args:
+        words: rank and text, in the order of the line.
+        width: in characters, 0 or more.
+    """
+    kept = [word for word in words if word[1]]
+    gap = " " * GAP
+    while len(kept) > 1 and len(gap.join(text for _, text in kept)) > width:
+        kept.remove(min(reversed(kept), key=lambda word: word[0]))
+    return gap.join(text for _, text in kept)[:width].rstrip()
+
+
+def time_left_s(
+    marks: Sequence[tuple[float, int]], now: float, done: int, total: int, steps_per_epoch: int
+) -> float | None:
+    """Seconds until `total` steps, at the speed of at least the last whole epoch, or `None`.
+
+    It is `None` while no step is done. A slow start (compiling) counts only until a whole epoch
+    without it has passed.
+
+    Args:
+        marks: time (s) and steps done, at the beginning or the end of an epoch, oldest first.
+        now: on the same clock as the marks.
+    """
+    if not marks:
+        return None
+    began, before = marks[0]
+    for at, steps in marks:
+        if done - steps >= steps_per_epoch:
+            began, before = at, steps
+    if done <= before or now <= began:
+        return None
+    return (now - began) / (done - before) * max(total - done, 0)
+
+
+def clock(seconds: float | None) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on; `-:--` for `None`."""
+    if seconds is None:
+        return "-:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class _Output:
+    """A text stream to which writing cannot fail; what cannot be written is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding: str = getattr(stream, "encoding", None) or "ascii"
+        self.gone = False
+        """Nobody will ever read it."""
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except (AttributeError, ValueError):  # it has no such thing, or is closed
+            return False
+
+    def can_be_redrawn(self) -> bool:
+        """Whether it is a terminal that nothing else, such as a sweep's display, redraws."""
+        taken = hasattr(self._stream, "rich_proxied_file")
+        return self.isatty() and not taken and os.environ.get("TERM") not in ("dumb", "unknown")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError) as error:
+            self._failed(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+            # What is still in the buffer would be tried again at exit, and fail the command then:
+            # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+            self.gone = True
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+class _Bar:
+    """What rich draws: label, bar and words on one line, as many as there is room for."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        progress, width = self._progress, options.max_width
+        words = fit(progress._bar_words(), width)
+        room = width - len(words) - GAP
+        label = progress._label if len(progress._label) + GAP + 10 <= room else ""
+        room = min(room - (len(label) + GAP if label else 0), BAR_WIDTH)
+        if room < 4:
+            yield Text(words, no_wrap=True, overflow="crop")
+            return
+        line = Table.grid(padding=(0, GAP, 0, 0))
+        bar = ProgressBar(
+            total=max(progress._epochs * progress._steps_per_epoch, 1),
+            completed=progress._steps,
+            width=room,
+        )
+        cells = [Text(label, style="bold")] if label else []
+        line.add_row(*cells, bar, Text(words, no_wrap=True))
+        yield line
+
+
+def _live(bar: _Bar, output: _Output) -> Live:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=cast(TextIO, output))
+    return Live(bar, console=console, auto_refresh=False, transient=True)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1e}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
