@@ -36,13 +36,14 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     model.to(where.device)
     model.to(memory_format=torch.channels_last)
     optimizer = _optimizer(config, model)
-    augmentation = augment.build(config.aug)
     dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
     if config.batch_size > len(dataset.train):
         raise UserError(
             f"batch_size={config.batch_size} is more than the {len(dataset.train)} training "
             f"images; right: at most that many"
         )
+    sample = dataset.train.images[dataset.train.index[:4]]
+    augmentation = augment.build(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
     trainer = Trainer(config, where, model, optimizer, scheduler, augmentation, dataset)

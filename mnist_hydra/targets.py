@@ -30,9 +30,9 @@ def resolve(path: str, base: type[T], key: str) -> type[T]:
         raise UserError(f"{key}={path!r} is no dotted path; right: module.Class")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # it may be the user's own file
         raise UserError(
-            f"{key}={path}: {error}; right: a class in a module that can be imported "
+            f"{key}={path}: {type(error).__name__}: {error}; right: a class in a module that can be imported "
             f"(a file beside the YAML of --config-dir can)"
         ) from None
     found: Any = getattr(module, name, None)
