@@ -1,0 +1,78 @@
+"""What `auto` comes to on machines that are not at hand, as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from mnist_hydra.config import Config, settle
+from mnist_hydra.errors import UserError
+from mnist_hydra.runtime import Capability, choose
+
+PLAIN = Capability(cuda_devices=0, cuda_bf16=False, mps=False, cpu_bf16=False, cores=4)
+FAST_CPU = dataclasses.replace(PLAIN, cpu_bf16=True)
+HOPPER = dataclasses.replace(FAST_CPU, cuda_devices=2, cuda_bf16=True)
+TURING = dataclasses.replace(PLAIN, cuda_devices=1)
+MAC = dataclasses.replace(PLAIN, mps=True)
+
+
+def config(**changes: Any) -> Config:
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return dataclasses.replace(settle(compose("config")), **changes)
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "precision"),
+    [
+        (PLAIN, "cpu", "fp32"),
+        (FAST_CPU, "cpu", "bf16"),
+        (HOPPER, "cuda", "bf16"),
+        (TURING, "cuda", "fp32"),
+        (MAC, "mps", "fp32"),
+    ],
+)
+def test_auto_takes_cuda_then_mps_then_cpu_and_bf16_where_it_is_native(
+    machine: Capability, device: str, precision: str
+) -> None:
+    chosen = choose(config(), machine)
+    assert (chosen.device, chosen.precision) == (device, precision)
+
+
+@pytest.mark.parametrize(
+    ("machine", "changes", "named"),
+    [
+        (PLAIN, {"device": "cuda"}, "device=cuda"),
+        (HOPPER, {"device": "cuda:2"}, "device=cuda:2"),
+        (PLAIN, {"device": "mps"}, "device=mps"),
+        (PLAIN, {"precision": "fp16"}, "precision=fp16"),
+    ],
+)
+def test_what_a_machine_does_not_have_is_refused_with_what_it_has(
+    machine: Capability, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match="right: auto") as error:
+        choose(config(**changes), machine)
+    assert str(error.value).startswith(named)
+
+
+def test_a_resumed_run_keeps_what_auto_chose_at_its_start() -> None:
+    recorded = {"device": "cpu", "precision": "fp32", "compile": True, "threads": 3}
+    chosen = choose(config(), HOPPER, recorded)
+    assert (chosen.device, chosen.precision) == ("cpu", "fp32")
+    assert (chosen.compile, chosen.threads) == (True, 3)
+
+
+def test_a_resumed_run_moves_to_another_device_where_its_own_is_missing() -> None:
+    recorded = {"device": "cuda", "precision": "bf16", "compile": False, "threads": 3}
+    chosen = choose(config(), PLAIN, recorded)
+    assert (chosen.device, chosen.precision) == ("cpu", "bf16")
+
+
+def test_what_is_asked_for_wins_over_what_was_recorded() -> None:
+    recorded = {"device": "cuda", "precision": "bf16", "compile": True, "threads": 3}
+    wanted = config(device="cpu", precision="fp32", compile=False, threads=1)
+    chosen = choose(wanted, HOPPER, recorded)
+    assert dataclasses.astuple(chosen)[:4] == ("cpu", "fp32", False, 1)

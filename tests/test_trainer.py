@@ -1,0 +1,148 @@
+"""The training loop itself: what it computes, what it never does, and its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mnist_hydra import checkpoint
+from mnist_hydra.build import prepare
+from mnist_hydra.config import settle
+from mnist_hydra.trainer import Trainer, stable_seed
+
+
+def trainer(mnist: Path, *overrides: str) -> Trainer:
+    words = (f"data.root={mnist}", "threads=1", "data.limit=1000", "batch_size=256", *overrides)
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return prepare(settle(compose("config", overrides=list(words))))
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        assert func not in waits, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_of_an_epoch_waits_for_the_device(mnist: Path) -> None:
+    ours = trainer(mnist, "aug=none", "optimizer=sgd")
+    batches = list(ours._batches(0, 0))
+    with NoHostSync():
+        for images, labels in batches:
+            ours._step(images, labels)
+
+
+def test_every_training_image_is_seen_once_an_epoch_and_the_last_batch_is_kept(
+    mnist: Path,
+) -> None:
+    ours = trainer(mnist)
+    sizes = [len(labels) for _, labels in ours._batches(0, 0)]
+    assert sizes == [256, 256, 256, 232]
+    seen = torch.cat([images.flatten(1) for images, _ in ours._batches(0, 0)])
+    wanted = torch.from_numpy(np.array(ours.dataset.train.images[ours.dataset.train.index]))
+    assert torch.equal(
+        seen.long().sum(1).sort().values, wanted.flatten(1).long().sum(1).sort().values
+    )
+
+
+def test_epochs_differ_in_their_order(mnist: Path) -> None:
+    ours = trainer(mnist)
+    first, second = (torch.cat([y for _, y in ours._batches(epoch, 0)]) for epoch in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_the_training_loss_is_the_mean_over_images_not_over_batches(mnist: Path) -> None:
+    ours = trainer(mnist)
+    ours.progress.losses = torch.tensor([1.0, 1.0, 1.0, 2.0])
+    ours.progress.correct = torch.tensor(500)
+    loss, accuracy = ours._training_metrics()
+    assert loss == pytest.approx((768 + 2 * 232) / 1000)
+    assert accuracy == 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("scheduler", ["onecycle", "constant", "cosine"])
+def test_the_learning_rate_and_momentum_follow_the_scheduler(
+    mnist: Path, optimizer: str, scheduler: str
+) -> None:
+    ours = trainer(
+        mnist, f"optimizer={optimizer}", f"scheduler={scheduler}", "lr=0.1", "momentum=0.8"
+    )
+    rates, momenta = [], []
+    for _ in range(15 * 4):
+        group = ours.optimizer.param_groups[0]
+        rates.append(group["lr"])
+        momenta.append(group["momentum"] if "momentum" in group else group["betas"][0])
+        ours.optimizer.step()
+        ours.scheduler.step()
+    assert max(rates) == pytest.approx(0.1, rel=0.02)
+    assert max(momenta) == pytest.approx(0.8)
+    if scheduler == "onecycle":
+        assert rates[0] == pytest.approx(0.1 / 25)
+        assert rates[-1] == pytest.approx(0.1 / 25 / 175, rel=0.01)
+    if scheduler == "constant":
+        assert set(rates) == {0.1}
+    if scheduler == "cosine":
+        assert rates == sorted(rates, reverse=True)
+
+
+def test_the_published_learning_rates_of_exp3_come_out(mnist: Path) -> None:
+    published = [0.006, 0.022906, 0.065684, 0.114246, 0.145787, 0.149134, 0.142492, 0.129854]
+    ours = trainer(mnist, "data.limit=null", "batch_size=512")
+    got = []
+    for step in range(8 * 118):
+        if step % 118 == 0:
+            got.append(ours.optimizer.param_groups[0]["lr"])
+        ours.optimizer.step()
+        ours.scheduler.step()
+    assert got == pytest.approx(published, abs=1e-6)
+
+
+def test_a_damaged_checkpoint_is_never_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    sha256 = checkpoint.save(path, {"weights": torch.arange(1000.0)})
+    assert torch.equal(checkpoint.load(path, sha256)["weights"], torch.arange(1000.0))
+    for broken in (path.read_bytes()[:-1], b"", path.read_bytes()[:-9] + b"x" * 9):
+        path.write_bytes(broken)
+        with pytest.raises(checkpoint.DamagedCheckpoint, match="SHA-256"):
+            checkpoint.load(path, sha256)
+
+
+def test_a_checkpoint_that_is_a_pickle_of_code_is_not_executed(tmp_path: Path) -> None:
+    import hashlib
+    import pickle
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "owned",))
+
+    path = tmp_path / "last.pt"
+    torch.save({"format": checkpoint.FORMAT, "weights": Attack()}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_state_of_every_global_generator_comes_back() -> None:
+    import random
+
+    state = checkpoint.random_state()
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+    checkpoint.set_random_state(state)
+    assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+def test_seeds_depend_on_seed_purpose_and_number() -> None:
+    purposes = ("order", "augment")
+    seeds = {stable_seed(s, p, n) for s in range(10) for p in purposes for n in range(50)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert stable_seed(14596, "order", 0) == stable_seed(14596, "order", 0)
