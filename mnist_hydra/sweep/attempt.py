@@ -1,0 +1,192 @@
+"""One attempt at a trial while it runs: heartbeat, stop requests, time limit.
+
+It tells the training when to stop and never touches what the training records.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.trial import TIMEOUT, Trial
+
+if TYPE_CHECKING:
+    from mnist_hydra.trainer import StopReason
+
+BEAT_S = 3.0
+GRACE_S = 20.0
+"""How long a trial past its time limit has for its checkpoint, before it is ended by force."""
+STOP_LOOK_SHARE = 0.02
+"""Looking for stop requests takes at most this share of the time, however large the sweep."""
+HUNG_EXIT_CODE = 1
+
+log = logging.getLogger(__name__)
+
+
+class ClaimLost(Exception):
+    """Another process took the trial over: this one was silent for too long."""
+
+
+class TimedOut(BaseException):
+    """Raised in a training that is past its time limit and does not come back.
+
+    No `Exception`, so that a user's own code does not swallow it.
+    """
+
+
+class Watch:
+    """The sweep's part in one attempt, as the `Hooks` of a training and as a context.
+
+    Args:
+        ledger: of the sweep.
+        trial: as `Ledger.claim` returned it.
+        by: the sweeper's token.
+        epochs: that the trial is to have.
+        stop: set where this process is asked to stop.
+        timeout_s: time limit of the attempt, or `None`.
+        prune: says after an epoch, from its number and metrics, whether to give the trial up.
+        beat_s, grace_s: see `BEAT_S`, `GRACE_S`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        trial: Trial,
+        *,
+        by: str,
+        epochs: int,
+        stop: threading.Event,
+        timeout_s: float | None = None,
+        prune: Callable[[int, dict[str, float]], bool] | None = None,
+        beat_s: float = BEAT_S,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._ledger = ledger
+        self._trial = trial
+        self._by = by
+        self._epochs = epochs
+        self._stop = stop
+        self._timeout_s = timeout_s
+        self._prune = prune
+        self._beat_s = beat_s
+        self._grace_s = grace_s
+        self._began = time.monotonic()
+        self._deadline = self._began + timeout_s if timeout_s is not None else float("inf")
+        self._stop_tag = False
+        self._lost = False
+        self._over = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        self._watchdog: threading.Timer | None = None
+        self._alarm_before: object = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the attempt began."""
+        return time.monotonic() - self._began
+
+    def should_stop(self) -> StopReason | None:
+        """Asked after every step.
+
+        Raises:
+            ClaimLost: so that nothing more is written.
+        """
+        if self._lost:
+            raise ClaimLost(f"{self._trial.name}: another process has taken this trial over")
+        if not (self._stop_tag or self._stop.is_set() or time.monotonic() > self._deadline):
+            return None
+        from mnist_hydra.trainer import StopReason  # torch; whoever trains has it
+
+        if self._stop_tag or self._stop.is_set():
+            return StopReason.INTERRUPTED
+        return StopReason.TIMEOUT
+
+    def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
+        """Told of every epoch; after the last one there is nothing left to stop."""
+        reason = self.should_stop()
+        if epoch >= self._epochs:
+            return None
+        if reason is None and self._prune is not None and self._prune(epoch, metrics):
+            from mnist_hydra.trainer import StopReason
+
+            return StopReason.PRUNED
+        return reason
+
+    def __enter__(self) -> Watch:
+        self._beating.start()
+        if self._timeout_s is not None:
+            forced_after_s = self._timeout_s + self._grace_s
+            if threading.current_thread() is threading.main_thread() and hasattr(
+                signal, "setitimer"
+            ):
+                self._alarm_before = signal.signal(signal.SIGALRM, self._raise_timed_out)
+                signal.setitimer(signal.ITIMER_REAL, forced_after_s)
+                forced_after_s += self._grace_s
+            self._watchdog = threading.Timer(forced_after_s, self._end_process)
+            self._watchdog.daemon = True
+            self._watchdog.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._alarm_before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._alarm_before)  # type: ignore[arg-type]
+        self._beating.join(timeout=2 * self._beat_s)
+
+    def _beat(self) -> None:
+        count = 0
+        look_again_at = 0.0
+        silent = False
+        while True:
+            try:
+                if time.monotonic() >= look_again_at and not self._stop_tag:
+                    started = time.monotonic()
+                    self._stop_tag = self._ledger.stopped(self._by) is not None
+                    now = time.monotonic()
+                    look_again_at = now + (now - started) / STOP_LOOK_SHARE
+                if count and not self._ledger.beat(self._trial, count):
+                    self._lost = True
+                    return
+                silent = False
+            except Exception as error:  # the store may come back; training goes on
+                if not silent:
+                    log.warning("no heartbeat of %s: %s", self._trial.name, error)
+                silent = True
+            if self._over.wait(self._beat_s):
+                return
+            count += 1
+
+    def _raise_timed_out(self, number: int, frame: FrameType | None) -> None:
+        if not self._over.is_set():
+            raise TimedOut
+
+    def _end_process(self) -> None:
+        """The training hangs where Python cannot reach it, so its process has to go."""
+        if self._over.is_set():
+            return
+        text = timeout_text(self._timeout_s) + "; it hung, so its process was ended"
+        try:
+            self._ledger.end(self._trial, TIMEOUT, seconds=self.seconds, error=text)
+        finally:
+            print(f"{self._trial.name}: {text}", file=sys.stderr, flush=True)
+            os._exit(HUNG_EXIT_CODE)
+
+
+def timeout_text(timeout_s: float | None) -> str:
+    """What is recorded as the error of a trial that took too long."""
+    return f"took longer than sweep.trial_timeout_s={timeout_s:g}"

@@ -1,0 +1,174 @@
+"""Whether the process that owns a trial is gone; nobody's wall clock is compared with another's.
+
+On one host by boot, pid namespace, pid and process start time; elsewhere by a heartbeat that stands
+still.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from mnist_hydra.sweep.trial import Owner, Trial
+
+SILENT_S = 60.0
+"""An owner elsewhere whose heartbeat has stood still for so long is gone."""
+LONGEST_GAP_S = 10.0
+"""A pause between two looks counts for at most so long: the store itself may have been away."""
+HIDDEN = -1.0
+"""Start time of a process that is there but may not be looked at (another user's)."""
+
+_made_here: set[str] = set()
+_working_here: set[str] = set()
+_nameless = secrets.token_hex(16)
+
+
+def new_token() -> str:
+    """A token for a sweeper or a worker of this process: 16 random hexadecimal digits."""
+    token = secrets.token_hex(8)
+    _made_here.add(token)
+    return token
+
+
+def made_here(token: str | None) -> bool:
+    """Whether this very process made the token."""
+    return token in _made_here
+
+
+class Working:
+    """While it is open, the claims of the owner that it gives are not taken for abandoned."""
+
+    def __init__(self) -> None:
+        self.owner = myself(new_token())
+
+    def __enter__(self) -> Owner:
+        _working_here.add(self.owner.token)
+        return self.owner
+
+    def __exit__(self, *_: object) -> None:
+        _working_here.discard(self.owner.token)
+
+
+def myself(token: str = "") -> Owner:
+    """This process as an owner."""
+    pid = os.getpid()
+    return Owner(token, _host(), pid, start_time(pid) or 0.0, platform.node())
+
+
+def is_gone(
+    owner: Owner,
+    here: Owner,
+    *,
+    started: float | None,
+    working_here: bool,
+    silent_s: float,
+) -> bool:
+    """Judge an owner from what was seen; it looks at nothing itself.
+
+    Args:
+        owner: of the claim.
+        here: the process that judges.
+        started: start time of the process that has the owner's pid on this host; `None` for none.
+        working_here: whether a worker with the owner's token is at work in this process.
+        silent_s: how long its heartbeat has been watched standing still.
+    """
+    if owner.host != here.host or started == HIDDEN:
+        return silent_s >= SILENT_S
+    if (owner.pid, owner.start_time) == (here.pid, here.start_time):
+        return not working_here
+    return started != owner.start_time
+
+
+class Observer:
+    """Watches heartbeats on this process's own clock and judges owners.
+
+    Args:
+        clock: monotonic, in seconds; must not be a wall clock.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._here = myself()
+        self._clock = clock
+        self._seen: dict[str, tuple[str, float, float]] = {}
+
+    def is_gone(self, trial: Trial) -> bool:
+        """Whether the owner of the trial's last attempt is gone; call it again and again.
+
+        A trial that nobody has claimed, or of which only the result was read, has none to lose.
+        """
+        claim = trial.attempts[-1].claim if trial.attempts else None
+        if claim is None:
+            return False
+        return self.owner_is_gone(claim.owner, trial.heartbeat)
+
+    def owner_is_gone(self, owner: Owner, heartbeat: str) -> bool:
+        """As `is_gone`, from an owner and its last heartbeat."""
+        now = self._clock()
+        text, looked, silent_s = self._seen.get(owner.token, (heartbeat, now, 0.0))
+        silent_s = silent_s + min(now - looked, LONGEST_GAP_S) if text == heartbeat else 0.0
+        self._seen[owner.token] = (heartbeat, now, silent_s)
+        return is_gone(
+            owner,
+            self._here,
+            started=start_time(owner.pid) if owner.host == self._here.host else None,
+            working_here=owner.token in _working_here,
+            silent_s=silent_s,
+        )
+
+
+def start_time(pid: int) -> float | None:
+    """When a process of this host began, on the host's own scale.
+
+    `None` if there is none or only its corpse is left, `HIDDEN` if it may not be looked at.
+    """
+    if not Path("/proc/self/stat").exists():
+        return _start_time_without_proc(pid)
+    try:
+        # Behind the command's name, which may hold anything: the state, and 19 further the start.
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return HIDDEN if _exists(pid) else None
+    return None if words[0] in ("Z", "X") else float(words[19])
+
+
+def _start_time_without_proc(pid: int) -> float | None:
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.Error:
+        return HIDDEN
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _host() -> str:
+    """Names this boot of this machine and the pid namespace.
+
+    Where neither is known it is a random name: then nobody takes this process for one of its own
+    host, and its heartbeat is watched instead.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        import psutil
+
+        return f"{platform.node()} {int(psutil.boot_time())}"
+    return _nameless

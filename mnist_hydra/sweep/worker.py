@@ -1,0 +1,286 @@
+"""A worker: takes one trial after the other from the ledger and trains it, until none is left.
+
+Any number of workers on any number of machines do so side by side; none of them matters.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, ClaimLost, TimedOut, Watch, timeout_text
+from mnist_hydra.sweep.decide import TO_DO, Action, in_order, next_action
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.liveness import Observer, Working
+from mnist_hydra.sweep.transcript import Transcript
+from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT, Owner, Trial
+
+STOP = threading.Event()
+"""Set where this process is asked to stop: its trials write a checkpoint and end."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial that the sweep is to have."""
+
+    fingerprint: str
+    overrides: tuple[str, ...]
+    """The swept ones."""
+    name: str
+    """For people: `model=model3, dropout=0.02`."""
+
+
+class Source(Protocol):
+    """Where a sweep's trials come from."""
+
+    def wanted(self, view: View) -> Sequence[Planned]:
+        """The trials that are known by now, in the sweep's order."""
+
+    def propose(self, view: View) -> bool:
+        """Enter one more trial into the ledger, or find that another process did; false if the
+        sweep has all its trials.
+        """
+
+    def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
+        """What says after an epoch of the trial whether to give it up; `None`: never."""
+
+
+class Train(Protocol):
+    """Trains one trial in its run."""
+
+    def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+        """Train, and say how it ended: `finished`, `interrupted`, `pruned` or `timeout`."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a worker works."""
+
+    by: str
+    """The token of the sweeper that it belongs to."""
+    number: int = 0
+    """The worker's; workers that begin together have different ones."""
+    epochs: int = 1
+    retries: int = 1
+    fail_fast: bool = False
+    timeout_s: float | None = None
+    beat_s: float = BEAT_S
+    grace_s: float = GRACE_S
+
+
+def pull(
+    ledger: Ledger,
+    source: Source,
+    train: Train,
+    rules: Rules,
+    stop: threading.Event = STOP,
+) -> None:
+    """Take and train trials until there is none that could be taken now.
+
+    It does not wait for trials that other processes are at. A trial's failure is recorded and never
+    raised.
+    """
+    observer = Observer(time.monotonic)
+    turn = rules.number
+    with Working() as owner:
+        while not stop.is_set():
+            view = bury(ledger, ledger.read(), observer)
+            if rules.by in view.stops:
+                return
+            wanted = source.wanted(view)
+            actions = actions_of(view, wanted, rules.by, rules.retries)
+            given_up = [p.name for p in wanted if actions[p.fingerprint] is Action.GIVE_UP]
+            if rules.fail_fast and given_up:
+                ledger.stop(rules.by, f"sweep.fail_fast: {given_up[0]}")
+                return
+            taken = _take(ledger, source, view, wanted, actions, rules, owner, turn)
+            if taken is None:
+                return
+            turn = rules.number
+            if isinstance(taken, _Again):
+                turn = random.randrange(1_000_000)
+                continue
+            planned, trial = taken
+            attempt(ledger, planned, trial, source, train, rules, stop)
+
+
+def bury(ledger: Ledger, view: View, observer: Observer) -> View:
+    """Record the death of every owner that is gone, so that all processes know.
+
+    Returns:
+        the view, with what that changed.
+    """
+    changed = {}
+    for fingerprint, trial in view.trials.items():
+        if trial.state == RUNNING and observer.is_gone(trial):
+            ledger.end(trial, DIED)
+            now = ledger.read_trial(trial)
+            if now is not None:
+                changed[fingerprint] = now
+    if not changed:
+        return view
+    return View({**view.trials, **changed}, view.points, view.stops, view.forgiven)
+
+
+def tidy(ledger: Ledger, view: View, observer: Observer) -> None:
+    """Finish what processes that are gone left half written; may be repeated by anyone."""
+    for trial in view.trials.values():
+        # One of which only the result was read is closed already, and has no owner to be gone.
+        if trial.state != RUNNING and observer.is_gone(trial):
+            ledger.close(trial)
+    for run_id, owner in ledger.orphans():
+        if observer.owner_is_gone(owner, ""):
+            ledger.client.delete_run(run_id)
+
+
+def actions_of(view: View, wanted: Sequence[Planned], by: str, retries: int) -> dict[str, Action]:
+    """The next step of every wanted trial, by fingerprint, within the command of sweeper `by`."""
+    forgiven = view.forgiven.get(by, {})
+    return {
+        planned.fingerprint: next_action(
+            view.trials.get(planned.fingerprint),
+            gone=False,
+            forgiven=forgiven.get(planned.fingerprint, 0),
+            retries=retries,
+        )
+        for planned in wanted
+    }
+
+
+class _Again:
+    """Another process was faster: read the ledger again."""
+
+
+def _take(
+    ledger: Ledger,
+    source: Source,
+    view: View,
+    wanted: Sequence[Planned],
+    actions: Mapping[str, Action],
+    rules: Rules,
+    owner: Owner,
+    turn: int,
+) -> tuple[Planned, Trial] | _Again | None:
+    """Claim a trial, the first that can be had; `None` if there is none."""
+    by_fingerprint = {planned.fingerprint: planned for planned in wanted}
+    order = in_order(list(by_fingerprint), actions.__getitem__, turn)
+    proposed = False
+    for fingerprint, action in order:
+        if action is Action.RETRY and not proposed:
+            proposed = True
+            if source.propose(view):
+                return _Again()
+        planned = by_fingerprint[fingerprint]
+        trial = view.trials.get(fingerprint)
+        if trial is None:
+            trial = ledger.register(fingerprint, planned.name, owner)
+        else:
+            trial = ledger.read_trial(trial)
+        if trial is None:
+            return _Again()
+        forgiven = view.forgiven.get(rules.by, {}).get(fingerprint, 0)
+        if next_action(trial, gone=False, forgiven=forgiven, retries=rules.retries) not in TO_DO:
+            continue
+        claimed = ledger.claim(trial, owner, rules.by)
+        return _Again() if claimed is None else (planned, claimed)
+    if not proposed and source.propose(view):
+        return _Again()
+    return None
+
+
+def attempt(
+    ledger: Ledger,
+    planned: Planned,
+    trial: Trial,
+    source: Source,
+    train: Train,
+    rules: Rules,
+    stop: threading.Event,
+) -> None:
+    """Make one attempt at a claimed trial and record how it ended."""
+    error = ""
+    transcript = Transcript()
+    watch = Watch(
+        ledger,
+        trial,
+        by=rules.by,
+        epochs=rules.epochs,
+        stop=stop,
+        timeout_s=rules.timeout_s,
+        prune=source.prune(trial),
+        beat_s=rules.beat_s,
+        grace_s=rules.grace_s,
+    )
+    try:
+        with watch, transcript:
+            end = train(planned, trial.run_id, watch, trial.number > 1)
+        if end == TIMEOUT:
+            error = timeout_text(rules.timeout_s)
+    except ClaimLost as lost:
+        log.warning("%s", lost)
+        return
+    except TimedOut:
+        end, error = TIMEOUT, timeout_text(rules.timeout_s) + "\n" + traceback.format_exc()
+    except (Exception, SystemExit):
+        end, error = FAILED, traceback.format_exc()
+    except BaseException:
+        ledger.end(trial, INTERRUPTED, seconds=watch.seconds)
+        raise
+    if error:
+        _keep_evidence(ledger, planned, trial, error, transcript.text())
+        _free_memory()
+    ledger.end(trial, end, seconds=watch.seconds, error=error)
+
+
+def _keep_evidence(
+    ledger: Ledger, planned: Planned, trial: Trial, error: str, transcript: str
+) -> None:
+    """The full traceback and the log of a failed attempt, as artifacts of its run."""
+    folder = f"failures/attempt-{trial.number}"
+    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].claim}\n\n"
+    try:
+        ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
+        ledger.client.log_text(trial.run_id, about + transcript, f"{folder}/log.txt")
+    except Exception as failure:  # the state is what matters
+        log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
+
+
+def _free_memory() -> None:
+    """Let go of what a failed training held, before the next one begins."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event = STOP) -> Iterator[None]:
+    """In a worker's own process SIGTERM asks its trial to stop, and Ctrl-C unless it is ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, ask)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,137 @@
+"""Processes for the tests of the ledger and the workers, and the tiny trial that they train."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from mnist_hydra.sweep.attempt import Watch
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.trial import Trial
+from mnist_hydra.sweep.worker import Planned, Rules, pull, stopping_on_signals
+from mnist_hydra.tracking import CHECKPOINT_TAG
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+
+
+def processes() -> ForkServerContext:
+    """Real processes that start fast: forked from one that has imported MLflow and used nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.sweep_process"])
+    return context
+
+
+class Grid:
+    """The simplest source of trials: a list."""
+
+    def __init__(self, planned: Sequence[Planned]) -> None:
+        self._planned = planned
+
+    def wanted(self, view: View) -> Sequence[Planned]:
+        return self._planned
+
+    def propose(self, view: View) -> bool:
+        return False
+
+    def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
+        return None
+
+
+def plan(*overrides: str) -> list[Planned]:
+    return [Planned(f"{i:016x}", (text,), text) for i, text in enumerate(overrides)]
+
+
+class TinyTrial:
+    """Does what its override says, epoch by epoch, and writes down in a file what it did.
+
+    `do=train`, `do=raise`, `do=raise-once`, `do=exit`, `do=die` (kill -9 in epoch 2), `do=die-once`,
+    `do=stay` (until told to stop), `do=hang` (in Python), `do=hang-hard` (where no signal helps).
+    """
+
+    def __init__(self, client: MlflowClient, journal: Path, epochs: int) -> None:
+        self._client = client
+        self._journal = journal
+        self._epochs = epochs
+
+    def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+        what = planned.overrides[0].removeprefix("do=").split("#")[0]
+        first = 1
+        tag = self._client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
+        if resume and tag is not None:
+            first = json.loads(tag)["epoch"] + 1
+        print(f"from epoch {first}")
+        for epoch in range(first, self._epochs + 1):
+            self._note(f"{planned.name} {epoch}")
+            self._misbehave(what, epoch, resume)
+            stopped = watch.should_stop()
+            while what == "stay" and stopped is None:
+                time.sleep(0.01)
+                stopped = watch.should_stop()
+            if stopped is not None:
+                return stopped.value
+            state = json.dumps(
+                {"slot": epoch % 2, "sha256": "", "epoch": epoch, "step": epoch * 10}
+            )
+            self._client.set_tag(run_id, CHECKPOINT_TAG, state)
+            value = Metric("val/acc", epoch / 100, epoch, epoch)
+            self._client.log_batch(run_id, metrics=[value])
+            stopped = watch.after_epoch(epoch, {"val/acc": epoch / 100})
+            if stopped is not None:
+                return stopped.value
+        return "finished"
+
+    def _misbehave(self, what: str, epoch: int, resume: bool) -> None:
+        if what == "raise" or (what == "raise-once" and not resume):
+            raise RuntimeError("as it was told to")
+        if what == "exit":
+            raise SystemExit(3)
+        if what in ("die", "die-once") and epoch == 2 and not (what == "die-once" and resume):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang":
+            time.sleep(600)
+        if what == "hang-hard":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            time.sleep(600)
+
+    def _note(self, line: str) -> None:
+        with open(self._journal, "a") as file:
+            file.write(f"{line} {os.getpid()}\n")
+
+
+def work(
+    uri: str, experiment_id: str, parent: str, planned: list[Planned], journal: Path, **rules: Any
+) -> None:
+    """What a worker process does in these tests."""
+    client = MlflowClient(uri)
+    epochs = rules.setdefault("epochs", 3)
+    ledger = Ledger(client, experiment_id, parent)
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        pull(ledger, Grid(planned), TinyTrial(client, journal, epochs), Rules(**rules), stop)
+
+
+def race(uri: str, start: Barrier, action: Callable[..., Any], *arguments: Any) -> None:
+    """Wait for the others and act at once with them."""
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
+    start.wait()
+    action(client, *arguments)
+
+
+def ended(process: BaseProcess, timeout_s: float = 60.0) -> int | None:
+    """Wait for a process's end and return its exit code."""
+    process.join(timeout_s)
+    return process.exitcode
