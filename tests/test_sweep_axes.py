@@ -7,6 +7,7 @@ import random
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import Span, check_grid, check_search, parse, quoted, title
@@ -79,9 +80,12 @@ def test_a_plan_is_read_back_from_its_arguments() -> None:
 
 
 def test_any_text_survives_the_way_through_an_override() -> None:
+    random.seed(1)
     texts = ["lr=0.1,'a b'", "x=\\", 'y="q"', "a=\\'", "d=${data.name}", "z=[a,{b:c}]", ""]
+    texts += ["".join(random.choices("ab\\${}'\" ,[]=:", k=8)) for _ in range(300)]
     override = OverridesParser.create().parse_override("sweep.arguments=" + quoted(texts))
-    assert override.value() == texts
+    cfg = OmegaConf.create({"arguments": override.value()})
+    assert OmegaConf.to_container(cfg, resolve=True) == {"arguments": texts}
 
 
 def test_a_trial_is_named_by_what_was_swept() -> None:

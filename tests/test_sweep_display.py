@@ -10,15 +10,15 @@ from rich.console import Console
 
 from mnist_hydra.sweep.display import (
     Display,
-    View,
+    Shown,
     duration,
     events,
     summary,
     time_left,
 )
 
-ONE = View("model=model1", "waiting", epochs=4)
-TWO = View("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, attempts=1)
+ONE = Shown("model=model1", "waiting", epochs=4)
+TWO = Shown("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, attempts=1)
 
 
 def test_each_change_of_a_trial_is_told_once() -> None:

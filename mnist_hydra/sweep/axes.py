@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,20 @@ class Axis:
     """For an interval or a range."""
     tags: frozenset[str] = frozenset()
 
+    def space(self) -> dict[str, Any]:
+        """The axis as `search.Space` wants it: texts to choose from, or numbers."""
+        if self.span is None:
+            return {"type": "categorical", "choices": list(self.values)}
+        kind = "int" if self.span.integer else "float"
+        span = self.span
+        return {
+            "type": kind,
+            "low": span.low,
+            "high": span.high,
+            "log": span.log,
+            "step": span.step,
+        }
+
     def override(self, value: str | float) -> str:
         """The override that sets `value`; a number on a discrete axis picks the nearest value."""
         if not isinstance(value, str) and self.values:
@@ -107,8 +122,9 @@ def title(point: Sequence[str]) -> str:
 
 
 def quoted(texts: Sequence[str]) -> str:
-    """A list of texts as one override value that Hydra reads back unchanged."""
-    return Override._get_value_element_as_str([QuotedString(t, Quote.single) for t in texts])
+    """A list of texts as one override value that Hydra reads back unchanged, `${` included."""
+    kept = [re.sub(r"(\\*)\$\{", r"\1\1\\${", text) for text in texts]
+    return Override._get_value_element_as_str([QuotedString(t, Quote.single) for t in kept])
 
 
 def parse(

@@ -20,19 +20,15 @@ from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
 
 
-def check(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> int:
+def check(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> None:
     """Build what each trial needs, to find out before any of them starts that one cannot.
 
     Args:
         trials: composed and resolved configurations by the trials' names.
         elsewhere: the trials run on other machines, so that this one's devices do not count.
-    Returns:
-        The number of CUDA devices of this machine.
     Raises:
         UserError: naming the trial.
     """
-    import torch
-
     from mnist_hydra.build import prepare
 
     for title, raw in trials.items():
@@ -43,7 +39,6 @@ def check(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> int:
             prepare(settle(cfg))
         except UserError as error:
             raise UserError(f"trial {title}: {error}") from None
-    return torch.cuda.device_count()
 
 
 def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:

@@ -92,9 +92,23 @@ class Composer:
             cfg = self._of_groups(groups)
             ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            causes = [str(error), str(error.__cause__ or "")]
-            raise UserError(" ".join(" ".join(causes).split())) from None
+            raise _refused(error) from None
         return cfg
+
+    def base(self, overrides: Sequence[str]) -> DictConfig:
+        """What all trials have in common: a group that only an axis chooses may be missing.
+
+        Raises:
+            UserError: with Hydra's message, where Hydra would refuse the overrides.
+        """
+        try:
+            return self._loader.load_configuration(
+                self._config_name,
+                overrides=[*self._hydra_overrides, *overrides],
+                run_mode=RunMode.MULTIRUN,
+            )
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise _refused(error) from None
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
@@ -124,3 +138,8 @@ class Composer:
             self._composed[groups] = pickle.dumps(cfg)
         copied: Any = pickle.loads(self._composed[groups])
         return cast(DictConfig, copied)
+
+
+def _refused(error: Exception) -> UserError:
+    """Hydra's words in one line."""
+    return UserError(" ".join(f"{error} {error.__cause__ or ''}".split()))

@@ -14,20 +14,28 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-WAITING, RUNNING = "waiting", "running"
-FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
-INTERRUPTED = "interrupted"
-DONE = (FINISHED, PRUNED)
+from mnist_hydra.sweep.trial import (
+    DIED,
+    DONE,
+    FAILED,
+    FAILURES,
+    INTERRUPTED,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    Trial,
+)
+
 MAX_ROWS = 20
 
 
 @dataclass(frozen=True)
-class View:
+class Shown:
     """What is shown of one trial."""
 
     title: str
     state: str
-    """`waiting`, `running`, `finished`, `pruned`, `failed` or `interrupted`."""
+    """One of those in `trial.py`."""
     epochs: int
     """How many it is to have."""
     epoch: int = 0
@@ -39,7 +47,17 @@ class View:
     """The last lines of a failure."""
 
 
-def events(before: Mapping[str, View], after: Mapping[str, View]) -> list[str]:
+def shown(title: str, epochs: int, trial: Trial | None) -> Shown:
+    """What is shown of a trial, which the ledger may not know yet."""
+    if trial is None:
+        return Shown(title, WAITING, epochs)
+    accuracy = trial.metrics.get("val/acc", trial.metrics.get("test/acc"))
+    return Shown(
+        title, trial.state, epochs, trial.epoch, accuracy, trial.number, trial.error.strip()
+    )
+
+
+def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]:
     """What happened between two looks at the ledger, a text each, failures with their last lines.
 
     A trial that began and ended between the looks is told by its end alone.
@@ -58,11 +76,13 @@ def events(before: Mapping[str, View], after: Mapping[str, View]) -> list[str]:
             told.append(f"{now.title}: {how}{again}")
         elif now.state in DONE:
             told.append(f"{now.title}: {now.state} after epoch {now.epoch}{_score(now)}")
-        elif now.state == FAILED:
+        elif now.state in FAILURES:
             lines = "".join(f"\n    {line}" for line in now.error.splitlines())
-            told.append(f"{now.title}: FAILED in attempt {now.attempts}{lines}")
-        elif now.state == INTERRUPTED:
-            told.append(f"{now.title}: stopped after epoch {now.epoch}, to be continued")
+            what = "FAILED" if now.state == FAILED else "TIMED OUT"
+            told.append(f"{now.title}: {what} in attempt {now.attempts}{lines}")
+        elif now.state in (INTERRUPTED, DIED):
+            how = "stopped" if now.state == INTERRUPTED else "its process died"
+            told.append(f"{now.title}: {how} after epoch {now.epoch}, to be continued")
     return told
 
 
@@ -90,21 +110,19 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def summary(views: Sequence[View], total: int, left_s: float | None) -> str:
+def summary(views: Sequence[Shown], total: int, left_s: float | None) -> str:
     """One line of counts and the time left.
 
     Args:
         total: how many trials there are to be, those that the ledger does not know yet included.
     """
-    count = {state: 0 for state in (*DONE, RUNNING, FAILED, INTERRUPTED)}
-    for view in views:
-        if view.state in count:
-            count[view.state] += 1
-    waiting = max(total - sum(count.values()), 0) + count[INTERRUPTED]
-    parts = [f"{count[FINISHED] + count[PRUNED]} of {total} done"]
-    if count[PRUNED]:
-        parts[0] += f" ({count[PRUNED]} pruned)"
-    parts += [f"{count[RUNNING]} running", f"{count[FAILED]} failed", f"{waiting} waiting"]
+    done = sum(view.state in DONE for view in views)
+    pruned = sum(view.state == PRUNED for view in views)
+    running = sum(view.state == RUNNING for view in views)
+    failed = sum(view.state in FAILURES for view in views)
+    parts = [f"{done} of {total} done" + (f" ({pruned} pruned)" if pruned else "")]
+    parts += [f"{running} running", f"{failed} failed"]
+    parts.append(f"{max(total - done - running - failed, 0)} waiting")
     if left_s:
         parts.append(f"about {duration(left_s)} left")
     return ", ".join(parts)
@@ -123,7 +141,7 @@ class Display:
         self._console = console
         self._total = total
         self._epochs = epochs
-        self._views: dict[str, View] = {}
+        self._views: dict[str, Shown] = {}
         self._began: tuple[float, int] | None = None
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
@@ -144,7 +162,7 @@ class Display:
         """Show a line that stays."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def update(self, views: Mapping[str, View], now_s: float) -> None:
+    def update(self, views: Mapping[str, Shown], now_s: float) -> None:
         """Show the newest look at the ledger.
 
         Args:
@@ -166,7 +184,7 @@ class Display:
         known = sum(
             view.epochs - view.epoch
             for view in self._views.values()
-            if view.state not in (*DONE, FAILED)
+            if view.state not in DONE | FAILURES
         )
         return known + self._epochs * max(self._total - len(self._views), 0)
 
@@ -184,5 +202,5 @@ class Display:
         return Group(*parts, Text(summary(list(self._views.values()), self._total, left_s)))
 
 
-def _score(view: View) -> str:
+def _score(view: Shown) -> str:
     return "" if view.accuracy is None else f", accuracy {view.accuracy:.2%}"

@@ -51,6 +51,11 @@ class Trials:
     epochs: int = 0
     """The most that a trial has."""
 
+    @property
+    def first(self) -> tuple[str, ...]:
+        """A point that has been checked."""
+        return next(iter(self.planned.values())).point
+
     def add(self, point: Sequence[str], config: Config) -> None:
         """Take in a trial."""
         planned = Planned(fingerprint(config), tuple(point), config.epochs, kind_of(config))

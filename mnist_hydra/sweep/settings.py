@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mnist_hydra.ranges import bad, flag, number, whole
 
@@ -35,6 +35,10 @@ class SweepConfig:
     """Set by the sweeper for its workers: which sweeper process started them."""
     worker: int | None = None
     """Set by the sweeper for its workers: the worker's number."""
+    kind: str = "grid"
+    """Set by the sweeper for its workers: `grid` or `search`."""
+    arguments: list[str] = field(default_factory=list)
+    """Set by the sweeper for its workers: all its overrides, swept ones too (`axes.parse`)."""
 
     def __post_init__(self) -> None:
         flag("sweep.fresh", self.fresh)

@@ -1,0 +1,123 @@
+"""Reads a sweep's command line and checks all of it, before there is any ledger or launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.config import Config, settle
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.axes import Plan, check_grid, check_search, parse, quoted
+from mnist_hydra.sweep.compose import Composer
+from mnist_hydra.sweep.identity import base_settings, identity
+from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
+from mnist_hydra.sweep.settings import SweepConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra gives to a sweeper."""
+
+    kind: str
+    """`grid` or `search`."""
+    params: Mapping[str, Any]
+    """`hydra.sweeper.params`."""
+    context: HydraContext
+    task: TaskFunction
+    config: DictConfig
+    """Composed without the axes, Hydra's own node included."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sweep's command line, checked."""
+
+    job: Job
+    plan: Plan
+    trials: Trials
+    """All of a grid's; of a search the corners, which stand for what it may propose."""
+    config: Config
+    """Of one trial; says where the store is, and all of `sweep.*`."""
+    objective: str
+    base: Mapping[str, str]
+    identity: str
+
+    @property
+    def settings(self) -> SweepConfig:
+        """`sweep.*`."""
+        return self.config.sweep
+
+    @property
+    def is_search(self) -> bool:
+        """Whether trials are proposed as the sweep goes on."""
+        return self.job.kind == "search"
+
+    @property
+    def total(self) -> int:
+        """How many trials there are to be."""
+        return self.settings.n_trials if self.is_search else len(self.trials.planned)
+
+    def worker_overrides(self, parent: str, by: str, worker: int) -> list[str]:
+        """What a launcher is to start a worker with.
+
+        Args:
+            parent: the sweep's MLflow run.
+            by: the sweeper's token.
+            worker: the worker's number, from 0.
+        """
+        return [
+            *self.plan.fixed,
+            f"++sweep.kind={self.job.kind}",
+            f"++sweep.arguments={quoted(self.plan.arguments)}",
+            f"++sweep.parent={parent}",
+            f"++sweep.by='{by}'",
+            f"++sweep.worker={worker}",
+        ]
+
+
+def read(job: Job, arguments: Sequence[str]) -> Command:
+    """Read and check a sweep's command line.
+
+    Raises:
+        UserError: for anything that needs neither torch nor the store to be found out.
+    """
+    HydraConfig.instance().set_config(job.config)
+    loader = job.context.config_loader
+    assert isinstance(loader, ConfigLoaderImpl)
+    _check_settings(job.config)
+    composer = Composer.of_master(loader, job.config)
+    plan = parse(arguments, composer.options, job.params)
+    if job.kind == "search":
+        check_search(plan)
+        points: Any = corners(plan)
+    else:
+        check_grid(plan)
+        points = plan.points()
+    trials = check_points(plan, points, composer)
+    config = settle(composer.compose(plan.overrides(trials.first)))
+    base = base_settings(composer.base(plan.fixed), job.kind)
+    return Command(
+        job,
+        plan,
+        trials,
+        config,
+        objective(config.sweep, job.kind, trials),
+        base,
+        identity(config.sweep.name, base, plan.axes),
+    )
+
+
+def _check_settings(config: DictConfig) -> None:
+    """Check `sweep.*` on its own, so that no trial is named for what all have in common."""
+    raw = cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True))
+    known = {field.name for field in fields(SweepConfig)}
+    for key in sorted(raw.keys() - known):
+        right = ", ".join(sorted(known))
+        raise UserError(f"sweep.{key}={raw[key]!r} is no setting; right: one of {right}")
+    SweepConfig(**raw)

@@ -1,0 +1,151 @@
+"""What a sweep ends with: its table, the best as a command line, pictures, the parent run."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
+from rich.console import Console
+
+import mnist_hydra
+from mnist_hydra.config import Config
+from mnist_hydra.idx import FILES
+from mnist_hydra.sweep import child, results, search
+from mnist_hydra.sweep.command import Command
+from mnist_hydra.sweep.decide import Action
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.parent import Parent
+from mnist_hydra.sweep.results import Record, Results
+from mnist_hydra.sweep.trial import FINISHED, OWN, Trial
+from mnist_hydra.sweep.worker import Planned
+from mnist_hydra.tracking import COMMIT_TAG, DATA_TAG, DIRTY_TAG, Tracker, git_state
+
+COMPLETE_PARAM = "complete/"
+COMPLETED_TAG = OWN + "completed"
+BEST_TAG = OWN + "best"
+
+
+def origin(config: Config) -> dict[str, str]:
+    """This program's code and, where the configuration knows it, data, as runs are tagged."""
+    tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
+    tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
+    known = config.data.sha256
+    if known is not None and all(name in known for name in FILES):
+        digests = "".join(known[name] for name in FILES)
+        tags[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
+    return tags
+
+
+def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
+    """The trials that the ledger knows, ranked by the objective."""
+    axes = [axis.key for axis in command.plan.axes]
+    records = []
+    for planned in wanted:
+        trial = view.trials.get(planned.fingerprint)
+        if trial is None:
+            continue
+        records.append(
+            Record(
+                values=dict(zip(axes, (p.partition("=")[2] for p in planned.overrides))),
+                overrides=command.plan.overrides(planned.overrides),
+                state=trial.state,
+                objective=_objective(command, ledger, trial) if trial.state == FINISHED else None,
+                run_id=trial.run_id,
+                note=trial.error.strip().rpartition("\n")[2],
+            )
+        )
+    minimize = search.is_minimized(command.objective)
+    at = command.settings.objective_at if command.is_search else "last"
+    return results.build(records, axes, command.objective, minimize=minimize, at=at)
+
+
+def show(found: Results) -> None:
+    """The table, and the best configuration as a command line, to stdout."""
+    console = Console()
+    if found.rows and console.is_terminal:
+        console.print(results.table(found))
+    elif found.rows:
+        print("\n".join(results.lines(found)))
+    print("\n".join(results.footer(found, program=program())))
+
+
+def program() -> list[str]:
+    """What a command line for one run begins with: this one's, without `--multirun`."""
+    words = ["python", "-m", "mnist_hydra.train"]
+    arguments, _ = get_args_parser().parse_known_args()
+    for flag in ("config_path", "config_name", "config_dir"):
+        value = getattr(arguments, flag)
+        if value is not None:
+            words += ["--" + flag.replace("_", "-"), value]
+    return words
+
+
+def record(
+    tracker: Tracker,
+    parent: Parent,
+    found: Results,
+    actions: Mapping[str, Action],
+    interrupted: bool,
+) -> None:
+    """Put the results on the parent run and close it, unless others go on with the sweep."""
+    tracker.log_text(parent.run_id, results.csv_text(found), "results.csv")
+    best = results.best_command(found, program())
+    if best is not None:
+        tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
+        tracker.client.log_metric(parent.run_id, found.objective, found.rows[0].mean)
+    if Action.WAIT in actions.values():
+        return
+    failed = any(action is not Action.DONE for action in actions.values())
+    tracker.end(parent.run_id, "KILLED" if interrupted else "FAILED" if failed else "FINISHED")
+
+
+def complete_best(
+    command: Command, tracker: Tracker, found: Results, by: str, in_process: bool
+) -> None:
+    """Give the best trials their pictures and the exported model, each of them once."""
+    finished = [record for row in found.rows for record in row.finished]
+    best_first = sorted(
+        finished, key=lambda r: r.objective or 0.0, reverse=not search.is_minimized(found.objective)
+    )
+    chosen = [record.run_id for record in best_first[: command.settings.keep]]
+    mine = [run_id for run_id in chosen if _take(tracker, run_id, by)]
+    if not mine:
+        return
+    raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
+    try:
+        if in_process:
+            child.complete(raw, mine)
+        else:
+            child.in_child("complete", raw, mine)
+    except Exception as error:  # the results stand without them
+        print(f"no pictures of the best trials: {error}", file=sys.stderr)
+        return
+    for run_id in mine:
+        tracker.set_tags(run_id, {COMPLETED_TAG: by})
+
+
+def _take(tracker: Tracker, run_id: str, by: str) -> bool:
+    """Whether it is for this process to complete a run: MLflow takes a parameter's value once."""
+    from mlflow.exceptions import MlflowException
+
+    data = tracker.client.get_run(run_id).data
+    if COMPLETED_TAG in data.tags:
+        return False
+    before = sum(key.startswith(COMPLETE_PARAM) for key in data.params)
+    try:
+        tracker.client.log_param(run_id, f"{COMPLETE_PARAM}{before + 1}", by)
+    except MlflowException:
+        return False
+    return True
+
+
+def _objective(command: Command, ledger: Ledger, trial: Trial) -> float | None:
+    if command.is_search and command.settings.objective_at == "best":
+        history = ledger.history(trial, command.objective)
+        minimize = search.is_minimized(command.objective)
+        return search.objective_value(history, "best", minimize)
+    return trial.metrics.get(command.objective)

@@ -1,0 +1,284 @@
+"""Runs a sweep: finds its ledger, launches workers until nothing is left, shows what comes of it.
+
+It may be killed at any moment: whoever gives the same command again goes on from the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil  # type: ignore[import-untyped]
+from hydra.core.utils import JobStatus
+from hydra.plugins.launcher import Launcher
+from rich.console import Console
+
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep import child, entry, finish, launchers, notices, worker
+from mnist_hydra.sweep.axes import title
+from mnist_hydra.sweep.command import Command, Job, read
+from mnist_hydra.sweep.decide import TO_DO, Action, forgivable, next_action
+from mnist_hydra.sweep.display import Display, Shown, shown
+from mnist_hydra.sweep.follow import Follower
+from mnist_hydra.sweep.ledger import View
+from mnist_hydra.sweep.liveness import Observer, new_token
+from mnist_hydra.sweep.trial import DONE, RUNNING
+from mnist_hydra.sweep.worker import Planned, actions_of, bury
+from mnist_hydra.tracking import Tracker
+from mnist_hydra.train import import_user_code_from
+
+POLL_S = 2.0
+MAX_VAIN_LAUNCHES = 3
+SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(job: Job, arguments: Sequence[str]) -> None:
+    """Run the sweep of a command line.
+
+    Raises:
+        SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C.
+    """
+    try:
+        code = run(job, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code != SUCCESS:
+        raise SystemExit(code)
+
+
+def run(job: Job, arguments: Sequence[str]) -> int:
+    """Check a sweep's command line, then run it; returns the exit code.
+
+    Raises:
+        UserError: before any trial starts.
+    """
+    import_user_code_from(job.config.hydra.runtime.config_sources)
+    console = Console(stderr=True)
+    command = read(job, arguments)
+    for one, other in command.trials.repeated[:5]:
+        _say(console, f"{one} is the same trial as {other}")
+    launcher = launchers.make(job.context, job.task, job.config)
+    tracker = Tracker(command.config) if _store_exists(command) else None
+    begun = entry.look(command, tracker) if tracker is not None else None
+    view = begun[1] if begun is not None else View({})
+    if command.settings.dry_run:
+        _list(command, view)
+        return SUCCESS
+    room = launchers.slots(launcher, command.settings)
+    _check_with_torch(command, launcher, view)
+    sweep = Sweep(command, launcher, room, tracker or Tracker(command.config), console)
+    return sweep.run()
+
+
+class Sweep:
+    """One process's part in a sweep, from its parent run to its exit code."""
+
+    def __init__(
+        self, command: Command, launcher: Launcher, room: int, tracker: Tracker, console: Console
+    ) -> None:
+        self.command, self.launcher, self.room = command, launcher, room
+        self.tracker, self.console = tracker, console
+        self.by = new_token()
+        self.parent = entry.enter(command, tracker)
+        self.ledger = entry.ledger_of(tracker, self.parent)
+        self.observer = Observer(time.monotonic)
+        self.follower: Follower | None = None
+        self.signals = 0
+        self.stopping = False
+        self.problem: str | None = None
+
+    def run(self) -> int:
+        """Run what is missing, wait for what others run, show the results."""
+        self._begin()
+        display = Display(self.console, self.command.total, self.command.trials.epochs)
+        before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            ledger = entry.ledger_of(self.tracker, self.parent)
+            with display, Follower(ledger, display, self._shown, self.by) as self.follower:
+                self._run_what_is_missing()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._end()
+
+    def _begin(self) -> None:
+        """Say what is there, and let trials that failed in earlier commands be tried again."""
+        view = bury(self.ledger, self.ledger.read(), self.observer)
+        wanted = wanted_of(self.command, view)
+        trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
+        known = {key: trial for key, trial in trials.items() if trial is not None}
+        forgiven = forgivable(known.values())
+        if forgiven:
+            self.ledger.begin_command(self.by, forgiven)
+            view = View(view.trials, view.points, view.stops, {self.by: forgiven})
+        _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
+        _say(self.console, notices.overview(self._actions(view), self.command.total))
+        warning = notices.other_origin(known, finish.origin(self.command.config))
+        if warning is not None:
+            _say(self.console, warning)
+
+    def _end(self) -> int:
+        """Show and record the results; returns the exit code."""
+        if self.problem is not None:
+            _say(self.console, self.problem)
+        ledger = entry.ledger_of(self.tracker, self.parent)
+        view = ledger.read()
+        wanted, actions = wanted_of(self.command, view), self._actions(view)
+        found = finish.results_of(self.command, ledger, view, wanted)
+        interrupted = self.signals > 0
+        finish.record(self.tracker, self.parent, found, actions, interrupted)
+        if not interrupted:
+            in_process = launchers.in_process(self.launcher)
+            finish.complete_best(self.command, self.tracker, found, self.by, in_process)
+        _say(self.console, notices.overview(actions, self.command.total))
+        finish.show(found)
+        print(self.tracker.ui_command())
+        if interrupted:
+            _say(self.console, "the same command again goes on with the sweep")
+            return INTERRUPTED
+        done = all(action is Action.DONE for action in actions.values())
+        return SUCCESS if done and self.problem is None else FAILURE
+
+    def _run_what_is_missing(self) -> None:
+        vain = 0
+        while not self.stopping:
+            view = bury(self.ledger, self.ledger.read(), self.observer)
+            if self.by in view.stops:
+                return
+            actions = self._actions(view)
+            to_do = sum(action in TO_DO for action in actions.values())
+            to_do += max(0, self.command.total - len(actions))
+            if to_do == 0 or vain == MAX_VAIN_LAUNCHES:
+                if Action.WAIT not in actions.values():
+                    return
+                time.sleep(POLL_S)
+                continue
+            before = _progress(view)
+            self.problem = self._launch(min(self.room, to_do))
+            vain = 0 if _progress(self.ledger.read()) != before else vain + 1
+            time.sleep(vain)
+
+    def _launch(self, workers: int) -> str | None:
+        """Launch workers and wait for them; says what went wrong with one."""
+        overrides = [
+            self.command.worker_overrides(self.parent.run_id, self.by, number)
+            for number in range(workers)
+        ]
+        try:
+            returned = self.launcher.launch(overrides, initial_job_idx=0)
+        except UserError:
+            raise
+        except Exception as error:  # whatever an engine raises; the ledger knows what is missing
+            return f"the launcher failed: {type(error).__name__}: {error}"
+        for result in returned:
+            if result.status is JobStatus.FAILED:
+                problem = result._return_value
+                if isinstance(problem, UserError):
+                    raise problem
+                return f"a worker ended early: {type(problem).__name__}: {problem}"
+        return None
+
+    def _actions(self, view: View) -> dict[str, Action]:
+        wanted = wanted_of(self.command, view)
+        return actions_of(view, wanted, self.by, self.command.settings.retries)
+
+    def _shown(self, view: View) -> dict[str, Shown]:
+        planned, most = self.command.trials.planned, self.command.trials.epochs
+        return {
+            p.fingerprint: shown(
+                p.name,
+                planned[p.fingerprint].epochs if p.fingerprint in planned else most,
+                view.trials.get(p.fingerprint),
+            )
+            for p in wanted_of(self.command, view)
+        }
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals += 1
+        if self.signals > 1:
+            _leave_at_once()
+        self.stopping = True
+        worker.STOP.set()
+        launchers.stop(self.launcher)
+        if self.follower is not None:
+            self.follower.stop_trials("Ctrl-C")
+
+
+def wanted_of(command: Command, view: View) -> list[Planned]:
+    """The trials of a command that are known by now, in order."""
+    if command.is_search:
+        return [Planned(p.fingerprint, p.overrides, title(p.overrides)) for p in view.points]
+    return [Planned(k, p.point, p.title) for k, p in command.trials.planned.items()]
+
+
+def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
+    """Check what needs torch, of the trials that are still to be run."""
+    trials = command.trials
+    kinds = set(trials.samples)
+    if not command.is_search:
+        done = {key for key, trial in view.trials.items() if trial.state in DONE}
+        kinds &= {p.kind for key, p in trials.planned.items() if key not in done}
+    elif len(view.points) >= command.total:
+        kinds = set()
+    samples = dict(trials.samples[kind] for kind in trials.samples if kind in kinds)
+    if not samples:
+        return
+    elsewhere = not launchers.on_this_machine(launcher)
+    if launchers.in_process(launcher):
+        child.check(samples, elsewhere)
+    else:
+        child.in_child("check", samples, elsewhere)
+
+
+def _list(command: Command, view: View) -> None:
+    """What would be done with each trial, to stdout; nothing is written anywhere."""
+    observer = Observer(time.monotonic)
+    wanted = wanted_of(command, view)
+    trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
+    forgiven = forgivable(trial for trial in trials.values() if trial is not None)
+    actions = {
+        key: next_action(
+            trial,
+            gone=trial is not None and trial.state == RUNNING and observer.is_gone(trial),
+            forgiven=forgiven.get(key, 0),
+            retries=command.settings.retries,
+        )
+        for key, trial in trials.items()
+    }
+    print(notices.overview(actions, command.total))
+    for planned in wanted:
+        key = planned.fingerprint
+        print("  " + notices.line(planned.name, actions[key], trials[key], command.objective))
+
+
+def _progress(view: View) -> tuple[int, ...]:
+    """Changes whenever a worker has done anything worth launching it for."""
+    trials = view.trials.values()
+    ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
+    return len(view.points), ended, sum(trial.number for trial in trials)
+
+
+def _store_exists(command: Command) -> bool:
+    """Whether looking for the sweep leaves nothing behind that was not there."""
+    config = command.config
+    return config.tracking.uri is not None or (Path(config.output_dir) / "mlflow.db").exists()
+
+
+def _leave_at_once() -> None:
+    """End this process and those that it started; the ledger stays as it is."""
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")
+    os._exit(INTERRUPTED)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
