@@ -1,0 +1,109 @@
+"""Which trials a sweep has, and that each is checked before any starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.axes import Plan, parse
+from mnist_hydra.sweep.compose import Composer
+from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
+from mnist_hydra.sweep.settings import SweepConfig
+
+
+@pytest.fixture(scope="module")
+def composer() -> Iterator[Composer]:
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        yield Composer(loader, "config")
+
+
+def trials_of(composer: Composer, *arguments: str) -> Trials:
+    plan = parse(arguments, composer.options)
+    return check_points(plan, plan.points(), composer)
+
+
+def plan_of(composer: Composer, *arguments: str) -> Plan:
+    return parse(arguments, composer.options)
+
+
+def test_every_point_is_a_trial_in_the_order_of_the_command_line(composer: Composer) -> None:
+    trials = trials_of(composer, "model=model1,model2", "seed=1,2", "epochs=3")
+    titles = [planned.title for planned in trials.planned.values()]
+    assert titles == [f"model=model{m}, seed={s}" for m in (1, 2) for s in (1, 2)]
+    assert trials.epochs == 3 and not trials.holdout and not trials.repeated
+
+
+def test_points_that_come_to_the_same_configuration_are_one_trial(composer: Composer) -> None:
+    trials = trials_of(composer, "model=model3", "dropout=0.04,null,0.02")
+    assert [planned.title for planned in trials.planned.values()] == [
+        "dropout=0.04",
+        "dropout=0.02",
+    ]
+    assert trials.repeated == [("dropout=null", "dropout=0.04")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dropout=0.02,1.5"], "trial dropout=1.5: dropout=1.5 is not valid"),
+        (["model=model1,model9"], "trial model=model9: .*model9"),
+        (["lr=0.1,nan", "seed=1,2"], "trial lr=nan, seed=1"),
+        (["sede=1,2"], "trial sede=1: .*sede"),
+        (["seed=1,2", "resume=abc"], "resume=abc"),
+    ],
+)
+def test_a_bad_value_names_its_trial(
+    composer: Composer, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trials_of(composer, *arguments)
+
+
+def test_trials_that_differ_in_checked_numbers_alone_are_looked_at_once(composer: Composer) -> None:
+    trials = trials_of(composer, "model=model1,model3", "lr=0.1,0.2", "dropout=0.1,0.2", "seed=1,2")
+    assert [title for title, _ in trials.samples.values()] == [
+        f"model={model}, lr=0.1, dropout=0.1, seed=1" for model in ("model1", "model3")
+    ]
+
+
+def test_a_search_is_checked_at_each_value_and_end_of_each_axis(composer: Composer) -> None:
+    plan = plan_of(composer, "model=choice(model1,model2)", "lr=interval(0.1,0.2)", "seed=range(2)")
+    found = corners(plan)
+    assert found[0] == ("model=model1", "lr=0.1", "seed=0")
+    assert ("model=model2", "lr=0.1", "seed=0") in found
+    assert ("model=model1", "lr=0.1", "seed=1") in found
+    [upper] = {point[1] for point in found} - {"lr=0.1"}
+    assert 0.1999 < float(upper.removeprefix("lr=")) < 0.2
+    assert len(found) == 4
+
+
+def test_an_end_of_an_interval_that_no_trial_can_have_is_named(composer: Composer) -> None:
+    plan = plan_of(composer, "dropout=interval(0,1.5)")
+    with pytest.raises(UserError, match="trial dropout=1.4"):
+        check_points(plan, corners(plan), composer)
+
+
+def test_a_grid_ranks_by_the_hold_out_where_there_is_one(composer: Composer) -> None:
+    settings = SweepConfig()
+    with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
+    assert objective(settings, "grid", with_val) == "val/acc"
+    assert objective(settings, "grid", trials_of(composer, "seed=1,2")) == "test/acc_last"
+    some = trials_of(composer, "data.val_size=0,5000")
+    assert objective(settings, "grid", some) == "test/acc_last"
+
+
+def test_a_search_never_chooses_on_the_test_set(composer: Composer) -> None:
+    without = trials_of(composer, "seed=1,2")
+    with pytest.raises(UserError, match="data.val_size=0; right: data.val_size=5000"):
+        objective(SweepConfig(), "search", without)
+    with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
+    assert objective(SweepConfig(), "search", with_val) == "val/acc"
+    with pytest.raises(UserError, match="test set"):
+        objective(SweepConfig(objective="test/acc"), "search", with_val)
