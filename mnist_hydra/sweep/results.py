@@ -17,8 +17,7 @@ from mnist_hydra.sweep.student_t import half_width, mean
 from mnist_hydra.sweep.trial import FINISHED, PRUNED
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Group
 
 SEED = "seed"
 PROGRAM = ("python", "-m", "mnist_hydra.train")
@@ -184,28 +183,6 @@ def csv_text(results: Results) -> str:
     return file.getvalue()
 
 
-def show(
-    results: Results,
-    console: Console,
-    limit: int | None = MAX_ROWS,
-    program: Sequence[str] = PROGRAM,
-) -> None:
-    """Print everything: a table on a terminal, plain lines elsewhere; the command is never cut.
-
-    Args:
-        limit: how many configurations and trials without a rank are listed; `None` for all.
-        program: see `best_command`.
-    """
-    above, *plain = lines(results, limit)
-    texts = [above] if console.is_terminal else [above, *plain]
-    for text in texts:
-        console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)
-    if console.is_terminal and results.rows:
-        console.print(table(results, limit))
-    for text in footer(results, limit, program):
-        console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)
-
-
 def heading(results: Results) -> str:
     """What the table is ranked by."""
     on = {"val": " on the hold-out", "test": " on the test set"}
@@ -216,12 +193,13 @@ def heading(results: Results) -> str:
     return f"Configurations by {results.objective}{where} ({how}{when}){warning}"
 
 
-def table(results: Results, limit: int | None = MAX_ROWS) -> Table:
-    """The ranking as a rich table, to be shown below its heading.
+def table(results: Results, limit: int | None = MAX_ROWS) -> Group:
+    """The ranking for a terminal: what it is ranked by, and a rich table.
 
     Args:
         limit: how many configurations at most; `None` for all.
     """
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -231,7 +209,7 @@ def table(results: Results, limit: int | None = MAX_ROWS) -> Table:
     for row in results.rows[:limit]:
         style = "bold" if row.rank == 1 and not results.on_test_set else ""
         shown.add_row(*(Text(cell) for cell in _cells(results, row)), style=style)
-    return shown
+    return Group(Text(heading(results), style="bold"), shown)
 
 
 def lines(results: Results, limit: int | None = MAX_ROWS) -> list[str]:
