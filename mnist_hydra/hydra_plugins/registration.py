@@ -1,0 +1,25 @@
+"""Makes this project's sweepers and launchers known to Hydra, whose scan misses some installs."""
+
+from __future__ import annotations
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+
+
+def register() -> None:
+    """Register them all; to be called before Hydra composes.
+
+    An installed plugin of another project with a launcher of the same name would otherwise have
+    Hydra check our settings against its own, and refuse them.
+    """
+    known = Plugins.instance()  # its scan executes plugin modules anew, so it has to come first
+    from .joblib_launcher import JoblibLauncher
+    from .ray_launcher import RayLauncher
+    from .slurm_launcher import SlurmLauncher
+    from .sweepers import GridSweeper, SearchSweeper
+
+    for plugin in (GridSweeper, SearchSweeper, JoblibLauncher, RayLauncher, SlurmLauncher):
+        known.register(plugin)
+    others = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for name in ("joblib", "ray", "slurm"):
+        others.pop(f"{name}.yaml", None)

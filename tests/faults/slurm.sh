@@ -1,0 +1,93 @@
+#!/bin/sh
+# Starts a real Slurm cluster of one node on loopback in a folder of its own, or stops it by its pids.
+# It must never touch another Slurm or munge of the machine, nor listen on any other interface.
+#
+#   slurm.sh start FOLDER CPUS    needs root and Debian's slurm-wlm and munge; prints SLURM_CONF's value
+#   slurm.sh stop FOLDER
+set -eu
+
+action=$1
+folder=$2
+
+pids() {
+    cat "$folder"/slurmctld.pid "$folder"/slurmd.pid "$folder"/munged.pid 2>/dev/null || true
+}
+
+if [ "$action" = stop ]; then
+    for pid in $(pids); do
+        kill "$pid" 2>/dev/null || true
+    done
+    for pid in $(pids); do
+        for _ in $(seq 50); do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -9 "$pid" 2>/dev/null || true
+    done
+    exit 0
+fi
+
+cpus=$3
+node=$(hostname -s)
+mkdir -p "$folder/state" "$folder/spool"
+chmod 0755 "$folder"
+
+free_ports() {
+    python3 - <<'PY'
+import socket
+sockets = [socket.socket() for _ in range(2)]
+for s in sockets:
+    s.bind(("127.0.0.1", 0))
+print(*[s.getsockname()[1] for s in sockets])
+PY
+}
+set -- $(free_ports)
+
+head -c 1024 /dev/urandom > "$folder/munge.key"
+chmod 0400 "$folder/munge.key"
+munged --force --num-threads=2 --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+    --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
+
+cat > "$folder/slurm.conf" <<CONF
+ClusterName=faults
+SlurmctldHost=$node(127.0.0.1)
+SlurmctldPort=$1
+SlurmdPort=$2
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge.socket
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+ReturnToService=2
+MinJobAge=30
+KillWait=5
+SchedulerParameters=sched_interval=2,batch_sched_delay=0
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
+PartitionName=faults Nodes=$node Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
+CONF
+
+export SLURM_CONF="$folder/slurm.conf"
+slurmctld
+slurmd -N "$node"
+for _ in $(seq 100); do
+    [ "$(sinfo -h -o %T 2>/dev/null)" = idle ] && { echo "$SLURM_CONF"; exit 0; }
+    sleep 0.2
+done
+echo "Slurm did not come up; see $folder/*.log" >&2
+tail -n 5 "$folder"/*.log >&2
+"$0" stop "$folder"
+exit 1
