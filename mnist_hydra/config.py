@@ -235,7 +235,10 @@ def _as_dict(config: Config, without: tuple[str, ...]) -> dict[str, Any]:
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     for key in ("composed", *without):
         del values[key]
-    return {k: asdict(v) if is_dataclass(v) else v for k, v in values.items()}  # type: ignore[arg-type]
+    return {
+        key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for key, value in values.items()
+    }
 
 
 def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any:

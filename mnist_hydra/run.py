@@ -47,7 +47,7 @@ class Hooks(Protocol):
     """How a sweep, or Ctrl-C, takes part in a training."""
 
     def should_stop(self) -> StopReason | None:
-        """Asked after every step, so it must be quick: a reason to checkpoint and end, or `None`."""
+        """Asked after every step: a reason to checkpoint and end at once, or `None`."""
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         """Told of every epoch once it is recorded: a reason to end, or `None`."""
@@ -99,6 +99,7 @@ def train_run(
         trainer.steps_per_epoch,
         len(trainer.dataset.train),
         label or config.model.name,
+        done_steps=progress.epoch * trainer.steps_per_epoch + progress.step,
         enabled=not quiet,
     ) as bar:
         trainer.on_step = bar.step

@@ -125,7 +125,7 @@ def _spare_dynamo() -> None:
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if method is not None and not hasattr(method, "__dynamo_disable"):
-            setattr(method, "__dynamo_disable", method)
+            vars(method)["__dynamo_disable"] = method
 
 
 def _has_device(device: str, machine: Capability) -> bool:

@@ -32,8 +32,8 @@ def resolve(path: str, base: type[T], key: str) -> type[T]:
         module = importlib.import_module(module_name)
     except Exception as error:  # it may be the user's own file
         raise UserError(
-            f"{key}={path}: {type(error).__name__}: {error}; right: a class in a module that can be imported "
-            f"(a file beside the YAML of --config-dir can)"
+            f"{key}={path}: {type(error).__name__}: {error}; right: a class in a module "
+            f"that can be imported (a file beside the YAML of --config-dir can)"
         ) from None
     found: Any = getattr(module, name, None)
     if not (inspect.isclass(found) and issubclass(found, base)):

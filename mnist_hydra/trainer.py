@@ -121,9 +121,9 @@ class Trainer:
             progress.lr = float(self.optimizer.param_groups[0]["lr"])
         self.model.train()
         for images, labels in self._batches(progress.epoch, progress.step):
-            loss, right = self._step(images, labels)
-            progress.losses[progress.step].copy_(loss)
-            progress.correct += right
+            step_loss, right = self._step(images, labels)
+            progress.losses[progress.step].copy_(step_loss)
+            progress.correct.add_(right)
             progress.step += 1
             self.on_step()
             reason = should_stop()
