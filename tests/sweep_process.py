@@ -57,7 +57,7 @@ def plan(*overrides: str) -> list[Planned]:
 class TinyTrial:
     """Does what its override says, epoch by epoch, and writes down in a file what it did.
 
-    `do=train`, `do=raise`, `do=raise-once`, `do=exit`, `do=die` (kill -9 in epoch 2), `do=die-once`,
+    `do=train`, `do=raise`, `do=raise-once`, `do=exit`, `do=die` (kill -9 in epoch 2),
     `do=stay` (until told to stop), `do=hang` (in Python), `do=hang-hard` (where no signal helps).
     """
 
@@ -67,15 +67,18 @@ class TinyTrial:
         self._epochs = epochs
 
     def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+        watch.epochs = self._epochs
         what = planned.overrides[0].removeprefix("do=").split("#")[0]
         first = 1
-        tag = self._client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
+        run = self._client.get_run(run_id)
+        again = "claim/2" in run.data.params
+        tag = run.data.tags.get(CHECKPOINT_TAG)
         if resume and tag is not None:
             first = json.loads(tag)["epoch"] + 1
         print(f"from epoch {first}")
         for epoch in range(first, self._epochs + 1):
             self._note(f"{planned.name} {epoch}")
-            self._misbehave(what, epoch, resume)
+            self._misbehave(what, epoch, again)
             stopped = watch.should_stop()
             while what == "stay" and stopped is None:
                 time.sleep(0.01)
@@ -93,12 +96,12 @@ class TinyTrial:
                 return stopped.value
         return "finished"
 
-    def _misbehave(self, what: str, epoch: int, resume: bool) -> None:
-        if what == "raise" or (what == "raise-once" and not resume):
+    def _misbehave(self, what: str, epoch: int, again: bool) -> None:
+        if what == "raise" or (what == "raise-once" and not again):
             raise RuntimeError("as it was told to")
         if what == "exit":
             raise SystemExit(3)
-        if what in ("die", "die-once") and epoch == 2 and not (what == "die-once" and resume):
+        if what == "die" and epoch == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "hang":
             time.sleep(600)
@@ -116,11 +119,10 @@ def work(
 ) -> None:
     """What a worker process does in these tests."""
     client = MlflowClient(uri)
-    epochs = rules.setdefault("epochs", 3)
     ledger = Ledger(client, experiment_id, parent)
     stop = threading.Event()
     with stopping_on_signals(stop):
-        pull(ledger, Grid(planned), TinyTrial(client, journal, epochs), Rules(**rules), stop)
+        pull(ledger, Grid(planned), TinyTrial(client, journal, 3), Rules(**rules), stop)
 
 
 def race(uri: str, start: Barrier, action: Callable[..., Any], *arguments: Any) -> None:

@@ -49,7 +49,6 @@ class Watch:
         ledger: of the sweep.
         trial: as `Ledger.claim` returned it.
         by: the sweeper's token.
-        epochs: that the trial is to have.
         stop: set where this process is asked to stop.
         timeout_s: time limit of the attempt, or `None`.
         prune: says after an epoch, from its number and metrics, whether to give the trial up.
@@ -62,7 +61,6 @@ class Watch:
         trial: Trial,
         *,
         by: str,
-        epochs: int,
         stop: threading.Event,
         timeout_s: float | None = None,
         prune: Callable[[int, dict[str, float]], bool] | None = None,
@@ -72,7 +70,8 @@ class Watch:
         self._ledger = ledger
         self._trial = trial
         self._by = by
-        self._epochs = epochs
+        self.epochs: int | None = None
+        """How many the trial is to have; the training says."""
         self._stop = stop
         self._timeout_s = timeout_s
         self._prune = prune
@@ -111,7 +110,7 @@ class Watch:
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         """Told of every epoch; after the last one there is nothing left to stop."""
         reason = self.should_stop()
-        if epoch >= self._epochs:
+        if epoch == self.epochs:
             return None
         if reason is None and self._prune is not None and self._prune(epoch, metrics):
             from mnist_hydra.trainer import StopReason

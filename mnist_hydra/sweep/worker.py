@@ -14,14 +14,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from omegaconf import DictConfig
+
+from mnist_hydra.config import settle
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, ClaimLost, TimedOut, Watch, timeout_text
 from mnist_hydra.sweep.decide import TO_DO, Action, in_order, next_action
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.liveness import Observer, Working
+from mnist_hydra.sweep.liveness import Observer, Working, made_here
 from mnist_hydra.sweep.transcript import Transcript
 from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT, Owner, Trial
 
@@ -29,6 +32,67 @@ STOP = threading.Event()
 """Set where this process is asked to stop: its trials write a checkpoint and end."""
 
 log = logging.getLogger(__name__)
+
+
+def work(cfg: DictConfig) -> None:
+    """Work on a sweep's trials, as the job of a launcher, until none is left that could be taken.
+
+    Args:
+        cfg: the job's configuration, with what the sweeper sets below `sweep`.
+    """
+    from mnist_hydra.checkpoint import DamagedCheckpoint  # torch, as whoever trains needs it
+    from mnist_hydra.run import train_run
+    from mnist_hydra.sweep.axes import parse
+    from mnist_hydra.sweep.compose import Composer
+    from mnist_hydra.sweep.sources import GridSource, SearchSource
+    from mnist_hydra.tracking import Tracker
+
+    config = settle(cfg)
+    settings = config.sweep
+    assert settings.parent is not None and settings.by is not None
+    tracker = Tracker(config)
+    ledger = Ledger(tracker.client, tracker.experiment_id, settings.parent)
+    composer = Composer.here()
+    plan = parse(settings.arguments, composer.options)
+    source: Source = (
+        SearchSource(ledger, plan, composer, settings, config.seed)
+        if settings.kind == "search"
+        else GridSource(plan, composer)
+    )
+
+    def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+        overrides = plan.overrides(planned.overrides)
+        trial = settle(composer.compose(overrides))
+        watch.epochs = trial.epochs
+
+        def go_on(resume: bool) -> str:
+            return train_run(
+                trial,
+                tracker,
+                run_id,
+                overrides=overrides,
+                hooks=watch,
+                resume=resume,
+                label=planned.name,
+                quiet=True,
+            ).state
+
+        try:
+            return go_on(resume)
+        except DamagedCheckpoint as damage:
+            log.warning("%s begins anew: %s", planned.name, damage)
+            return go_on(resume=False)
+
+    rules = Rules(
+        by=settings.by,
+        number=settings.worker or 0,
+        retries=settings.retries,
+        fail_fast=settings.fail_fast,
+        timeout_s=settings.trial_timeout_s,
+    )
+    # In the sweeper's own process the signals are the sweeper's.
+    with nullcontext() if made_here(settings.by) else stopping_on_signals():
+        pull(ledger, source, train, rules)
 
 
 @dataclass(frozen=True)
@@ -61,7 +125,12 @@ class Train(Protocol):
     """Trains one trial in its run."""
 
     def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
-        """Train, and say how it ended: `finished`, `interrupted`, `pruned` or `timeout`."""
+        """Train, and say how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
+
+        Args:
+            watch: the training's hooks; `watch.epochs` is to be set.
+            resume: whether there is a checkpoint to go on from.
+        """
 
 
 @dataclass(frozen=True)
@@ -72,7 +141,6 @@ class Rules:
     """The token of the sweeper that it belongs to."""
     number: int = 0
     """The worker's; workers that begin together have different ones."""
-    epochs: int = 1
     retries: int = 1
     fail_fast: bool = False
     timeout_s: float | None = None
@@ -216,7 +284,6 @@ def attempt(
         ledger,
         trial,
         by=rules.by,
-        epochs=rules.epochs,
         stop=stop,
         timeout_s=rules.timeout_s,
         prune=source.prune(trial),
@@ -225,7 +292,7 @@ def attempt(
     )
     try:
         with watch, transcript:
-            end = train(planned, trial.run_id, watch, trial.number > 1)
+            end = train(planned, trial.run_id, watch, trial.step >= 0)
         if end == TIMEOUT:
             error = timeout_text(rules.timeout_s)
     except ClaimLost as lost:
@@ -259,10 +326,11 @@ def _keep_evidence(
 
 def _free_memory() -> None:
     """Let go of what a failed training held, before the next one begins."""
-    gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch is not None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @contextmanager

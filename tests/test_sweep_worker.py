@@ -1,0 +1,305 @@
+"""Workers on real SQLite: several real processes share trials, die, are stopped and time out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mnist_hydra.sweep.decide import forgivable
+from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.liveness import myself, new_token
+from mnist_hydra.sweep.parent import elect_parent
+from mnist_hydra.sweep.trial import Trial
+from mnist_hydra.sweep.worker import Planned, Rules, pull
+from mnist_hydra.tracking import CHECKPOINT_TAG
+from tests.sweep_process import Grid, TinyTrial, ended, plan, processes, work
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+
+
+class Sweep:
+    """One sweep of tiny trials, worked on in this process or in others."""
+
+    def __init__(self, client: MlflowClient, name: str, folder: Path) -> None:
+        self.client = client
+        self.folder = folder
+        self.journal = folder / "journal"
+        self.experiment = client.create_experiment(name, artifact_location=folder.as_uri())
+        parent = elect_parent(client, self.experiment, "abc", name="sweep", tags={})
+        self.parent = parent.run_id
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.client, self.experiment, self.parent)
+
+    def trials(self) -> dict[str, Trial]:
+        return {trial.name: trial for trial in self.ledger().read().trials.values()}
+
+    def pull(
+        self,
+        planned: list[Planned],
+        *,
+        by: str = "one",
+        source: Grid | None = None,
+        stop: threading.Event | None = None,
+        epochs: int = 3,
+        **rules: Any,
+    ) -> None:
+        train = TinyTrial(self.client, self.journal, epochs)
+        settings = Rules(by, beat_s=0.2, **rules)
+        pull(self.ledger(), source or Grid(planned), train, settings, stop or threading.Event())
+
+    def start(self, planned: list[Planned], **rules: Any) -> BaseProcess:
+        settings = {"by": "one", "beat_s": 0.2, **rules}
+        uri = self.client.tracking_uri
+        process = processes().Process(
+            target=work,
+            args=(uri, self.experiment, self.parent, planned, self.journal),
+            kwargs=settings,
+        )
+        process.start()
+        return process
+
+    def journaled(self) -> list[tuple[str, int, int]]:
+        """Name, epoch and pid of every epoch that was begun."""
+        if not self.journal.exists():
+            return []
+        lines = [line.rsplit(" ", 2) for line in self.journal.read_text().splitlines()]
+        return [(name, int(epoch), int(pid)) for name, epoch, pid in lines]
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        limit = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < limit, "it did not come about"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def sweep(store: MlflowClient, request: pytest.FixtureRequest, tmp_path: Path) -> Sweep:
+    return Sweep(store, request.node.name, tmp_path)
+
+
+def test_several_processes_share_the_trials_and_train_each_once(sweep: Sweep) -> None:
+    planned = plan(*(f"do=train#{i}" for i in range(12)))
+    workers = [sweep.start(planned, number=number) for number in range(4)]
+    assert [ended(worker) for worker in workers] == [0] * 4
+    assert {trial.state for trial in sweep.trials().values()} == {"finished"}
+    epochs = Counter((name, epoch) for name, epoch, _ in sweep.journaled())
+    assert epochs == Counter({(p.name, epoch): 1 for p in planned for epoch in (1, 2, 3)})
+    assert len({pid for _, _, pid in sweep.journaled()}) > 1
+    runs = sweep.client.search_runs([sweep.experiment])
+    assert len(runs) == 1 + 12
+    assert {run.info.status for run in runs if run.info.run_id != sweep.parent} == {"FINISHED"}
+
+
+def test_another_process_goes_on_from_the_checkpoint_of_one_that_was_killed(sweep: Sweep) -> None:
+    planned = plan("do=stay", "do=train")
+    # Its first epoch is done, as if it had a checkpoint of it.
+    victim = sweep.start(planned)
+    sweep.wait_for(lambda: len(sweep.journaled()) == 1)
+    run_id = sweep.trials()["do=stay"].run_id
+    state = '{"slot": 0, "sha256": "", "epoch": 1, "step": 10}'
+    sweep.client.set_tag(run_id, CHECKPOINT_TAG, state)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    assert ended(victim) == -signal.SIGKILL
+
+    planned = [replace(planned[0], overrides=("do=train",)), planned[1]]
+    sweep.pull(planned, by="another")
+    trial = sweep.trials()["do=stay"]
+    assert (trial.state, trial.epoch, trial.run_id) == ("finished", 3, run_id)
+    assert [attempt.end for attempt in trial.attempts] == ["died", "finished"]
+    assert trial.attempts[1].from_step == 10
+    stayed = [(epoch, pid) for name, epoch, pid in sweep.journaled() if name == "do=stay"]
+    assert stayed == [(1, victim.pid), (2, os.getpid()), (3, os.getpid())]
+
+
+def test_a_trial_that_kills_its_process_three_times_is_given_up(sweep: Sweep) -> None:
+    planned = plan("do=die", "do=train")
+    exits = []
+    while not exits or exits[-1] != 0:
+        exits.append(ended(sweep.start(planned)))
+        assert len(exits) < 9
+    trial = sweep.trials()["do=die"]
+    # The first death brought a checkpoint, of epoch 1; three more did not.
+    assert exits == [-signal.SIGKILL] * 4 + [0]
+    assert [attempt.end for attempt in trial.attempts] == ["died"] * 4
+    assert sweep.trials()["do=train"].state == "finished"
+    assert sweep.client.get_run(trial.run_id).info.status == "FAILED"
+
+
+def test_a_worker_that_is_asked_to_end_interrupts_its_trial_and_another_resumes(
+    sweep: Sweep,
+) -> None:
+    planned = plan("do=stay")
+    worker = sweep.start(planned)
+    sweep.wait_for(lambda: len(sweep.journaled()) == 1)
+    worker.terminate()
+    assert ended(worker) == 0
+    trial = sweep.trials()["do=stay"]
+    assert trial.state == "interrupted"
+    assert sweep.client.get_run(trial.run_id).info.status == "KILLED"
+    sweep.pull([replace(planned[0], overrides=("do=train",))])
+    assert sweep.trials()["do=stay"].state == "finished"
+
+
+def test_a_stop_request_in_the_ledger_reaches_the_trials_of_that_sweeper_only(
+    sweep: Sweep,
+) -> None:
+    mine = sweep.start(plan("do=stay"), by="mine")
+    other = sweep.start(plan("do=nothing", "do=stay#2")[1:], by="other")
+    sweep.wait_for(lambda: len(sweep.journaled()) == 2)
+    sweep.ledger().stop("mine", "Ctrl-C")
+    assert ended(mine) == 0
+    states = {name: trial.state for name, trial in sweep.trials().items()}
+    assert states == {"do=stay": "interrupted", "do=stay#2": "running"}
+    other.terminate()
+    assert ended(other) == 0
+    assert sweep.trials()["do=stay#2"].state == "interrupted"
+
+
+def test_a_trial_hung_beyond_pythons_reach_ends_with_its_process(sweep: Sweep) -> None:
+    planned = plan("do=hang-hard", "do=train")
+    worker = sweep.start(planned, timeout_s=0.3, grace_s=0.3, retries=0)
+    assert ended(worker) == 1
+    trial = sweep.trials()["do=hang-hard"]
+    assert trial.state == "timeout"
+    assert "sweep.trial_timeout_s=0.3" in trial.error
+    sweep.pull(planned, retries=0)
+    assert sweep.trials()["do=hang-hard"].state == "timeout"
+    assert sweep.trials()["do=train"].state == "finished"
+
+
+def test_a_trial_hung_in_python_is_ended_and_the_next_one_trained(sweep: Sweep) -> None:
+    sweep.pull(plan("do=hang", "do=train"), timeout_s=0.3, grace_s=0.3, retries=0)
+    assert sweep.trials()["do=hang"].state == "timeout"
+    assert sweep.trials()["do=train"].state == "finished"
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_a_trial_past_its_time_limit_ends_by_itself_where_it_can(sweep: Sweep) -> None:
+    sweep.pull(plan("do=stay"), timeout_s=0.3, retries=0)
+    trial = sweep.trials()["do=stay"]
+    assert (trial.state, trial.error) == ("timeout", "took longer than sweep.trial_timeout_s=0.3")
+
+
+def test_a_failure_leaves_its_traceback_and_log_and_holds_up_nobody(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    sweep.pull(plan("do=raise", "do=train"))
+    trials = sweep.trials()
+    failed = trials["do=raise"]
+    assert [attempt.end for attempt in failed.attempts] == ["failed", "failed"]
+    assert failed.error.endswith("RuntimeError: as it was told to\n")
+    assert sweep.client.get_run(failed.run_id).info.status == "FAILED"
+    assert trials["do=train"].state == "finished"
+    for number in (1, 2):
+        kept = f"failures/attempt-{number}"
+        path = sweep.client.download_artifacts(failed.run_id, f"{kept}/traceback.txt", tmp_path)
+        assert "in _misbehave" in Path(path).read_text()
+        path = sweep.client.download_artifacts(failed.run_id, f"{kept}/log.txt", tmp_path)
+        assert "do=raise" in Path(path).read_text()
+        assert "from epoch 1" in Path(path).read_text()
+    # Trials that never began come before those that failed.
+    assert [name for name, _, _ in sweep.journaled()][1:4] == ["do=train"] * 3
+
+
+def test_a_failed_trial_is_tried_again_and_its_error_forgotten_when_it_works(
+    sweep: Sweep,
+) -> None:
+    sweep.pull(plan("do=raise-once"))
+    trial = sweep.trials()["do=raise-once"]
+    assert [attempt.end for attempt in trial.attempts] == ["failed", "finished"]
+    assert trial.error == ""
+
+
+def test_the_same_command_again_gives_failed_trials_fresh_attempts(sweep: Sweep) -> None:
+    sweep.pull(plan("do=raise", "do=exit"), by="one", retries=1)
+    sweep.pull(plan("do=raise", "do=exit"), by="one", retries=1)
+    assert {trial.number for trial in sweep.trials().values()} == {2}
+    ledger = sweep.ledger()
+    ledger.begin_command("two", forgivable(ledger.read().trials.values()))
+    sweep.pull(plan("do=raise", "do=exit"), by="two", retries=1)
+    assert {trial.number for trial in sweep.trials().values()} == {4}
+
+
+def test_with_fail_fast_the_first_final_failure_stops_everything(sweep: Sweep) -> None:
+    planned = plan("do=raise", *(f"do=train#{i}" for i in range(3)))
+    sweep.pull(planned, retries=0, fail_fast=True)
+    assert set(sweep.trials()) == {"do=raise"}
+    assert "do=raise" in sweep.ledger().read().stops["one"]
+    sweep.pull(planned, retries=0, fail_fast=True)
+    assert set(sweep.trials()) == {"do=raise"}
+
+
+def test_a_pruned_trial_is_recorded_with_the_epochs_that_it_did(sweep: Sweep) -> None:
+    class Pruning(Grid):
+        def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool]:
+            return lambda epoch, metrics: epoch == 2 and metrics["val/acc"] < 1
+
+    sweep.pull([], source=Pruning(plan("do=train")), epochs=5)
+    trial = sweep.trials()["do=train"]
+    assert (trial.state, trial.epoch) == ("pruned", 2)
+    assert trial.metrics == {"val/acc": 0.02}
+    assert sweep.client.get_run(trial.run_id).info.status == "KILLED"
+
+
+def test_a_trial_is_never_pruned_after_its_last_epoch(sweep: Sweep) -> None:
+    class Pruning(Grid):
+        def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool]:
+            return lambda epoch, metrics: epoch == 3
+
+    sweep.pull([], source=Pruning(plan("do=train")))
+    assert sweep.trials()["do=train"].state == "finished"
+
+
+def test_a_trial_of_a_living_owner_elsewhere_is_left_alone(sweep: Sweep) -> None:
+    planned = plan("do=train")
+    ledger = sweep.ledger()
+    owner = replace(myself(new_token()), host="another host")
+    trial = ledger.register(planned[0].fingerprint, planned[0].name, owner)
+    assert trial is not None
+    assert ledger.claim(trial, owner, "elsewhere") is not None
+    sweep.pull(planned)
+    assert sweep.trials()["do=train"].state == "running"
+    assert sweep.journaled() == []
+
+
+def test_who_lost_its_claim_stops_and_writes_nothing_more(sweep: Sweep) -> None:
+    planned = plan("do=stay")
+    thread = threading.Thread(target=sweep.pull, args=(planned,))
+    thread.start()
+    sweep.wait_for(lambda: len(sweep.journaled()) == 1)
+    trial = sweep.trials()["do=stay"]
+    ledger = sweep.ledger()
+    other = replace(myself(new_token()), host="another host")
+    assert ledger.claim(trial, other, "elsewhere") is not None  # took it for dead
+    thread.join(60)
+    assert not thread.is_alive()
+    now = sweep.trials()["do=stay"]
+    assert (now.state, now.number) == ("running", 2)
+    assert now.attempts[0].end is None
+
+
+def test_ctrl_c_in_this_process_marks_the_trial_interrupted(sweep: Sweep) -> None:
+    planned = plan("do=stay")
+    stop = threading.Event()
+    thread = threading.Thread(target=sweep.pull, args=(planned,), kwargs={"stop": stop})
+    thread.start()
+    sweep.wait_for(lambda: len(sweep.journaled()) == 1)
+    stop.set()
+    thread.join(60)
+    assert sweep.trials()["do=stay"].state == "interrupted"
