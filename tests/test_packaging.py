@@ -23,6 +23,8 @@ from tests.lower_bounds import requirements
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sysconfig.get_path("scripts"))
+# The tests that share the wheel run in one process, so that it is built once.
+WITH_THE_WHEEL = pytest.mark.xdist_group("wheel")
 HEAVY = ("torch", "torchvision", "albumentations", "cv2", "mlflow", "matplotlib", "optuna", "scipy")
 
 
@@ -67,6 +69,7 @@ def run(*words: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProces
     )
 
 
+@WITH_THE_WHEEL
 def test_a_wheel_trains_in_an_environment_that_has_no_checkout(
     installed: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +93,7 @@ def test_both_commands_work_from_any_folder(tmp_path: Path) -> None:
     assert "batch_size: 512" in module.stdout
 
 
+@WITH_THE_WHEEL
 def test_the_wheel_holds_every_module_and_every_configuration_file(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"mnist_hydra/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
@@ -110,6 +114,7 @@ def version() -> str:
     return str(ast.literal_eval(assigned.value))
 
 
+@WITH_THE_WHEEL
 def test_hydra_s_namespace_stays_open_to_other_plugins(wheel: Path) -> None:
     assert "hydra_plugins/__init__.py" not in zipfile.ZipFile(wheel).namelist()
 
