@@ -76,7 +76,11 @@ class SlurmLauncher(WorkerLauncher):
         threads = {"OMP_NUM_THREADS": str(self.parameters.get("cpus_per_task") or 1)}
         with ctrl_c_held():
             placed = [job.placed(threads) for job in jobs]
-            handles: list[Any] = self._executor().map_array(RequeueableRun(), placed)
+            try:
+                handles: list[Any] = self._executor().map_array(RequeueableRun(), placed)
+            except import_module("submitit.core.utils").FailedJobError as error:
+                why = str(error).splitlines()[0]
+                raise UserError(f"Slurm refuses the workers' jobs: {why}") from None
         self._queue.add(handle.job_id for handle in handles)
         return handles
 

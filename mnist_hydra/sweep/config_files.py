@@ -1,6 +1,6 @@
 """Takes the files of `--config-dir` along to a machine that does not share this one's disk.
 
-It takes YAML and Python files only, and writes nothing where the folder is already there.
+It takes YAML and Python files only, and writes nothing where the same files are there already.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def unpack(folders: Folders, sources: Iterable[ConfigSource]) -> dict[str, str]:
-    """Write what is missing on this machine to a temporary folder and point the sources there.
+    """Write what this machine does not have to temporary folders and point the sources there.
 
     Returns:
-        Old folder -> new folder, for those that were missing.
+        Old folder -> new folder, for those with a file that is missing here or differs.
     """
     moved: dict[str, str] = {}
     for folder, files in folders.items():
-        if os.path.isdir(folder):
+        if all(_holds(Path(folder, name), content) for name, content in files.items()):
             continue
         moved[folder] = tempfile.mkdtemp(prefix="mnist_hydra_config_")
         atexit.register(shutil.rmtree, moved[folder], ignore_errors=True)
@@ -75,3 +75,7 @@ def unpack(folders: Folders, sources: Iterable[ConfigSource]) -> dict[str, str]:
     for source in sources:
         source.path = moved.get(source.path, source.path)
     return moved
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
@@ -79,7 +80,8 @@ class WorkerJob:
         setup_globals()
         Singleton.set_state(self.singletons)
         loader = self.context.config_loader
-        moved = unpack(self.config_files, loader.get_sources())
+        global_loader = GlobalHydra.instance().config_loader()
+        moved = unpack(self.config_files, [*loader.get_sources(), *global_loader.get_sources()])
         config = loader.load_sweep_config(self.config, list(self.overrides))
         with open_dict(config):
             config.hydra.job.id = str(self.number)

@@ -10,6 +10,7 @@ import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -17,6 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.worker_job import WorkerDied, WorkerJob
 
 POLL_S = 1.0
@@ -90,14 +92,16 @@ class WorkerLauncher(Launcher):
                     job = running.pop(handle)
                     try:
                         results[job.number] = self.result(handle, job)
+                        continue
                     except WorkerDied as death:
-                        if lives and not self._stopping.is_set() and self.takes_one_more(running):
-                            lives -= 1
-                            say(f"worker {job.number} died and is started again: {death}")
+                        again = lives and not self._stopping.is_set()
+                        fate = "died and is started again" if again else "died"
+                        say(f"worker {job.number} {fate}: {death}")
+                        results[job.number] = job.ended(JobStatus.FAILED, death)
+                    if again and self.takes_one_more(running):
+                        lives -= 1
+                        with suppress(UserError):  # then it stays dead
                             running.update(zip(self.start([job]), [job], strict=True))
-                        else:
-                            say(f"worker {job.number} died: {death}")
-                            results[job.number] = job.ended(JobStatus.FAILED, death)
                 # A worker comes back when nothing is left for it, so none needs to begin then.
                 back = any(result.status is JobStatus.COMPLETED for result in results.values())
                 if waiting and (back or self._stopping.is_set()):
