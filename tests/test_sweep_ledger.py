@@ -21,6 +21,7 @@ from mnist_hydra.tracking import CHECKPOINT_TAG, COMMIT_TAG
 from tests.sweep_process import processes, race
 
 SWEEPER = "sweeper"
+pytestmark = pytest.mark.xdist_group("sweep_ledger")  # they share a store, which is slow to make
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from mnist_hydra.sweep.worker import Planned, Rules, pull
 from mnist_hydra.tracking import CHECKPOINT_TAG
 from tests.sweep_process import Grid, TinyTrial, ended, plan, processes, work
 
+pytestmark = pytest.mark.xdist_group("sweep_worker")  # they share a store, which is slow to make
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:

@@ -111,6 +111,8 @@ def is_to_prune(
     """
     if pruner == "none" or not own:
         return False
+    if math.isnan(own[max(own)]):
+        return True
     study = _study(minimize, pruner=_pruner(pruner))
     told = [other for other in others if other.history]
     if pruner == "median":
@@ -212,7 +214,7 @@ def _readable(value: Any, axis: Mapping[str, Any]) -> Any:
         return value
     low, high = float(axis["low"]), float(axis["high"])
     needed = math.log10(max(abs(low), abs(high)) / (high - low)) if high > low else 0.0
-    rounded = float(f"{value:.{4 + max(0, math.ceil(needed))}g}")
+    rounded = float(f"{value:.{4 + max(0, math.floor(needed))}g}")
     return min(max(rounded, low), high)
 
 
@@ -224,7 +226,7 @@ def _replay(study: optuna.Study, result: Result) -> bool:
     verdict = False
     for epoch in sorted(result.history):
         trial.report(result.history[epoch], epoch)
-        verdict = trial.should_prune()
+        verdict = bool(trial.should_prune())
     if result.state == FINISHED and result.objective is not None:
         study.tell(trial, result.objective)
     elif result.state == PRUNED:
