@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -78,7 +79,8 @@ class WorkerJob:
 
     def _run(self) -> JobReturn:
         setup_globals()
-        Singleton.set_state(self.singletons)
+        Singleton.set_state(self.singletons)  # which scans for plugins once more
+        import_module("hydra_plugins.mnist_hydra.registration").register()
         loader = self.context.config_loader
         global_loader = GlobalHydra.instance().config_loader()
         moved = unpack(self.config_files, [*loader.get_sources(), *global_loader.get_sources()])
