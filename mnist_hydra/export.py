@@ -57,5 +57,6 @@ def log_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
             signature=signature,
             input_example=example,
             serialization_format="pt2",
+            step=trainer.progress.epoch,
             pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
         )

@@ -40,6 +40,11 @@ LINES = {  # colour, dash and marker: apart without any colour, too
     "test": (VERMILLION, "-.", "^"),
     "lr": (BLUE, "-", "o"),
 }
+VALUE_LABELS = {
+    "loss": "loss",
+    "accuracy": "accuracy (%)",
+    "learning rate": "at the epoch's first step",
+}
 ACCURACY_TICKS = (
     *(0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 99.7, 99.8, 99.9),
     *(99.95, 99.97, 99.98, 99.99, 100),
@@ -87,7 +92,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def confusion_matrix(counts: Integers) -> Figure:
+def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
     """Draw which class was taken for which, with every count written out.
 
     Only mistakes are coloured by their number, since the right answers outnumber them a hundred
@@ -95,6 +100,7 @@ def confusion_matrix(counts: Integers) -> Figure:
 
     Args:
         counts: integers [C, C], a row for each true class, a column for each predicted one.
+        of: what was classified.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -110,7 +116,7 @@ def confusion_matrix(counts: Integers) -> Figure:
     cell = 0.58
     side = cell * (classes + 1)
     width, height = side + 1.95, side + 1.7
-    subtitle = f"{right:,} of {total:,} right ({_percent(right, total, 2)})"
+    subtitle = f"{right:,} of {total:,} {of} right ({_percent(right, total, 2)})"
     figure = blank(width, height, "Confusion matrix", subtitle)
     axes = figure.add_axes(share((0.9, 0.25, side, side), width, height))
     heat = axes.imshow(
@@ -167,7 +173,11 @@ def confusion_matrix(counts: Integers) -> Figure:
 
 
 def misclassified_grid(
-    images: Images, true: Integers, predicted: Integers, confidence: Floats
+    images: Images,
+    true: Integers,
+    predicted: Integers,
+    confidence: Floats,
+    of: str = "images",
 ) -> Figure:
     """Draw the images that were taken for another class, the most confident mistakes first.
 
@@ -179,10 +189,11 @@ def misclassified_grid(
         true: integers [K].
         predicted: integers [K].
         confidence: float [K], the probability (0 to 1) that the model gave to its prediction.
+        of: what was classified.
     """
     mistakes = len(images)
     if not mistakes:
-        return only_words("Misclassified images", "Every image was classified correctly.")
+        return only_words(f"Misclassified {of}", "Every image was classified correctly.")
     order = np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")[:MOST_MISTAKES]
     shown = len(order)
     columns = min(max(shown, 5), 10)
@@ -195,7 +206,7 @@ def misclassified_grid(
         rows,
         columns,
         images.shape[1:],
-        "Misclassified images",
+        f"Misclassified {of}",
         f"{count}, the most confident first: true class → prediction, and its confidence",
         caption=30,
     )
@@ -273,7 +284,7 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[Floats, F
 
 def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> None:
     axes.set_title(kind.capitalize(), loc="left", fontsize=11, color=INK, pad=24)
-    axes.set_ylabel("accuracy (%)" if kind == "accuracy" else kind, fontsize=10, color=INK)
+    axes.set_ylabel(VALUE_LABELS[kind], fontsize=10, color=INK)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -143,6 +143,8 @@ class Progress:
             words.append((2, f"{metrics['images_per_s']:,.0f} images/s"))
         if epoch < self._epochs:
             words.append((3, f"{clock(self._left_s())} left"))
+        else:  # as wide, so that the last line leaves out what the others do
+            words.append((3, " " * len("0:00 left")))
         return words
 
     def _bar_words(self) -> list[tuple[int, str]]:

@@ -6,11 +6,14 @@ It joins training to tracking; a sweep takes part through `Hooks`.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -140,12 +143,15 @@ def complete(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
     worst = wrong[confidence[wrong].argsort(descending=True)]
     figures = {
         "learning_curves": pictures.learning_curves(trainer.progress.history),
-        "confusion_matrix": pictures.confusion_matrix(counts.view(CLASSES, CLASSES).numpy()),
+        "confusion_matrix": pictures.confusion_matrix(
+            counts.view(CLASSES, CLASSES).numpy(), "test images"
+        ),
         "misclassified": pictures.misclassified_grid(
             test.images[test.index[worst.numpy()], 0],
             truth[worst].numpy(),
             predicted[worst].numpy(),
             confidence[worst].numpy(),
+            "test images",
         ),
         "augmentation": pictures.augmentation_grid(*_augmented_examples(trainer)),
     }
@@ -224,6 +230,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
                 trainer=trainer,
             )
             if outcome.state == "finished":
+                print("drawing the pictures, exporting the model", file=sys.stderr)
                 complete(trainer, tracker, run_id)
     except BaseException as error:
         tracker.log_text(run_id, traceback.format_exc(), "traceback.txt")
@@ -284,13 +291,11 @@ def _record_end(trainer: Trainer, tracker: Tracker, run_id: str) -> dict[str, fl
     for digit in range(CLASSES):
         of_class = right[labels == digit]
         if len(of_class):
-            final[f"test/acc_class_{digit}"] = int(of_class.sum()) / len(of_class)
+            final[f"test/acc_class/{digit}"] = int(of_class.sum()) / len(of_class)
     tags = {PREFIX + "best_epoch": str(progress.best["epoch"])}
     if trainer.monitored == "test":
         final["test/acc_best"] = progress.best["value"]
-        tags[PREFIX + "selected_on"] = (
-            "test: test/acc_best is the best epoch on it"
-        )
+        tags[PREFIX + "selected_on"] = "test (test/acc_best is the best epoch's accuracy on it)"
     else:
         final |= {"test/acc": final["test/acc_last"], "test/loss": final["test/loss_last"]}
         final["val/acc_best"] = progress.best["value"]
@@ -315,7 +320,16 @@ def _augmented_examples(trainer: Trainer, rows: int = 8, draws: int = 8) -> tupl
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({os.uname().machine})" if hasattr(os, "uname") else str(device)
+    return f"{device} ({_processor()})"
+
+
+def _processor() -> str:
+    """The CPU's own name, or its architecture where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def _run_name(config: Config, overrides: list[str]) -> str:
@@ -361,14 +375,26 @@ def _checkpoint_to_resume(config: Config, tracker: Tracker, run_id: str) -> dict
 def _print_summary(outcome: Outcome, trainer: Trainer, tracker: Tracker) -> None:
     metrics, history = outcome.metrics, outcome.history
     seconds = sum(epoch["epoch_s"] for epoch in history)
-    lines = [f"test accuracy {metrics['test/acc_last']:.2%} after {len(history)} epochs"]
+    after = _count(len(history), "epoch")
+    lines = [f"test accuracy {_percent(metrics['test/acc_last'])} after {after}"]
     if "test/acc_best" in metrics:
-        lines.append(f"best epoch {metrics['test/acc_best']:.2%} (selected on the test set)")
+        best = _percent(metrics["test/acc_best"])
+        lines.append(f"best epoch {best} (selected on the test set)")
     else:
-        lines.append(f"val accuracy {metrics['val/acc']:.2%}")
+        lines.append(f"val accuracy {_percent(metrics['val/acc'])}")
     chosen = trainer.runtime
-    how = f"{chosen.device}, {chosen.precision}, {chosen.threads} threads"
-    lines.append(f"{seconds:.0f} s on {how}")
+    how = f"{chosen.device}, {chosen.precision}, {_count(chosen.threads, 'thread')}"
     print("; ".join(lines))
+    print(f"{seconds:.0f} s on {how}")
     print(f"run {outcome.run_id} in experiment {tracker.experiment_name}; look at it with")
     print(f"  {tracker.ui_command()}")
+    if tracker.is_local:
+        print(f"and open\n  {tracker.ui_page()}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)

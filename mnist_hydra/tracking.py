@@ -6,11 +6,13 @@ how MLflow keeps them.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,7 @@ DIRTY_TAG = PREFIX + "git_dirty"
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
 LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
 CONNECT_TIMEOUT_S = 5.0
+UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
 class Tracker:
@@ -86,8 +89,20 @@ class Tracker:
     def ui_command(self) -> str:
         """The one command that opens the UI on this store (for a server: its address)."""
         if not self.is_local:
-            return f"{self.uri}/#/experiments/{self.experiment_id}"
-        return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
+            return self.ui_page()
+        ours = Path(sys.executable).with_name("mlflow")
+        at_hand = shutil.which("mlflow") == str(ours)  # not where the environment is not activated
+        mlflow = ["mlflow"] if at_hand else [sys.executable, "-m", "mlflow"]
+        return shlex.join([*mlflow, "ui", "--backend-store-uri", self.uri])
+
+    def ui_page(self) -> str:
+        """The address of the experiment's runs in the UI.
+
+        Without its last part MLflow 3.17 opens any experiment on the pages for GenAI, whatever
+        its kind: https://github.com/mlflow/mlflow/issues/24498
+        """
+        root = UI_ADDRESS if self.is_local else self.uri.rstrip("/")
+        return f"{root}/#/experiments/{self.experiment_id}?workflowType=machine_learning"
 
     def create_run(self, name: str | None, tags: Mapping[str, str]) -> str:
         """Start an MLflow run and return its id."""
@@ -236,15 +251,17 @@ class Tracker:
 
 def provenance() -> dict[str, str]:
     """Tags that say what made a run: code, libraries, machine, command."""
-    tags = {f"{PREFIX}version.{name}": _version(name) for name in LIBRARIES}
-    tags[PREFIX + "version.python"] = platform.python_version()
+    tags = {
+        PREFIX + "command": shlex.join(["python", "-m", "mnist_hydra.train", *sys.argv[1:]]),
+        PREFIX + "host": platform.node(),
+        "mlflow.source.name": "mnist_hydra.train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
+    tags |= git_state()
     tags[PREFIX + "version.mnist_hydra"] = mnist_hydra.__version__
-    tags[PREFIX + "host"] = platform.node()
-    tags[PREFIX + "command"] = shlex.join(["python", "-m", "mnist_hydra.train", *sys.argv[1:]])
-    tags["mlflow.source.name"] = "mnist_hydra.train"
-    tags["mlflow.source.type"] = "LOCAL"
-    tags["mlflow.user"] = os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
-    return tags | git_state()
+    tags[PREFIX + "version.python"] = platform.python_version()
+    return tags | {f"{PREFIX}version.{name}": _version(name) for name in LIBRARIES}
 
 
 @cache
@@ -338,6 +355,13 @@ def _find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | N
             f"restore it with `mlflow experiments restore -x {found.experiment_id}`"
         )
     return str(found.experiment_id)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def _version(name: str) -> str:

@@ -70,6 +70,7 @@ def test_a_run_says_where_to_look(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert only_run(folder).info.run_id in printed
     assert f"mlflow ui --backend-store-uri sqlite:///{folder}/outputs/mlflow.db" in printed
+    assert "http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning" in printed
     assert "epoch" in printed
 
 
@@ -89,7 +90,7 @@ def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path,
     metrics = run.data.metrics
     assert metrics["test/acc_last"] == metrics["test/acc"]
     assert metrics["test/acc_best"] >= metrics["test/acc_last"]
-    assert {f"test/acc_class_{digit}" for digit in range(10)} <= set(metrics)
+    assert {f"test/acc_class/{digit}" for digit in range(10)} <= set(metrics)
     assert "val/acc" not in metrics
     params = run.data.params
     assert params["lr"] == "0.15" and params["dropout"] == "0.04" and params["threads"] == "1"
