@@ -34,7 +34,7 @@ class Model1(nn.Module):
         The softmax runs over all 16 scores, as published, so a row sums to a little less than one;
         scores 10 to 15 never leave the model.
         """
-        return F.log_softmax(self.layers(images).float(), dim=1)[:, :CLASSES]
+        return log_probabilities(self.layers(images))
 
 
 class Model2(nn.Module):
@@ -62,7 +62,7 @@ class Model2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: float [B, 1, 28, 28], normalised -> log-probabilities float32 [B, 10]."""
-        return F.log_softmax(self.layers(images).float(), dim=1)
+        return log_probabilities(self.layers(images))
 
 
 class Model3(Model2):
@@ -70,6 +70,11 @@ class Model3(Model2):
 
     def __init__(self, dropout: float = 0.04) -> None:
         super().__init__(dropout)
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """scores: float [B, 10 or more] -> log-probabilities float32 [B, 10] of a softmax over all."""
+    return F.log_softmax(scores.float(), dim=1)[:, :CLASSES]
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

@@ -1,0 +1,164 @@
+"""Compiles kernel.c for one architecture, once, and loads it.
+
+Where that cannot be done it says why; it must never stop a run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+SOURCE = Path(__file__).with_name("kernel.c")
+FLAGS = ("-std=gnu11", "-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
+LANES = 16
+"""Channels that a pixel has room for."""
+CHUNK = 8
+"""Samples that are summed up together, as in kernel.c."""
+TIMEOUT_S = 120
+
+
+class Unavailable(Exception):
+    """There is no kernel for this model on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`Shape` of kernel.c."""
+
+    k: int
+    pad: int
+    ci: int
+    co: int
+    raw: int
+    inner: int
+    out: int
+    slope_in: float
+    slope_out: float
+
+    def as_c(self) -> str:
+        sizes = (self.k, self.pad, self.ci, self.co, self.raw, self.inner, self.out)
+        fits = (_in_registers(self.inner), _in_registers(self.out))
+        return ", ".join(str(value) for value in (*sizes, *fits, self.slope_in, self.slope_out))
+
+
+class Task(ctypes.Structure):
+    """`Task` of kernel.c."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("images", "x", "y", "weight", "flipped")],
+        *[(name, ctypes.c_void_p) for name in ("before", "after", "gy", "gx", "gweight")],
+        ("sums", ctypes.c_void_p),
+        ("key", ctypes.c_int32 * 2),
+        *[(name, ctypes.c_int32) for name in ("threshold", "n", "threads")],
+        ("scale", ctypes.c_float),
+    ]
+
+
+Call = Callable[[Task], None]
+
+
+def load(shapes: Sequence[Shape], folder: Path) -> tuple[list[Call], list[Call]]:
+    """Each stage's forward and backward function, compiled unless `folder` has them already.
+
+    A damaged file is compiled anew. Processes that ask at the same time compile once. The file's
+    name tells source, shapes and CPU, so that a folder shared by different machines is no danger.
+
+    Raises:
+        Unavailable: no compiler, a compiler that fails, or a folder that cannot be written.
+    """
+    stages = " ".join(f"STAGE({i}, {shape.as_c()})" for i, shape in enumerate(shapes))
+    identity = "\0".join((SOURCE.read_text(), " ".join(FLAGS), stages, _cpu(), _openmp() or ""))
+    library = folder / f"kernel-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    try:
+        loaded = _loaded(library)
+        if loaded is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{library}.lock", timeout=TIMEOUT_S):
+                loaded = _loaded(library)
+                if loaded is None:
+                    _compile(library, stages)
+                    loaded = ctypes.CDLL(str(library))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(str(error)) from error
+    numbers = range(len(shapes))
+    forward = [_function(loaded, f"forward_{i}") for i in numbers]
+    return forward, [_function(loaded, f"backward_{i}") for i in numbers]
+
+
+def _loaded(library: Path) -> ctypes.CDLL | None:
+    """A library that was compiled before, or `None` where it is missing or damaged."""
+    try:
+        return ctypes.CDLL(str(library)) if library.exists() else None
+    except OSError:
+        return None
+
+
+def _function(library: ctypes.CDLL, name: str) -> Call:
+    function = library[name]
+    function.argtypes, function.restype = [ctypes.POINTER(Task)], None
+    return function
+
+
+def _compile(library: Path, stages: str) -> None:
+    name = compiler()
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        built = Path(scratch) / library.name
+        command = [name, *FLAGS, f"-DSTAGES={stages}", "-o", str(built), str(SOURCE)]
+        openmp = _openmp()
+        if openmp is not None:  # torch's own: a second one would bring a second set of threads
+            command += ["-Wl,--as-needed", openmp]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+        if done.returncode != 0:
+            first = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+            raise Unavailable(f"{Path(name).name} fails: {first}")
+        os.replace(built, library)
+
+
+def compiler() -> str:
+    """The C compiler: `$CC`, gcc, clang or cc.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    for name in (os.environ.get("CC"), "gcc", "clang", "cc"):
+        found = shutil.which(name) if name else None
+        if found is not None:
+            return found
+    raise Unavailable("there is no C compiler (gcc, clang or cc)")
+
+
+def _openmp() -> str | None:
+    """The OpenMP library that torch brings, where it does."""
+    root = Path(torch.__file__).parent
+    for folder in (root / "lib", root.parent / "torch.libs"):
+        for found in sorted(folder.glob("libgomp*.so*")):
+            return str(found)
+    return None
+
+
+def _cpu() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+
+
+def _in_registers(side: int) -> int:
+    """How many pixels of a row to work on at once: the largest divisor of the row up to 14."""
+    return max(count for count in range(1, 15) if side % count == 0)

@@ -1,0 +1,71 @@
+"""Cuts an architecture into the stages that the compiled kernel knows. It computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mnist_hydra.kernel import LANES, Shape, Unavailable
+from mnist_hydra.layers import Dropout
+from mnist_hydra.models import Model1, Model2, Model3
+
+SIDE = 28
+
+
+@dataclass
+class Stage:
+    """A convolution, what is done to its input, and the BatchNorm that its output goes into."""
+
+    conv: nn.Conv2d | None
+    """`None` hands its 16 channels on."""
+    raw: int
+    """Side of the input, `inner` after pooling."""
+    inner: int
+    dropout: Dropout | None
+    slope_in: float
+    slope_out: float = 1.0
+    norm: nn.BatchNorm2d | None = None
+
+    @property
+    def shape(self) -> Shape:
+        conv, slopes = self.conv, (self.slope_in, self.slope_out)
+        if conv is None:
+            return Shape(1, 0, LANES, LANES, self.raw, self.inner, self.inner, *slopes)
+        k, pad = conv.kernel_size[0], int(conv.padding[0])
+        out, ends = self.inner + 2 * pad - k + 1, (conv.in_channels, conv.out_channels)
+        return Shape(k, pad, *ends, self.raw, self.inner, out, *slopes)
+
+
+def stages(model: nn.Module) -> list[Stage]:
+    """The stages of one of our architectures, in order.
+
+    The average pool becomes a mean after the last stage: it commutes with Model2's 1x1 convolution
+    to the scores; Model1, which has none, gets a stage that only hands on.
+
+    Raises:
+        Unavailable: the model is none of ours.
+    """
+    if type(model) not in (Model1, Model2, Model3):
+        raise Unavailable(f"it is made for Model1, Model2 and Model3, not {type(model).__name__}")
+    layers: Any = model.layers
+    found: list[Stage] = []
+    side, pool, slope = SIDE, 1, 1.0
+    dropout: Dropout | None = None
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Flatten) and found[-1].norm):
+            conv = layer if isinstance(layer, nn.Conv2d) else None
+            found.append(Stage(conv, side, side // pool, dropout, slope))
+            side, pool, slope, dropout = found[-1].shape.out, 1, 1.0, None
+        elif isinstance(layer, nn.BatchNorm2d):
+            found[-1].norm = layer
+        elif isinstance(layer, nn.LeakyReLU):
+            slope = layer.negative_slope
+        elif isinstance(layer, nn.ReLU):
+            found[-1].slope_out = 0.0
+        elif isinstance(layer, nn.MaxPool2d):
+            pool = 2
+        elif isinstance(layer, Dropout):
+            dropout = layer
+    return found
