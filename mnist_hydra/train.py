@@ -42,6 +42,9 @@ def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
 
 def main() -> None:
     """The console script `mnist-train`."""
+    from hydra_plugins.mnist_hydra.registration import register
+
+    register()
     task()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mnist_hydra.sweep.decide import Action
-from mnist_hydra.sweep.notices import line, other_origin, overview
+from mnist_hydra.sweep.notices import line, other_origin, outcome, overview
 from mnist_hydra.sweep.trial import Attempt, Trial
 
 COMMIT = "mlflow.source.git.commit"
@@ -22,6 +22,13 @@ def test_the_overview_counts_what_becomes_of_the_trials() -> None:
     assert overview(actions, 4) == "4 trials: 1 to run, 1 to be continued, 2 done and skipped"
     assert overview({"1": Action.START}, 1) == "1 trial: 1 to run"
     assert overview({"1": Action.WAIT}, 9) == "9 trials: 1 run by another process, 8 to be proposed"
+
+
+def test_the_end_is_told_in_one_line() -> None:
+    done = {"1": Action.DONE, "2": Action.DONE}
+    assert outcome(done) == "2 of 2 trials done"
+    more = {"3": Action.GIVE_UP, "4": Action.RESUME, "5": Action.START}
+    assert outcome(done | more) == "2 of 5 trials done, 1 failed, 2 not finished"
 
 
 def test_each_trial_is_listed_with_what_will_be_done_and_why() -> None:

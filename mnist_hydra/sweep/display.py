@@ -71,9 +71,7 @@ def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]
         if was is not None and (was.state, was.attempts) == (now.state, now.attempts):
             continue
         if now.state == RUNNING:
-            how = f"goes on after epoch {now.epoch}" if now.epoch else "started"
-            again = f" (attempt {now.attempts})" if now.attempts > 1 else ""
-            told.append(f"{now.title}: {how}{again}")
+            told.append(f"{now.title}: {_begin(now)}")
         elif now.state in DONE:
             told.append(f"{now.title}: {now.state} after epoch {now.epoch}{_score(now)}")
         elif now.state in FAILURES:
@@ -200,6 +198,13 @@ class Display:
             table.add_row(f"and {len(running) - MAX_ROWS} more", "", "")
         parts = [table] if running else []
         return Group(*parts, Text(summary(list(self._views.values()), self._total, left_s)))
+
+
+def _begin(view: Shown) -> str:
+    if view.attempts <= 1:
+        return "started"
+    how = f"goes on after epoch {view.epoch}" if view.epoch else "started again"
+    return f"{how} (attempt {view.attempts})"
 
 
 def _score(view: Shown) -> str:

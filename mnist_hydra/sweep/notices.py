@@ -32,6 +32,20 @@ def overview(actions: Mapping[str, Action], total: int) -> str:
     return f"{total} trial{'' if total == 1 else 's'}: " + ", ".join(parts)
 
 
+def outcome(actions: Mapping[str, Action]) -> str:
+    """One line: how a sweep ended.
+
+    Args:
+        actions: what would be done with each trial, by fingerprint.
+    """
+    count = Counter(actions.values())
+    done, failed = count.pop(Action.DONE, 0), count.pop(Action.GIVE_UP, 0)
+    left = sum(count.values())
+    parts = [f"{done} of {len(actions)} trials done"]
+    parts += [f"{failed} failed"] if failed else []
+    return ", ".join([*parts, f"{left} not finished"] if left else parts)
+
+
 def line(title: str, action: Action, trial: Trial | None, objective: str) -> str:
     """What is to be done with one trial, and why."""
     return f"{WORDS[action]:<22}  {title}{_why(action, trial, objective)}"

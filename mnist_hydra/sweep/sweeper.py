@@ -118,6 +118,7 @@ class Sweep:
         forgiven = forgivable(known.values())
         if forgiven:
             self.ledger.begin_command(self.by, forgiven)
+            self.ledger = entry.ledger_of(self.tracker, self.parent)  # reads it afresh
             view = View(view.trials, view.points, view.stops, {self.by: forgiven})
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, notices.overview(self._actions(view), self.command.total))
@@ -138,7 +139,7 @@ class Sweep:
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             finish.complete_best(self.command, self.tracker, found, self.by, in_process)
-        _say(self.console, notices.overview(actions, self.command.total))
+        _say(self.console, notices.outcome(actions))
         finish.show(found)
         print(self.tracker.ui_command())
         if interrupted:
