@@ -287,6 +287,7 @@ def test_the_death_of_an_owner_is_recorded_for_all(ledger: Ledger) -> None:
     seen = bury(ledger, ledger.read(), Observer(lambda: 0.0))
     assert seen.trials["a"].state == "died"
     assert again(ledger).read().trials["a"].state == "died"
+    assert f"process {os.getpid()} on" in seen.trials["a"].error
 
 
 def test_an_owner_that_works_here_is_not_buried(ledger: Ledger, owner: Owner) -> None:

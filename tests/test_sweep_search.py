@@ -268,9 +268,10 @@ def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Co
     searching = source(ledger, composer, n_trials=9, pruner="median", objective_at="best")
     with Working() as owner:
         for number in range(6):
-            assert searching.propose(ledger.read())
-            ledger.stopped("")  # reads the parent afresh
-            point = ledger.read().points[number]
+            fresh = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id)
+            assert searching.propose(fresh.read())
+            fresh = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id)
+            point = fresh.read().points[number]
             trial = ledger.register(point.fingerprint, str(number), owner)
             assert trial is not None
             claimed = ledger.claim(trial, owner, "sweeper")

@@ -145,7 +145,6 @@ class Watch:
         if self._alarm_before is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._alarm_before)  # type: ignore[arg-type]
-        self._beating.join(timeout=2 * self._beat_s)
 
     def _beat(self) -> None:
         count = 0

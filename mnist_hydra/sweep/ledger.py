@@ -224,8 +224,8 @@ class Ledger:
 
     def stopped(self, token: str) -> str | None:
         """Why a sweeper's trials are to stop, read afresh; `None` if they are not."""
-        self._read_parent()
-        return self._tags.get(STOP_TAG + token)
+        tags: dict[str, str] = self.client.get_run(self.parent_id).data.tags
+        return tags.get(STOP_TAG + token)
 
     def propose(self, number: int, point: Point) -> bool:
         """Enter a search's point; false if that number was taken by another process."""

@@ -21,7 +21,7 @@ LONGEST_GAP_S = 10.0
 HIDDEN = -1.0
 """Start time of a process that is there but may not be looked at (another user's)."""
 
-_made_here: set[str] = set()
+_made_here: dict[str, int] = {}
 _working_here: set[str] = set()
 _nameless = secrets.token_hex(16)
 
@@ -29,13 +29,13 @@ _nameless = secrets.token_hex(16)
 def new_token() -> str:
     """A token for a sweeper or a worker of this process: 16 random hexadecimal digits."""
     token = secrets.token_hex(8)
-    _made_here.add(token)
+    _made_here[token] = os.getpid()
     return token
 
 
 def made_here(token: str | None) -> bool:
-    """Whether this very process made the token."""
-    return token in _made_here
+    """Whether this very process made the token, and not one that it was forked from."""
+    return token is not None and _made_here.get(token) == os.getpid()
 
 
 class Working:

@@ -26,7 +26,7 @@ class GridSource:
     """All combinations of a command line's axes."""
 
     def __init__(self, plan: Plan, composer: Composer) -> None:
-        found = {}
+        found: dict[str, Planned] = {}
         for point in plan.points():
             key = fingerprint(_settled(plan, composer, point))
             found.setdefault(key, Planned(key, point, title(point)))

@@ -163,6 +163,8 @@ def pull(
     observer = Observer(time.monotonic)
     turn = rules.number
     with Working() as owner:
+        if rules.number == 0:
+            tidy(ledger, ledger.read(), observer)
         while not stop.is_set():
             view = bury(ledger, ledger.read(), observer)
             if rules.by in view.stops:
@@ -193,13 +195,19 @@ def bury(ledger: Ledger, view: View, observer: Observer) -> View:
     changed = {}
     for fingerprint, trial in view.trials.items():
         if trial.state == RUNNING and observer.is_gone(trial):
-            ledger.end(trial, DIED)
+            ledger.end(trial, DIED, error=_death_notice(trial))
             now = ledger.read_trial(trial)
             if now is not None:
                 changed[fingerprint] = now
     if not changed:
         return view
     return View({**view.trials, **changed}, view.points, view.stops, view.forgiven)
+
+
+def _death_notice(trial: Trial) -> str:
+    claim = trial.attempts[-1].claim
+    assert claim is not None
+    return f"process {claim.owner.pid} on {claim.owner.machine} is gone (killed, out of memory?)"
 
 
 def tidy(ledger: Ledger, view: View, observer: Observer) -> None:
