@@ -1,0 +1,90 @@
+"""Every launcher brings the same sweep to its end: one trial raises, one worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.nine_trials import NineTrials, finish
+from tests.faults.ray_cluster import RayCluster
+from tests.faults.slurm import Slurm
+
+VICTIM = {"FAULTS_VICTIM": "1"}
+
+
+def test_in_process_the_same_command_goes_on_after_the_process_was_killed(
+    nine_trials: NineTrials, client: MlflowClient
+) -> None:
+    sweep = nine_trials.start(environment=VICTIM)
+    os.kill(nine_trials.victim(sweep), signal.SIGKILL)
+    assert finish(sweep)[0] == -signal.SIGKILL
+    code, said = finish(nine_trials.start(environment=VICTIM))
+    assert code == 1, said
+    assert "this dropout is refused once" in said
+    code, said = finish(nine_trials.start(environment=VICTIM))
+    assert code == 0, said
+    assert "8 done and skipped" in said
+    nine_trials.check(client)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["hydra/launcher=joblib"], id="joblib"),
+        pytest.param(["hydra/launcher=slurm", "hydra.launcher.cluster=local"], id="submitit-local"),
+    ],
+)
+def test_on_this_machine_a_killed_worker_costs_no_other_trial(
+    nine_trials: NineTrials, client: MlflowClient, launcher: list[str]
+) -> None:
+    launcher = [*launcher, "sweep.workers=2"]
+    sweep = nine_trials.start(*launcher, environment=VICTIM)
+    os.kill(nine_trials.victim(sweep), signal.SIGKILL)
+    _fails_once_and_then_ends(nine_trials, client, finish(sweep), launcher)
+
+
+def test_on_slurm_a_killed_job_costs_no_other_trial(
+    nine_trials: NineTrials, client: MlflowClient, slurm: Slurm
+) -> None:
+    launcher = ["hydra/launcher=slurm"]
+    environment = {**VICTIM, **slurm.environment}
+    sweep = nine_trials.start(*launcher, environment=environment)
+    os.kill(nine_trials.victim(sweep), signal.SIGKILL)
+    ended = finish(sweep)
+    assert not slurm.queue(), "nothing is left in Slurm's queue"
+    _fails_once_and_then_ends(nine_trials, client, ended, launcher, environment=environment)
+
+
+def test_on_ray_a_killed_node_costs_no_other_trial(
+    nine_trials: NineTrials, client: MlflowClient, ray_folder: Path
+) -> None:
+    with RayCluster(ray_folder, hidden=nine_trials.config, second_node=VICTIM) as cluster:
+        launcher = ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}"]
+        inside, environment = cluster.inside, cluster.environment
+        sweep = nine_trials.start(*launcher, inside=inside, environment=environment)
+        assert nine_trials.victim(sweep) in cluster.processes_of_second_node()
+        cluster.kill_second_node()
+        ended = finish(sweep)
+        _fails_once_and_then_ends(nine_trials, client, ended, launcher, inside, environment)
+
+
+def _fails_once_and_then_ends(
+    nine_trials: NineTrials,
+    client: MlflowClient,
+    ended: tuple[int, str],
+    launcher: list[str],
+    inside: list[str] | None = None,
+    environment: dict[str, str] | None = None,
+) -> None:
+    code, said = ended
+    assert code == 1, said
+    assert "this dropout is refused once" in said
+    again = nine_trials.start(*launcher, inside=inside or [], environment=environment or VICTIM)
+    code, said = finish(again)
+    assert code == 0, said
+    assert "8 done and skipped" in said
+    nine_trials.check(client)
