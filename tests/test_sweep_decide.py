@@ -55,6 +55,15 @@ def test_a_trials_next_step_follows_from_its_attempts(
     assert got is expected
 
 
+@pytest.mark.parametrize(("step", "expected"), [(-1, Action.RETRY), (118, Action.RESUME)])
+def test_a_trial_whose_process_died_goes_first_only_if_it_got_further(
+    step: int, expected: Action
+) -> None:
+    dead = trial("died", step=step)
+    assert next_action(dead, gone=False, forgiven=0, retries=1) is expected
+    assert next_action(trial(None, step=step), gone=True, forgiven=0, retries=1) is expected
+
+
 def test_a_trial_that_the_ledger_does_not_have_is_to_be_started() -> None:
     assert next_action(None, gone=False, forgiven=0, retries=1) is Action.START
 

@@ -15,11 +15,13 @@ class Action(IntEnum):
     """A trial's next step; of those that ask for an attempt the lower number comes first."""
 
     RESUME = 1
-    """It was interrupted: go on with it."""
+    """It was interrupted, or its process died after a new checkpoint: go on with it."""
     START = 2
     """It was never attempted."""
     RETRY = 3
-    """Its process died or it failed: last, so that a trial that kills workers holds up no other."""
+    """It failed, or its process died with nothing to show for it: last, so that a trial that kills
+    its workers holds up no other.
+    """
     WAIT = 4
     """Another process is at it."""
     DONE = 5
@@ -50,7 +52,8 @@ def next_action(trial: Trial | None, *, gone: bool, forgiven: int, retries: int)
     failures = sum(attempt.end in FAILURES for attempt in recent)
     if failures > retries or deaths_in_a_row(recent, trial.step) >= MAX_DEATHS:
         return Action.GIVE_UP
-    return Action.RESUME if end == INTERRUPTED else Action.RETRY
+    died_further_on = end in (None, DIED) and trial.attempts[-1].from_step != trial.step
+    return Action.RESUME if end == INTERRUPTED or died_further_on else Action.RETRY
 
 
 def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
