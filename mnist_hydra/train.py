@@ -24,7 +24,8 @@ def task(cfg: DictConfig) -> float | None:
         if cfg.sweep.parent is not None:
             from mnist_hydra.sweep.worker import work
 
-            return work(cfg)
+            work(cfg)
+            return None
         from mnist_hydra.run import run_alone
 
         return run_alone(cfg, list(HydraConfig.get().overrides.task))

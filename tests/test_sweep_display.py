@@ -8,24 +8,18 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mnist_hydra.sweep.display import (
-    Display,
-    Shown,
-    duration,
-    events,
-    summary,
-    time_left,
-)
+from mnist_hydra.sweep.display import Display, Shown, duration, events, shown, summary, time_left
+from mnist_hydra.sweep.trial import Attempt, Trial
 
 ONE = Shown("model=model1", "waiting", epochs=4)
-TWO = Shown("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, attempts=1)
+TWO = Shown("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, ends=(None,))
 
 
 def test_each_change_of_a_trial_is_told_once() -> None:
     before = {"1": ONE, "2": TWO}
     after = {
-        "1": replace(ONE, state="running", attempts=1),
-        "2": replace(TWO, state="finished", epoch=4, accuracy=0.991),
+        "1": replace(ONE, state="running", ends=(None,)),
+        "2": replace(TWO, state="finished", ends=("finished",), epoch=4, accuracy=0.991),
     }
     assert events(before, after) == [
         "model=model1: started",
@@ -36,15 +30,28 @@ def test_each_change_of_a_trial_is_told_once() -> None:
 
 
 def test_a_failure_is_told_with_its_last_lines() -> None:
-    failed = replace(TWO, state="failed", error="  File x\nValueError: no")
+    failed = replace(TWO, state="failed", ends=("failed",), error="  File x\nValueError: no")
     assert events({"2": TWO}, {"2": failed}) == [
         "model=model2: FAILED in attempt 1\n      File x\n    ValueError: no"
     ]
 
 
-def test_a_trial_that_goes_on_and_a_second_attempt_are_told_as_such() -> None:
-    again = replace(TWO, attempts=2, epoch=3)
-    assert events({"2": TWO}, {"2": again}) == ["model=model2: goes on after epoch 3 (attempt 2)"]
+def test_no_attempt_is_passed_over_however_long_nobody_looked() -> None:
+    now = replace(TWO, ends=("died", "failed", "timeout", "interrupted", None), epoch=3, error="x")
+    assert events({"2": TWO}, {"2": now}) == [
+        "model=model2: its process died after epoch 3, to be continued",
+        "model=model2: FAILED in attempt 2",
+        "model=model2: TIMED OUT in attempt 3",
+        "model=model2: stopped after epoch 3, to be continued",
+        "model=model2: goes on after epoch 3 (attempt 5)",
+    ]
+
+
+def test_what_a_trial_is_shown_as_follows_from_the_ledger() -> None:
+    attempts = (Attempt(1, -1, "died"), Attempt(2, 8, None))
+    trial = Trial("f", "run", "x", attempts, epoch=2, metrics={"test/acc": 0.5, "val/acc": 0.75})
+    assert shown("lr=0.1", 4, trial) == Shown("lr=0.1", "running", 4, 2, 0.75, ("died", None), "")
+    assert shown("lr=0.1", 4, None) == Shown("lr=0.1", "waiting", 4)
 
 
 def test_the_time_left_follows_from_the_pace_so_far() -> None:
@@ -79,12 +86,13 @@ def test_on_a_terminal_a_table_shows_what_runs_and_failures_stay_above_it() -> N
     with Display(console, total=2, epochs=4) as display:
         display.update({"2": TWO}, now_s=0.0)
         display.update({"2": replace(TWO, epoch=2)}, now_s=10.0)
-        shown = console.file.getvalue()  # type: ignore[attr-defined]
-        assert "model=model2" in shown and "2/4" in shown and "98.00%" in shown
-        assert "about 1 min left" in shown
-        display.update({"2": replace(TWO, state="failed", error="boom")}, now_s=20.0)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "model=model2: FAILED in attempt 1\n    boom" in shown
+        seen = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "model=model2" in seen and "2/4" in seen and "98.00%" in seen
+        assert "about 1 min left" in seen
+        failed = replace(TWO, state="failed", ends=("failed",), error="boom")
+        display.update({"2": failed}, now_s=20.0)
+    seen = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "model=model2: FAILED in attempt 1\n    boom" in seen
 
 
 def test_elsewhere_there_is_a_line_per_event_and_nothing_else() -> None:
@@ -92,7 +100,9 @@ def test_elsewhere_there_is_a_line_per_event_and_nothing_else() -> None:
     with Display(console, total=2, epochs=4) as display:
         display.update({"2": TWO}, now_s=0.0)
         display.update({"2": replace(TWO, epoch=2)}, now_s=10.0)
-        display.update({"2": replace(TWO, epoch=4, state="finished")}, now_s=10.0)
+        display.update(
+            {"2": replace(TWO, epoch=4, state="finished", ends=("finished",))}, now_s=10.0
+        )
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
         "model=model2: finished after epoch 4, accuracy 98.00%\n"
     )

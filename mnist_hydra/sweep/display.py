@@ -17,11 +17,10 @@ from rich.text import Text
 from mnist_hydra.sweep.trial import (
     DIED,
     DONE,
-    FAILED,
     FAILURES,
-    INTERRUPTED,
     PRUNED,
     RUNNING,
+    TIMEOUT,
     WAITING,
     Trial,
 )
@@ -42,7 +41,8 @@ class Shown:
     """How many it has."""
     accuracy: float | None = None
     """Of the last epoch, in 0..1: on the hold-out where there is one, else on the test set."""
-    attempts: int = 0
+    ends: tuple[str | None, ...] = ()
+    """How each of its attempts ended; `None` for one under way."""
     error: str = ""
     """The last lines of a failure."""
 
@@ -52,9 +52,9 @@ def shown(title: str, epochs: int, trial: Trial | None) -> Shown:
     if trial is None:
         return Shown(title, WAITING, epochs)
     accuracy = trial.metrics.get("val/acc", trial.metrics.get("test/acc"))
-    return Shown(
-        title, trial.state, epochs, trial.epoch, accuracy, trial.number, trial.error.strip()
-    )
+    ends = tuple(attempt.end for attempt in trial.attempts)
+    error = trial.error.strip()
+    return Shown(title, trial.state, epochs, trial.epoch, accuracy, ends, error)
 
 
 def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]:
@@ -68,19 +68,13 @@ def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]
     told = []
     for key, now in after.items():
         was = before.get(key)
-        if was is not None and (was.state, was.attempts) == (now.state, now.attempts):
-            continue
-        if now.state == RUNNING:
+        ended_before = sum(end is not None for end in was.ends) if was is not None else 0
+        for number, end in enumerate(now.ends, start=1):
+            if end is not None and number > ended_before:
+                told.append(f"{now.title}: {_end(now, number, end)}")
+        attempts_before = len(was.ends) if was is not None else 0
+        if len(now.ends) > attempts_before and now.ends[-1] is None:
             told.append(f"{now.title}: {_begin(now)}")
-        elif now.state in DONE:
-            told.append(f"{now.title}: {now.state} after epoch {now.epoch}{_score(now)}")
-        elif now.state in FAILURES:
-            lines = "".join(f"\n    {line}" for line in now.error.splitlines())
-            what = "FAILED" if now.state == FAILED else "TIMED OUT"
-            told.append(f"{now.title}: {what} in attempt {now.attempts}{lines}")
-        elif now.state in (INTERRUPTED, DIED):
-            how = "stopped" if now.state == INTERRUPTED else "its process died"
-            told.append(f"{now.title}: {how} after epoch {now.epoch}, to be continued")
     return told
 
 
@@ -201,11 +195,20 @@ class Display:
 
 
 def _begin(view: Shown) -> str:
-    if view.attempts <= 1:
+    if len(view.ends) <= 1:
         return "started"
     how = f"goes on after epoch {view.epoch}" if view.epoch else "started again"
-    return f"{how} (attempt {view.attempts})"
+    return f"{how} (attempt {len(view.ends)})"
 
 
-def _score(view: Shown) -> str:
-    return "" if view.accuracy is None else f", accuracy {view.accuracy:.2%}"
+def _end(view: Shown, number: int, end: str) -> str:
+    if end in DONE:
+        score = "" if view.accuracy is None else f", accuracy {view.accuracy:.2%}"
+        return f"{end} after epoch {view.epoch}{score}"
+    if end in FAILURES:
+        last = number == len(view.ends)
+        lines = [f"\n    {line}" for line in view.error.splitlines()] if last else []
+        what = "TIMED OUT" if end == TIMEOUT else "FAILED"
+        return "".join([f"{what} in attempt {number}", *lines])
+    how = "its process died" if end == DIED else "stopped"
+    return f"{how} after epoch {view.epoch}, to be continued"

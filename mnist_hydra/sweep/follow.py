@@ -23,7 +23,7 @@ class Follower:
     """A context manager; while it is open the display follows the ledger.
 
     Args:
-        ledger: for this thread alone.
+        ledger: for this object alone.
         display: what to feed.
         shown: what to show of the ledger, trials by fingerprint.
         by: the sweeper's token.
@@ -37,13 +37,14 @@ class Follower:
         by: str,
     ) -> None:
         self._ledger, self._display, self._shown, self._by = ledger, display, shown, by
+        self._looking = threading.Lock()
         self._wake = threading.Event()
         self._over = False
         self._stop_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name="sweep follower", daemon=True)
 
     def __enter__(self) -> Follower:
-        self._look()
+        self.look()
         self._thread.start()
         return self
 
@@ -56,7 +57,7 @@ class Follower:
         self._over = True
         self._wake.set()
         self._thread.join()
-        self._look()
+        self.look()
 
     def stop_trials(self, reason: str) -> None:
         """Ask all trials of this sweeper to write a checkpoint and end; a signal handler may."""
@@ -67,20 +68,22 @@ class Follower:
         while not self._over:
             self._wake.wait(POLL_S)
             self._wake.clear()
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
-        try:
-            reason, self._stop_reason = self._stop_reason, None
-            if reason is not None:
-                try:
-                    self._ledger.stop(self._by, reason)
-                except Exception:
-                    self._stop_reason = reason
-                    raise
-                self._display.message(
-                    f"{reason}: running trials write a checkpoint; once more to leave at once"
-                )
-            self._display.update(self._shown(self._ledger.read()), time.monotonic())
-        except Exception as error:  # the store may be away for a while; training goes on
-            log.warning("the ledger cannot be read: %s", error)
+    def look(self) -> None:
+        """Look at the ledger now, pass on a request to stop, and show what there is."""
+        with self._looking:
+            try:
+                self._pass_on()
+                self._display.update(self._shown(self._ledger.read()), time.monotonic())
+            except Exception as error:  # the store may be away for a while; training goes on
+                log.warning("the ledger cannot be read: %s", error)
+
+    def _pass_on(self) -> None:
+        reason = self._stop_reason
+        if reason is not None:
+            self._ledger.stop(self._by, reason)
+            self._stop_reason = None
+            self._display.message(
+                f"{reason}: running trials write a checkpoint; once more to leave at once"
+            )

@@ -103,8 +103,10 @@ class Sweep:
         try:
             ledger = entry.ledger_of(self.tracker, self.parent)
             with display, Follower(ledger, display, self._shown, self.by) as self.follower:
+                worker.AFTER_ATTEMPT.append(self.follower.look)
                 self._run_what_is_missing()
         finally:
+            worker.AFTER_ATTEMPT.clear()
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self._end()
@@ -155,9 +157,11 @@ class Sweep:
             if self.by in view.stops:
                 return
             actions = self._actions(view)
-            to_do = sum(action in TO_DO for action in actions.values())
-            to_do += max(0, self.command.total - len(actions))
-            if to_do == 0 or vain == MAX_VAIN_LAUNCHES:
+            known = sum(action in TO_DO for action in actions.values())
+            to_do = known + max(0, self.command.total - len(actions))
+            # A search that proposed nothing has tried every point of its axes.
+            exhausted = bool(vain) and not known and self.problem is None
+            if to_do == 0 or exhausted or vain == MAX_VAIN_LAUNCHES:
                 if Action.WAIT not in actions.values():
                     return
                 time.sleep(POLL_S)

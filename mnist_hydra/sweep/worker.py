@@ -30,6 +30,8 @@ from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT,
 
 STOP = threading.Event()
 """Set where this process is asked to stop: its trials write a checkpoint and end."""
+AFTER_ATTEMPT: list[Callable[[], None]] = []
+"""Called when an attempt has ended in this process: a display need not wait for its next look."""
 
 log = logging.getLogger(__name__)
 
@@ -317,6 +319,8 @@ def attempt(
         _keep_evidence(ledger, planned, trial, error, transcript.text())
         _free_memory()
     ledger.end(trial, end, seconds=watch.seconds, error=error)
+    for tell in AFTER_ATTEMPT:
+        tell()
 
 
 def _keep_evidence(

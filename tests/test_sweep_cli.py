@@ -1,0 +1,367 @@
+"""The sweep's own command line on real data: run, resume, join, fail, stop, refuse."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from mnist_hydra import idx, train
+
+QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
+MODEL = '''
+import os, sys, time, torch
+from mnist_hydra.models import Model1
+
+class Moody(Model1):
+    """Model1 that fails, or takes its time, as its settings say."""
+
+    def __init__(self, dropout: float = 0.0, mood: str = "fine", flag: str = "") -> None:
+        super().__init__(dropout)
+        self.mood, self.flag = mood, flag
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            if self.mood == "angry" and not os.path.exists(self.flag):
+                raise RuntimeError("not in the mood")
+            if self.mood == "slow":
+                time.sleep(0.2)
+        return super().forward(images)
+'''
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command that has ended left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "mnist_hydra.train", "--multirun", *overrides]
+
+
+def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*overrides), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def end(process: subprocess.Popen[str]) -> Done:
+    out, err = process.communicate(timeout=200)
+    return Done(process.returncode, out, err)
+
+
+def run(*overrides: str, cwd: Path) -> Done:
+    """The command inside this process, which has torch already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, folder, path = sys.argv, Path.cwd(), list(sys.path)
+    GlobalHydra.instance().clear()
+    sys.argv = ["train.py", "--multirun", *overrides]
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            train.main()
+    except SystemExit as left:
+        code = int(left.code or 0)
+    finally:
+        os.chdir(folder)
+        sys.argv, sys.path[:] = argv, path
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Data of 200 and 100 random images, to be given as an override."""
+    folder = tmp_path_factory.mktemp("tiny")
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 200), ("t10k", 100)):
+        images = random.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        idx.write(raw / f"{part}-images-idx3-ubyte", images)
+        idx.write(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
+    return f"data.root={folder}"
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
+
+
+def runs(folder: Path) -> tuple[list[Run], dict[str, Run]]:
+    """The parents, oldest first, and the trials by name."""
+    mlflow = client(folder)
+    experiment = mlflow.get_experiment_by_name("mnist_hydra")
+    assert experiment is not None
+    found = mlflow.search_runs(
+        [experiment.experiment_id], run_view_type=ViewType.ALL, order_by=["start_time"]
+    )
+    alive = [run for run in found if run.info.lifecycle_stage == "active"]
+    parents = [run for run in alive if "mlflow.parentRunId" not in run.data.tags]
+    trials = [run for run in alive if "mlflow.parentRunId" in run.data.tags]
+    assert len({run.info.run_name for run in trials}) == len(trials)
+    return parents, {str(run.info.run_name): run for run in trials}
+
+
+def attempts(run: Run) -> int:
+    return sum(key.startswith("claim/") for key in run.data.params)
+
+
+def wait_for(what: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.3)
+
+
+@pytest.fixture
+def moody(tmp_path: Path) -> str:
+    """A folder with a model of one's own, to be given as `--config-dir`."""
+    folder = tmp_path / "mine"
+    (folder / "model").mkdir(parents=True)
+    (folder / "moody.py").write_text(MODEL)
+    flag = tmp_path / "flag"
+    (folder / "model" / "moody.yaml").write_text(
+        f"_target_: moody.Moody\ndropout: 0.0\nmood: fine\nflag: {flag}\n"
+    )
+    return f"--config-dir={folder}"
+
+
+AXES = ("dropout=0.02,0.04", "seed=1,2")
+
+
+@pytest.fixture(scope="module")
+def swept(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Done]]:
+    """A folder with one finished sweep of four trials, and what the command printed."""
+    folder = tmp_path_factory.mktemp("swept")
+    done = run(tiny, *QUICK, *AXES, "sweep.keep=1", cwd=folder)
+    assert done.code == 0, done.err
+    yield folder, done
+
+
+def test_a_sweep_is_one_parent_with_a_child_for_each_trial(
+    swept: tuple[Path, Done],
+) -> None:
+    folder, _ = swept
+    [parent], trials = runs(folder)
+    assert sorted(trials) == [f"dropout={d}, seed={s}" for d in ("0.02", "0.04") for s in "12"]
+    assert {t.data.tags["mlflow.parentRunId"] for t in trials.values()} == {parent.info.run_id}
+    assert {t.info.status for t in trials.values()} == {"FINISHED"}
+    assert parent.info.status == "FINISHED"
+    assert '"dropout": "0.02,0.04"' in parent.data.tags["mnist_hydra.axes"]
+    assert "--multirun" in parent.data.tags["mnist_hydra.command"]
+    assert [path.name for path in folder.iterdir()] == ["outputs"]
+
+
+def test_the_results_are_printed_and_kept_on_the_parent(
+    swept: tuple[Path, Done],
+) -> None:
+    folder, done = swept
+    assert "test/acc_last" in done.out and "no ground for choosing" in done.out
+    best = next(line for line in done.out.splitlines() if "mnist_hydra.train" in line)
+    assert "--multirun" not in best and "dropout=0.0" in best and "epochs=1" in best
+    [parent], _ = runs(folder)
+    mlflow = client(folder)
+    text = Path(mlflow.download_artifacts(parent.info.run_id, "results.csv")).read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["n"] for row in rows] == ["2", "2"]
+    assert {row["dropout"] for row in rows} == {"0.02", "0.04"}
+
+
+def test_only_the_best_trials_get_pictures_and_the_exported_model(
+    swept: tuple[Path, Done],
+) -> None:
+    folder, _ = swept
+    mlflow = client(folder)
+    _, trials = runs(folder)
+    best = max(trials.values(), key=lambda trial: trial.data.metrics["test/acc_last"])
+    for trial in trials.values():
+        names = {item.path for item in mlflow.list_artifacts(trial.info.run_id)}
+        assert {"checkpoints", "config.yaml"} <= names
+        assert ("pictures" in names) == (trial.info.run_id == best.info.run_id)
+    models = mlflow.search_logged_models([best.info.experiment_id])
+    assert [model.source_run_id for model in models] == [best.info.run_id]
+
+
+def test_each_event_is_a_line_where_there_is_no_terminal(
+    swept: tuple[Path, Done],
+) -> None:
+    _, done = swept
+    for name in ("dropout=0.02, seed=1", "dropout=0.04, seed=2"):
+        assert f"{name}: finished after epoch 1, accuracy" in done.err
+    assert "4 trials: 4 to run" in done.err
+    assert "4 of 4 trials done" in done.err
+
+
+def test_the_same_command_again_trains_nothing_and_shows_the_same_table_without_torch(
+    tiny: str, swept: tuple[Path, Done]
+) -> None:
+    folder, done = swept
+    words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", "--multirun"]
+    words += [tiny, *QUICK, *AXES, "sweep.keep=1"]
+    again = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0
+    assert again.stdout == done.out
+    assert "4 trials: 4 done and skipped" in again.stderr
+    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
+    assert "mlflow" in imported and not {"torch", "albumentations", "optuna"} & imported
+    [_], trials = runs(folder)
+    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1, 1]
+
+
+def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
+    tiny: str, swept: tuple[Path, Done], tmp_path: Path
+) -> None:
+    folder, _ = swept
+    dry = ("sweep.dry_run=true", tiny, *QUICK)
+    elsewhere = run(*dry, *AXES, cwd=tmp_path)
+    assert (elsewhere.code, list(tmp_path.iterdir())) == (0, [])
+    assert elsewhere.out.count("to run  ") == 4
+    here = run(*dry, *AXES, "sweep.keep=1", cwd=folder)
+    assert here.out.count("done and skipped  ") == 4
+    assert len(runs(folder)[0]) == 1
+
+
+def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
+    tiny: str, tmp_path: Path
+) -> None:
+    common = (tiny, *QUICK, "sweep.name=mine", "sweep.keep=0")
+    assert run(*common, "dropout=0.02", "seed=1", cwd=tmp_path).code == 0
+    assert run(*common, "dropout=0.02,null", cwd=tmp_path).code == 2
+    more = run(*common, "dropout=0.02,0.04", "seed=1", cwd=tmp_path)
+    assert more.code == 0 and "1 to run, 1 done and skipped" in more.err
+    axis = run(*common, "dropout=0.02,0.04", "seed=1", "weight_decay=null,0.001", cwd=tmp_path)
+    assert axis.code == 0 and "2 to run, 2 done and skipped" in axis.err
+    parents, trials = runs(tmp_path)
+    assert [parent.info.run_name for parent in parents] == ["mine"]
+    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1, 1]
+    refused = run(*common, "dropout=0.02,0.04", "seed=1", "batch_size=64", cwd=tmp_path)
+    assert refused.code == 2
+    assert "batch_size: 50 -> 64" in refused.err and "Traceback" not in refused.err
+    fresh = run(
+        *common, "dropout=0.02", "seed=1", "batch_size=64", "sweep.fresh=true", cwd=tmp_path
+    )
+    assert fresh.code == 0 and "1 to run" in fresh.err
+
+
+def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "sweep.keep=0")
+    failed = run(*words, "model.mood=angry,fine", cwd=tmp_path)
+    assert failed.code == 1
+    [parent], trials = runs(tmp_path)
+    assert parent.info.status == "FAILED"
+    assert trials["model.mood=fine"].info.status == "FINISHED"
+    assert trials["model.mood=angry"].info.status == "FAILED"
+    assert attempts(trials["model.mood=angry"]) == 2  # sweep.retries=1
+    told = failed.err
+    assert "model.mood=angry: FAILED in attempt 1" in told
+    assert "RuntimeError: not in the mood" in told
+    # It is mended, and the same command gives it a fresh attempt.
+    (tmp_path / "flag").touch()
+    again = run(*words, "model.mood=angry,fine", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "1 to be tried again, 1 done and skipped" in again.err
+    [parent], trials = runs(tmp_path)
+    assert attempts(trials["model.mood=angry"]) == 3
+    assert parent.info.status == trials["model.mood=angry"].info.status == "FINISHED"
+
+
+def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "epochs=6", "sweep.keep=0")
+    axes = ("model.mood=slow", "seed=1,2")
+    going = start(*words, *axes, cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
+    going.send_signal(signal.SIGINT)
+    stopped_command = end(going)
+    assert stopped_command.code == 130, stopped_command.err
+    assert "Ctrl-C: running trials write a checkpoint" in stopped_command.err
+    [parent], trials = runs(tmp_path)
+    [stopped] = trials.values()
+    assert stopped.data.tags["mnist_hydra.state"] == "interrupted"
+    assert (parent.info.status, stopped.info.status) == ("KILLED", "KILLED")
+    again = run(*words, *axes, cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "1 to run, 1 to be continued" in again.err
+    _, trials = runs(tmp_path)
+    assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
+    history = client(tmp_path).get_metric_history(stopped.info.run_id, "train/loss")
+    assert sorted(row.step for row in history) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_second_process_joins_and_no_trial_is_trained_twice(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "sweep.keep=0")
+    axes = ("seed=1,2,3,4,5,6", "epochs=4")
+    other = start(*words, *axes, cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/config.yaml")))
+    ends = [run(*words, *axes, cwd=tmp_path), end(other)]
+    assert [done.code for done in ends] == [0, 0], ends
+    assert ends[0].out == ends[1].out
+    [parent], trials = runs(tmp_path)
+    assert [attempts(trial) for trial in trials.values()] == [1] * 6
+    claims = [trial.data.params["claim/1"] for trial in trials.values()]
+    assert len({claim.partition('"token"')[2][:24] for claim in claims}) >= 2
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", "--multirun"]
+    words += [tiny, *QUICK, "hydra/launcher=joblib", "seed=1,2,3", "sweep.keep=1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, trials = runs(tmp_path)
+    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "joblib" in imported and not {"torch", "albumentations"} & imported
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("dropout=0.02,1.5",), "trial dropout=1.5: dropout=1.5"),
+        (("model=glob(resnet*)",), "matches nothing; right: one of model1, model2, model3"),
+        (("lr=0.1,0.2", "+lr=0.3,0.4"), "set the same key"),
+        (("seed=1,2", "sweep.n_trials=0"), "sweep.n_trials=0"),
+        (("seed=1,2", "sweep.retrys=3"), "retrys"),
+        (("hydra/sweeper=search", "data.val_size=100"), "the search has no axis"),
+        (("hydra/sweeper=search", "lr=interval(0.1,0.2)"), "data.val_size=5000"),
+        (("lr=interval(0.1,0.2)",), "hydra/sweeper=search"),
+        (("seed=1,2", "batch_size=50", "device=cuda:7"), "device=cuda:7"),
+        (("seed=1,2", "batch_size=100,100000"), "trial .*batch_size=100000"),
+        (("seed=1,2", "tracking=server", "tracking.uri=http://127.0.0.1:9"), "does not answer"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
+    tiny: str, tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    refused = run(tiny, "data=fashion_mnist", *overrides, cwd=tmp_path)
+    assert refused.code in (1, 2), refused.err
+    assert re.search(message, refused.err), refused.err
+    assert "Traceback" not in refused.err
+    if "retrys" not in message:
+        assert refused.code == 2
+        assert len(refused.err.strip().splitlines()) <= 3
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
