@@ -34,7 +34,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """`Shape` of kernel.c."""
+    """`Of` of kernel.c: what a stage is of."""
 
     k: int
     pad: int
@@ -59,9 +59,10 @@ class Task(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("images", "x", "y", "weight", "flipped")],
         *[(name, ctypes.c_void_p) for name in ("before", "after", "gy", "gx", "gweight")],
         ("sums", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        *[(name, ctypes.c_int32) for name in ("n", "threads", "threshold")],
         ("key", ctypes.c_int32 * 2),
-        *[(name, ctypes.c_int32) for name in ("threshold", "n", "threads")],
-        ("scale", ctypes.c_float),
+        *[(name, ctypes.c_float) for name in ("scale", "eps_x", "eps_y")],
     ]
 
 
