@@ -18,7 +18,7 @@ from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
 from mnist_hydra.sweep.trial import RESULT_TAG, Owner, Point, Trial
 from mnist_hydra.sweep.worker import bury, tidy
 from mnist_hydra.tracking import CHECKPOINT_TAG, COMMIT_TAG
-from tests.sweep_process import processes, race
+from tests.sweep_process import new_store, processes, race
 
 SWEEPER = "sweeper"
 pytestmark = pytest.mark.xdist_group("sweep_ledger")  # they share a store, which is slow to make
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.xdist_group("sweep_ledger")  # they share a store, whic
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, MlflowClient]:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    return uri, MlflowClient(uri)
+    client = new_store(tmp_path_factory.mktemp("store"))
+    return client.tracking_uri, client
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.search import Result, is_minimized, is_to_prune, objective_value, propose
 from mnist_hydra.sweep.settings import SweepConfig
 from mnist_hydra.sweep.sources import SearchSource
+from tests.sweep_process import new_store
 
 pytestmark = pytest.mark.xdist_group("sweep_search")  # they share a store, which is slow to make
 SPACE: Mapping[str, Mapping[str, Any]] = {
@@ -215,7 +216,7 @@ def test_the_objective_is_of_the_last_epoch_unless_the_best_is_asked_for() -> No
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

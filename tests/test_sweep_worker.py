@@ -23,14 +23,14 @@ from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Trial
 from mnist_hydra.sweep.worker import Planned, Rules, pull
 from mnist_hydra.tracking import CHECKPOINT_TAG
-from tests.sweep_process import Grid, TinyTrial, ended, plan, processes, work
+from tests.sweep_process import Grid, TinyTrial, ended, new_store, plan, processes, work
 
 pytestmark = pytest.mark.xdist_group("sweep_worker")  # they share a store, which is slow to make
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 class Sweep:
