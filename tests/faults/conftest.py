@@ -7,12 +7,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.nine_trials import NineTrials
+from tests.faults.faulty_sweep import FaultySweep
+from tests.faults.postgres import BINARIES, mlflow_server, postgres
 from tests.faults.slurm import Slurm
 
 
@@ -25,13 +27,22 @@ def need(package: str, *programs: str) -> None:
         pytest.skip(f"{package} is started as root here")
 
 
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
+@contextmanager
+def _short_folder() -> Iterator[Path]:
     """An empty folder with a path short enough for sockets, which any user may enter."""
     folder = Path(tempfile.mkdtemp(prefix="mnist_hydra_", dir="/tmp"))
     folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for one test's servers."""
+    with _short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +60,11 @@ def client(store: Path) -> MlflowClient:
 @pytest.fixture
 def nine_trials(
     tmp_path: Path, store: Path, mnist: Path, request: pytest.FixtureRequest
-) -> NineTrials:
-    """The sweep, not yet started."""
-    return NineTrials(tmp_path, store, mnist, re.sub(r"\W+", "-", request.node.name))
+) -> FaultySweep:
+    """The sweep that every launcher has to bring to its end, not yet started."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    axes = ["dropout=0.0,0.02,0.04", "lr=0.05,0.1,0.15", f"output_dir={store}"]
+    return FaultySweep(tmp_path, mnist, name, axes, raises_at=0.04)
 
 
 @pytest.fixture
@@ -70,3 +83,12 @@ def ray_folder(short_folder: Path) -> Path:
     need("iproute2", "ip")
     need("util-linux", "unshare", "nsenter")
     return short_folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on a real PostgreSQL."""
+    need("postgresql", *(str(BINARIES / name) for name in ("initdb", "postgres", "pg_isready")))
+    with _short_folder() as folder, postgres(folder) as database:
+        with mlflow_server(folder, database) as address:
+            yield address

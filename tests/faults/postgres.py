@@ -1,0 +1,96 @@
+"""A throwaway PostgreSQL on loopback and a real MLflow server on it, ended by their own pids.
+
+It must never touch another cluster of the machine, nor be reached from outside.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+BINARIES = Path("/usr/lib/postgresql/15/bin")
+USER = "postgres"
+UP_WITHIN_S = 60.0
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A database server; gives SQLAlchemy's URL of an empty database.
+
+    Args:
+        folder: an empty one that other users may enter; the server does not run as root.
+    """
+    data = folder / "postgres"
+    data.mkdir()
+    shutil.chown(data, USER, USER)
+    make = [str(BINARIES / "initdb"), "-D", str(data), "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run(make, check=True, capture_output=True, user=USER, group=USER, cwd=data)
+    port = free_port()
+    run = [str(BINARIES / "postgres"), "-D", str(data), "-p", str(port), "-k", str(data)]
+    run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+    with (folder / "postgres.log").open("wb") as log:
+        server = subprocess.Popen(
+            run, stdout=log, stderr=log, user=USER, group=USER, extra_groups=[], cwd=data
+        )
+    try:
+        ask = [str(BINARIES / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-U", USER]
+        _wait(lambda: subprocess.run(ask, capture_output=True).returncode == 0, server, log.name)
+        yield f"postgresql+psycopg2://{USER}@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)  # it ends its sessions first
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@contextmanager
+def mlflow_server(folder: Path, database: str) -> Iterator[str]:
+    """MLflow's tracking server, artifacts included; gives its address."""
+    port = free_port()
+    run = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    run += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "2"]
+    run += ["--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "mlflow.log").open("wb") as log:
+        server = subprocess.Popen(run, stdout=log, stderr=log, cwd=folder)
+    try:
+        _wait(lambda: _answers(f"http://127.0.0.1:{port}/health"), server, log.name)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process = psutil.Process(server.pid)
+        for each in [*process.children(recursive=True), process]:
+            each.kill()
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _wait(is_up: Callable[[], bool], server: subprocess.Popen[bytes], log: str) -> None:
+    until = time.monotonic() + UP_WITHIN_S
+    while not is_up():
+        up = server.poll() is None and time.monotonic() < until
+        assert up, Path(log).read_text()
+        time.sleep(0.2)

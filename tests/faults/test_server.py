@@ -1,0 +1,96 @@
+"""Sweeps over machines that share nothing but an MLflow server, which stands on PostgreSQL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.faulty_sweep import FaultySweep, claims, finish, wait_for
+
+pytestmark = pytest.mark.xdist_group("server")
+CHECKPOINT_TAG = "mnist_hydra.checkpoint"
+
+
+@pytest.fixture
+def client(mlflow_address: str) -> MlflowClient:
+    return MlflowClient(mlflow_address)
+
+
+def test_sixteen_trials_write_at_once_and_a_second_process_joins(
+    tmp_path: Path, mnist: Path, mlflow_address: str, client: MlflowClient
+) -> None:
+    axes = ["dropout=0.0,0.02,0.04,0.06", "lr=0.05,0.1,0.15,0.2"]
+    sweep = FaultySweep(tmp_path, mnist, "sixteen", axes, together=16)
+    server = ["tracking=server", f"tracking.uri={mlflow_address}"]
+    spread = ["hydra/launcher=joblib", "sweep.workers=15"]
+    first = sweep.start(*server, *spread, f"output_dir={tmp_path / 'first'}")
+    wait_for(lambda: any(sweep.faults.glob("here-*")), first, 300)
+    second = sweep.start(*server, f"output_dir={tmp_path / 'second'}")
+    code, said = finish(first, 400)
+    assert code == 0, said
+    code, said_second = finish(second)
+    assert code == 0, said_second
+    assert _table(said) == _table(said_second)
+
+    trials = sweep.trials(client)
+    assert len(trials) == 16
+    attempts = [claims(run) for run in trials]
+    assert {len(each) for each in attempts} == {1}, "none was trained twice"
+    assert len({each[0]["by"] for each in attempts}) == 2, "both took part"
+    for run in trials[:3]:
+        tag = json.loads(run.data.tags[CHECKPOINT_TAG])
+        name = f"checkpoints/slot-{tag['slot']}.pt"
+        kept = Path(client.download_artifacts(run.info.run_id, name, str(tmp_path)))
+        assert hashlib.sha256(kept.read_bytes()).hexdigest() == tag["sha256"]
+
+
+def test_the_trial_of_a_machine_that_is_gone_is_finished_by_another(
+    tmp_path: Path, mnist: Path, mlflow_address: str, client: MlflowClient
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "machines", ["dropout=0.0,0.02,0.04"])
+    server = ["tracking=server", f"tracking.uri={mlflow_address}"]
+    disk = tmp_path / "disk"  # another one on each machine
+    disk.mkdir()
+    command = [*server, f"output_dir={disk}"]
+    mount = f'mount -t tmpfs none "{disk}" && exec "$@"'
+    other_machine = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    other_machine += ["sh", "-c", mount, "sh"]
+    dies = sweep.start(*command, inside=other_machine, environment={"FAULTS_VICTIM": "1"})
+    sweep.victim(dies)
+    lives = sweep.start(*command)
+    two_done = _Done(sweep, client, 2)
+    wait_for(two_done, lives, 200)
+    dies.kill()
+    code, said = finish(lives)
+    assert code == 0, said
+    trials = sweep.trials(client)
+    assert len(trials) == 3
+    [taken_over] = [run for run in trials if len(claims(run)) == 2]
+    before, after = claims(taken_over)
+    assert before["owner"]["host"] != after["owner"]["host"]
+    assert after["from_step"] > -1, "it went on from the other machine's checkpoint"
+
+
+class _Done:
+    """Whether so many of a sweep's trials are finished."""
+
+    def __init__(self, sweep: FaultySweep, client: MlflowClient, count: int) -> None:
+        self.sweep, self.client, self.count = sweep, client, count
+
+    def __call__(self) -> bool:
+        experiment = self.client.get_experiment_by_name(self.sweep.name)
+        assert experiment is not None
+        runs = self.client.search_runs([experiment.experiment_id])
+        ended = [run for run in runs if run.info.status == "FINISHED"]
+        return len(ended) == self.count
+
+
+def _table(said: str) -> list[str]:
+    """The results, as one of the processes printed them."""
+    lines = said.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("Configurations by"))
+    return lines[start : start + 20]
