@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mnist_hydra import augment, data, runtime, targets
+from mnist_hydra import augment, data, fast, runtime, targets
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.trainer import CLASSES, Trainer
@@ -27,14 +27,21 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     Raises:
         UserError: for settings that this machine, the data or a class does not allow.
     """
-    machine = runtime.capability()
-    where = runtime.choose(config, machine, (state or {}).get("runtime"))
-    runtime.apply(where)
+    kernels = Path(config.output_dir).absolute() / "kernels"
     torch.manual_seed(config.seed)
     model_class = targets.resolve(config.model.target, torch.nn.Module, "model._target_")
     model = targets.build(model_class, config.model.arguments, "model")
+    where = runtime.choose(
+        config,
+        runtime.capability(),
+        (state or {}).get("runtime"),
+        lambda: _kernel_problem(model, kernels),
+    )
+    runtime.apply(where)
     model.to(where.device)
-    model.to(memory_format=torch.channels_last)
+    if not where.kernel:
+        model.to(memory_format=torch.channels_last)
+    ready = fast.prepare(model, where, kernels)
     optimizer = _optimizer(config, model)
     dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
     if config.batch_size > len(dataset.train):
@@ -46,11 +53,24 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     augmentation = augment.build(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
-    trainer = Trainer(config, where, model, optimizer, scheduler, augmentation, dataset)
+    trainer = Trainer(config, where, model, ready, optimizer, scheduler, augmentation, dataset)
     _insist_on_log_probabilities(trainer)
     if state is not None:
         trainer.restore(state)
     return trainer
+
+
+def _kernel_problem(model: torch.nn.Module, folder: Path) -> str | None:
+    """Why there is no kernel for the model, said to the user once; `None` where there is one."""
+    problem = fast.why_no_kernel(model, folder)
+    if problem is not None:
+        _say_once(f"training at plain PyTorch's speed: {problem}")
+    return problem
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @lru_cache(maxsize=2)
@@ -62,8 +82,6 @@ def _cached_dataset(key: str, cache_dir: str) -> data.Dataset:
 
 def _dataset(config: DataConfig, cache_dir: str) -> data.Dataset:
     """Load data once per process and setting."""
-    import json
-
     return _cached_dataset(json.dumps(asdict(config), sort_keys=True), cache_dir)
 
 

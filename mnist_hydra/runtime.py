@@ -1,4 +1,4 @@
-"""What `auto` comes to on this machine: device, precision, compile and threads of a run.
+"""What `auto` comes to on this machine: device, precision, way of computing, threads of a run.
 
 The choice is recorded in every checkpoint, so that a run goes on as it began.
 """
@@ -6,6 +6,7 @@ The choice is recorded in every checkpoint, so that a run goes on as it began.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +37,9 @@ class Runtime:
     device: str
     precision: str
     compile: bool
+    """Through `torch.compile`."""
+    kernel: bool
+    """Through the compiled kernel (`fast.py`), in float32 on the CPU."""
     threads: int
     deterministic: bool
 
@@ -62,10 +66,20 @@ def capability() -> Capability:
     )
 
 
-def choose(config: Config, machine: Capability, recorded: dict[str, Any] | None = None) -> Runtime:
+def choose(
+    config: Config,
+    machine: Capability,
+    recorded: dict[str, Any] | None = None,
+    no_kernel: Callable[[], str | None] = lambda: "not asked for",
+) -> Runtime:
     """Settle every `auto`: as a checkpoint recorded it where there is one, else by the machine.
 
-    A device that the checkpoint names and this machine lacks is chosen anew.
+    A device that the checkpoint names and this machine lacks is chosen anew. On the CPU the kernel
+    is taken where there is one, unless another precision than float32 or `compile` was asked for;
+    else bfloat16 where the device multiplies it natively.
+
+    Args:
+        no_kernel: why the kernel cannot be had, or `None` if it can; asked only where it is wanted.
 
     Raises:
         UserError: for a device or precision that this machine does not have.
@@ -82,20 +96,28 @@ def choose(config: Config, machine: Capability, recorded: dict[str, Any] | None 
         raise UserError(f"device={device} is not on this machine; right: auto, {', '.join(there)}")
     kind = device.partition(":")[0]
 
-    precision = config.precision
+    precision, compile_ = config.precision, config.compile
+    kernel = (
+        kind == "cpu"
+        and compile_ == "auto"
+        and precision in ("auto", "fp32")
+        and bool(recorded.get("kernel", True))
+        and no_kernel() is None
+    )
+    if kernel:
+        precision = "fp32"
     if precision == "auto":
         fast = {"cuda": machine.cuda_bf16, "cpu": machine.cpu_bf16}.get(kind, False)
         precision = str(recorded.get("precision", "bf16" if fast else "fp32"))
     if precision == "fp16" and kind == "cpu":
         raise UserError("precision=fp16 does not train on device=cpu; right: auto, bf16 or fp32")
 
-    compile_ = config.compile
     if compile_ == "auto":
-        compile_ = bool(recorded.get("compile", False))
+        compile_ = bool(recorded.get("compile", False)) and not kernel
     threads = config.threads
     if threads == "auto":
         threads = int(recorded.get("threads", min(torch.get_num_threads(), machine.cores)))
-    return Runtime(device, precision, bool(compile_), int(threads), config.deterministic)
+    return Runtime(device, precision, bool(compile_), kernel, int(threads), config.deterministic)
 
 
 def apply(runtime: Runtime) -> None:

@@ -43,6 +43,9 @@ def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
 
 def main() -> None:
     """The console script `mnist-train`."""
+    # Threads that wait actively take the cores from each other where others work there too: set
+    # before torch is loaded, this doubled the speed on a busy machine and cost an idle one nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from hydra_plugins.mnist_hydra.registration import register
 
     register()

@@ -26,6 +26,7 @@ from mnist_hydra import checkpoint, layers
 from mnist_hydra.augment import Augmentation
 from mnist_hydra.config import Config
 from mnist_hydra.data import Dataset, Split
+from mnist_hydra.fast import Prepared
 from mnist_hydra.runtime import Runtime, as_record
 
 EVALUATION_BATCH = 1000
@@ -73,6 +74,7 @@ class Trainer:
         config: the run's settings.
         runtime: where and how to compute.
         model: takes images float [B, 1, H, W], returns log-probabilities float32 [B, 10].
+        ready: the same model as it is run.
         optimizer, scheduler: over the model's parameters; the scheduler steps once a batch.
         augmentation: applied to every training batch, or `None`.
         dataset: the splits; evaluated on `val` where there is one, else on `test`.
@@ -83,6 +85,7 @@ class Trainer:
         config: Config,
         runtime: Runtime,
         model: nn.Module,
+        ready: Prepared,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         augmentation: Augmentation | None,
@@ -91,9 +94,7 @@ class Trainer:
         self.config, self.runtime = config, runtime
         self.device = torch.device(runtime.device)
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(model) if runtime.compile else model
-        )
+        self.ready = ready
         self.augmentation = augmentation
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         self.dataset = dataset
@@ -172,7 +173,7 @@ class Trainer:
         parts = []
         with torch.inference_mode(), self._autocast():
             for rows in torch.split(index, EVALUATION_BATCH):
-                parts.append(self.model(self._normalise(images[rows])).float())
+                parts.append(self.ready.evaluate(self._normalise(images[rows])).float())
         return torch.cat(parts), labels[index]
 
     def state(self) -> dict[str, Any]:
@@ -207,7 +208,7 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss float32 [] and the number of right answers int64 []."""
         with self._autocast():
-            log_probabilities = self.forward(self._normalise(images))
+            log_probabilities = self.ready.train(self._normalise(images))
         loss = F.nll_loss(log_probabilities.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))

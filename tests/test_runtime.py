@@ -63,6 +63,7 @@ def test_a_resumed_run_keeps_what_auto_chose_at_its_start() -> None:
     chosen = choose(config(), HOPPER, recorded)
     assert (chosen.device, chosen.precision) == ("cpu", "fp32")
     assert (chosen.compile, chosen.threads) == (True, 3)
+    assert not choose(config(), PLAIN, {"kernel": False}, lambda: None).kernel
 
 
 def test_a_resumed_run_moves_to_another_device_where_its_own_is_missing() -> None:
@@ -75,4 +76,30 @@ def test_what_is_asked_for_wins_over_what_was_recorded() -> None:
     recorded = {"device": "cuda", "precision": "bf16", "compile": True, "threads": 3}
     wanted = config(device="cpu", precision="fp32", compile=False, threads=1)
     chosen = choose(wanted, HOPPER, recorded)
-    assert dataclasses.astuple(chosen)[:4] == ("cpu", "fp32", False, 1)
+    got = (chosen.device, chosen.precision, chosen.compile, chosen.threads)
+    assert got == ("cpu", "fp32", False, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine", "no_kernel", "kernel", "precision"),
+    [
+        ({}, FAST_CPU, None, True, "fp32"),
+        ({"precision": "fp32"}, PLAIN, None, True, "fp32"),
+        ({"precision": "bf16"}, FAST_CPU, None, False, "bf16"),
+        ({"compile": False}, FAST_CPU, None, False, "bf16"),
+        ({"compile": True}, PLAIN, None, False, "fp32"),
+        ({}, FAST_CPU, "no compiler", False, "bf16"),
+        ({}, PLAIN, "no compiler", False, "fp32"),
+        ({}, HOPPER, None, False, "bf16"),
+        ({"device": "cpu"}, HOPPER, None, True, "fp32"),
+    ],
+)
+def test_a_cpu_takes_the_kernel_where_it_is_and_nothing_else_was_asked_for(
+    changes: dict[str, Any],
+    machine: Capability,
+    no_kernel: str | None,
+    kernel: bool,
+    precision: str,
+) -> None:
+    chosen = choose(config(**changes), machine, None, lambda: no_kernel)
+    assert (chosen.kernel, chosen.precision) == (kernel, precision)
