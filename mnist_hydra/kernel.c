@@ -12,7 +12,7 @@ typedef int16_t halves __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
 #define EACH(i, n) for (int i = 0; i < (n); i++)
 #define UNROLLED(i, n) _Pragma("GCC unroll 16") EACH(i, n)
-enum { CHUNK = 8 }; /* samples summed up together: a constant, so that sums stay the same */
+enum { CHUNK = 16 }; /* samples summed up together: a constant, so that sums stay the same */
 enum { A, B, MEAN, RSTD, GAMMA, BETA, C0, C1, C2 }; /* BatchNorm's vectors in a Task */
 
 /* A stage: BatchNorm, leaky ReLU, max-pool and dropout of what the stage before left, convolution,

@@ -23,7 +23,7 @@ SOURCE = Path(__file__).with_name("kernel.c")
 FLAGS = ("-std=gnu11", "-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 LANES = 16
 """Channels that a pixel has room for."""
-CHUNK = 8
+CHUNK = 16
 """Samples that are summed up together, as in kernel.c."""
 TIMEOUT_S = 120
 
@@ -76,8 +76,11 @@ def load(shapes: Sequence[Shape], folder: Path) -> tuple[list[Call], list[Call]]
     name tells source, shapes and CPU, so that a folder shared by different machines is no danger.
 
     Raises:
-        Unavailable: no compiler, a compiler that fails, or a folder that cannot be written.
+        Unavailable: no AVX-512 (with less, plain PyTorch is faster), no compiler, a compiler that
+            fails, or a folder that cannot be written.
     """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        raise Unavailable("this CPU has no AVX-512")
     stages = " ".join(f"STAGE({i}, {shape.as_c()})" for i, shape in enumerate(shapes))
     identity = "\0".join((SOURCE.read_text(), " ".join(FLAGS), stages, _cpu(), _openmp() or ""))
     library = folder / f"kernel-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"

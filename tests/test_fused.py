@@ -24,13 +24,14 @@ MODELS = [Model1, Model2, Model3]
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
 
 
 @pytest.fixture(autouse=True)
-def _needs_a_compiler() -> None:
+def _needs_a_kernel(folder: Path) -> None:
     try:
-        kernel.compiler()
+        Fused(Model3(), folder)
     except Unavailable as error:
         pytest.skip(str(error))
 
@@ -236,3 +237,15 @@ def test_it_is_compiled_once_however_many_processes_ask(tmp_path: Path) -> None:
 
 def test_the_source_stays_under_200_lines() -> None:
     assert len(kernel.SOURCE.read_text().splitlines()) < 200
+
+
+def test_a_cpu_without_avx512_has_no_kernel(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from mnist_hydra import fast, models;"
+        f"print(fast.why_no_kernel(models.Model3(), Path({str(tmp_path)!r})))"
+    )
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == "this CPU has no AVX-512"
