@@ -33,7 +33,7 @@ BROWSER_FLAGS = (
 @pytest.fixture
 def chromium() -> str:
     """The path of a browser that can be driven."""
-    pytest.importorskip("playwright", reason="playwright missing: pip install -e '.[test]'")
+    pytest.importorskip("playwright", reason="playwright missing: pip install -e '.[faults]'")
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("chromium missing: apt-get install chromium")
