@@ -1,0 +1,54 @@
+"""How workers are placed on a machine's GPUs and cores."""
+
+from __future__ import annotations
+
+import pytest
+
+from mnist_hydra.sweep.placement import place, room, visible_gpus
+
+
+def test_without_gpus_there_is_room_for_a_worker_a_core() -> None:
+    assert room([], trials_per_gpu=3, cores=16) == 16
+
+
+def test_with_gpus_there_is_room_for_so_many_trials_on_each() -> None:
+    assert room(["0", "1"], trials_per_gpu=1, cores=64) == 2
+    assert room(["0", "1"], trials_per_gpu=3, cores=4) == 6
+
+
+def test_workers_take_turns_on_the_gpus() -> None:
+    gpus = ["4", "GPU-7f"]
+    chosen = [place(k, 4, gpus=gpus, cores=8).environment for k in range(4)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in chosen] == ["4", "GPU-7f", "4", "GPU-7f"]
+
+
+def test_one_gpu_needs_no_choosing() -> None:
+    assert "CUDA_VISIBLE_DEVICES" not in place(1, 2, gpus=["0"], cores=8).environment
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "threads"), [(2, 2, 1), (1, 2, 2), (3, 8, 2), (16, 2, 1)]
+)
+def test_the_cores_are_divided_among_the_workers(workers: int, cores: int, threads: int) -> None:
+    placed = place(workers - 1, workers, gpus=[], cores=cores)
+    assert placed.threads == threads
+    assert placed.environment == {"OMP_NUM_THREADS": str(threads)}
+
+
+@pytest.mark.parametrize(
+    ("device", "listed", "gpus"),
+    [
+        ("auto", "0,1", ["0", "1"]),
+        ("cuda", "GPU-8a, MIG-1b", ["GPU-8a", "MIG-1b"]),
+        ("cuda:1", "4,5,6", ["5"]),
+        ("cuda:3", "4,5", []),
+        ("cuda", "2,-1,3", ["2"]),
+        ("cuda", "", []),
+        ("cuda", "none", []),
+        ("cpu", "0,1", []),
+    ],
+)
+def test_the_visible_gpus_follow_the_device_and_the_environment(
+    device: str, listed: str, gpus: list[str]
+) -> None:
+    assert visible_gpus(device, {"CUDA_VISIBLE_DEVICES": listed}) == gpus
