@@ -13,11 +13,12 @@ import os
 import platform
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -336,6 +337,8 @@ def _first_start_lock(uri: str) -> Iterator[None]:
     path = Path(uri.removeprefix(prefix).partition("?")[0])
     with FileLock(path.with_name(f".{path.name}.lock")):
         yield
+        with closing(sqlite3.connect(path)) as connection:  # readers and a writer side by side
+            connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:

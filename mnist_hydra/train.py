@@ -5,6 +5,8 @@ Nothing heavy is imported before Hydra has composed, so `--help` and tab complet
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 
@@ -46,6 +48,8 @@ def main() -> None:
     # Threads that wait actively take the cores from each other where others work there too: set
     # before torch is loaded, this doubled the speed on a busy machine and cost an idle one nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # At the end Python would look through all that torch and MLflow left for cycles: 3 to 5 s.
+    atexit.register(gc.freeze)
     from hydra_plugins.mnist_hydra.registration import register
 
     register()
