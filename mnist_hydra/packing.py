@@ -27,39 +27,25 @@ class Packing:
         self.running += [n.running_var for n in norms if n.running_var is not None]
         self.tracked = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
         self.momentum = norms[0].momentum or 0.0
-        self.scales = [*(n.weight for n in norms), *(n.bias for n in norms)]
-        self.parameters = [*self.weights, *self.scales]
-        self.constants = torch.tensor([0.0, 1.0])
-        zero = sum(tensor.numel() for tensor in (*self.parameters, *self.running))
-        self.sources, back = _weights(stages, zero)
+        self.parameters = [*self.weights, *(n.weight for n in norms), *(n.bias for n in norms)]
+        self.own = [*self.parameters, *self.running]
+        zero = sum(tensor.numel() for tensor in self.own)
+        self.flat = torch.cat([torch.zeros(zero), torch.tensor([0.0, 1.0])])
+        places = torch.split(self.flat[:zero], [tensor.numel() for tensor in self.own])
+        self.places = [p.view(own.shape) for p, own in zip(places, self.own, strict=True)]
         self.sizes = [parameter.numel() for parameter in self.parameters]
-        places = torch.arange(2 * LANES * len(stages)).view(-1, 2, LANES) + sum(
-            gradient_sizes(self.shapes)
-        )
-        norms_back = [places[i, kind, : self.shapes[i].co] for kind in (1, 0) for i in self.normed]
-        self.gradient_sources = torch.cat([back, *norms_back])
-        start = sum(weight.numel() for weight in self.weights)
-        vectors = []  # gamma, beta, mean, variance: where there is no BatchNorm, 1, 0, 0, 1
-        for constant, beyond in (
-            (zero + 1, zero),
-            (zero, zero),
-            (zero, zero),
-            (zero + 1, zero + 1),
-        ):
-            for stage, shape in zip(stages, self.shapes, strict=True):
-                own = torch.full((shape.co,), constant)
-                if stage.norm is not None:
-                    own = torch.arange(start, start + shape.co)
-                    start += shape.co
-                vectors.append(pad(own, (0, LANES - shape.co), value=beyond))
-        self.vector_sources = torch.cat(vectors)
+        self.sources, weights_back = _weights(stages, zero)
+        self.vector_sources = _vectors(stages, sum(weight.numel() for weight in self.weights), zero)
+        sums = torch.arange(2 * LANES * len(stages)).view(-1, 2, LANES)
+        sums += sum(gradient_sizes(self.shapes))
+        norms_back = [sums[i, kind, : self.shapes[i].co] for kind in (1, 0) for i in self.normed]
+        self.gradient_sources = torch.cat([weights_back, *norms_back])
 
     def load(self, workspace: Workspace) -> None:
         """Copy weights, BatchNorm's parameters and running statistics to a workspace."""
-        own = [*self.parameters, *self.running, self.constants]
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in own])
-        torch.index_select(flat, 0, self.sources, out=workspace.packed)
-        vectors = flat.index_select(0, self.vector_sources).view(4, -1, LANES)
+        torch._foreach_copy_(self.places, self.own)
+        torch.index_select(self.flat, 0, self.sources, out=workspace.packed)
+        vectors = self.flat.index_select(0, self.vector_sources).view(4, -1, LANES)
         workspace.vectors[:, GAMMA], workspace.vectors[:, BETA] = vectors[:2].numpy()
         workspace.statistics.copy_(vectors[2:])
 
@@ -104,3 +90,20 @@ def _weights(stages: list[Stage], zero: int) -> tuple[Tensor, Tensor]:
         for index, channels in ((own.permute(2, 3, 1, 0), s.co), (turned, s.ci)):
             there.append(pad(index, (0, LANES - channels), value=zero).flatten())
     return torch.cat(there), torch.cat(back)
+
+
+def _vectors(stages: list[Stage], start: int, zero: int) -> Tensor:
+    """Where gamma, beta, mean and variance of every stage come from, in that order.
+
+    They begin at `start`; a stage without BatchNorm has 1, 0, 0 and 1, by the constants at `zero`.
+    """
+    found, one = [], zero + 1
+    for constant, beyond in ((one, zero), (zero, zero), (zero, zero), (one, one)):
+        for stage in stages:
+            channels = stage.shape.co
+            own = torch.full((channels,), constant)
+            if stage.norm is not None:
+                own = torch.arange(start, start + channels)
+                start += channels
+            found.append(pad(own, (0, LANES - channels), value=beyond))
+    return torch.cat(found)

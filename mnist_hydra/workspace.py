@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mnist_hydra.kernel import CHUNK, LANES, Shape, Task
 from mnist_hydra.stages import Stage
@@ -93,8 +94,7 @@ class Workspace:
         count, channels = gradient.shape
         area = self.y[-1].shape[1] ** 2
         incoming = self.gradients[len(self.stages) % 2][: count * area].view(count, area, LANES)
-        incoming[:, :, :channels] = gradient[:, None] / area
-        incoming[:, :, channels:] = 0
+        incoming.copy_(pad(gradient / area, (0, LANES - channels))[:, None])
 
 
 def weight_sizes(shapes: list[Shape]) -> list[int]:
