@@ -50,6 +50,9 @@ class Fragile(torch.nn.Module):
                 (self.faults / f"here-{os.getpid()}").touch()
                 while len(list(self.faults.glob("here-*"))) < self.together:
                     time.sleep(0.05)
+            if "FAULTS_SLOW" in os.environ:
+                (self.faults / f"slow-{os.getpid()}").touch()
+                time.sleep(1)
             if self.steps == 12 and "FAULTS_VICTIM" in os.environ:
                 if is_first(self.faults / "victim"):
                     time.sleep(600)
@@ -116,6 +119,7 @@ class FaultySweep:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def victim(self, sweep: subprocess.Popen[str], seconds: float = 180.0) -> int:

@@ -1,0 +1,62 @@
+"""Ctrl-C, which a terminal sends to every process of the sweep on this machine at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.faulty_sweep import FaultySweep, claims, finish, wait_for
+from tests.faults.slurm import Slurm
+
+INTERRUPTED = 130
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["hydra/launcher=joblib"], id="joblib"),
+        pytest.param(["hydra/launcher=slurm", "hydra.launcher.cluster=local"], id="submitit-local"),
+        pytest.param(["hydra/launcher=ray"], id="ray-local"),
+        pytest.param(["hydra/launcher=slurm"], id="slurm"),
+    ],
+)
+def test_ctrl_c_leaves_checkpoints_that_the_same_command_goes_on_from(
+    launcher: list[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    store: Path,
+    mnist: Path,
+    client: MlflowClient,
+) -> None:
+    environment = {}
+    if launcher[0] == "hydra/launcher=ray":
+        pytest.importorskip("ray")
+    if launcher == ["hydra/launcher=slurm"]:
+        slurm: Slurm = request.getfixturevalue("slurm")
+        environment = slurm.environment
+    name = f"ctrl-c-{request.node.callspec.id}"
+    sweep = FaultySweep(tmp_path, mnist, name, ["dropout=0.0,0.02,0.04", f"output_dir={store}"])
+    command = [*launcher, "sweep.workers=2"]
+
+    slow = sweep.start(*command, environment={**environment, "FAULTS_SLOW": "1"})
+    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, slow, 180)
+    os.killpg(slow.pid, signal.SIGINT)
+    code, said = finish(slow, 90)
+    assert code == INTERRUPTED, said
+    assert "Traceback" not in said
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    begun = [run for run in client.search_runs([experiment.experiment_id]) if claims(run)]
+    assert {run.data.tags["mnist_hydra.state"] for run in begun} == {"interrupted"}
+
+    code, said = finish(sweep.start(*command, environment=environment))
+    assert code == 0, said
+    trials = sweep.trials(client)
+    assert len(trials) == 3
+    resumed = [claims(run)[1] for run in trials if len(claims(run)) == 2]
+    assert len(resumed) == 2
+    assert all(claim["from_step"] > -1 for claim in resumed)
