@@ -60,8 +60,12 @@ class Command:
 
     @property
     def total(self) -> int:
-        """How many trials there are to be."""
-        return self.settings.n_trials if self.is_search else len(self.trials.planned)
+        """How many trials there are to be; of a search at most as many as its axes allow."""
+        if not self.is_search:
+            return len(self.trials.planned)
+        finite = all(axis.values for axis in self.plan.axes)
+        most = self.settings.n_trials
+        return min(most, self.plan.count()) if finite else most
 
     def worker_overrides(self, parent: str, by: str, worker: int) -> list[str]:
         """What a launcher is to start a worker with.

@@ -6,6 +6,7 @@ are, and it reads Hydra's own configuration sources only.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Sequence
 from typing import Any, cast
@@ -51,6 +52,9 @@ class Composer:
         self._parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
         self._composed: dict[tuple[str, ...], bytes] = {}
+        self._before: tuple[str, ...] = ()
+        self._stem_of: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._frozen_stem = b""
         # Hydra's own view of the sources, extra search paths included.
         _, self._repository = loader._parse_overrides_and_create_caching_repo(
             config_name, self._hydra_overrides
@@ -84,13 +88,13 @@ class Composer:
             UserError: with Hydra's message, where Hydra would refuse the overrides.
         """
         try:
-            parsed = [self._parse(text) for text in overrides]
-            values = [override for override in parsed if self._sets_value(override)]
-            groups = tuple(
-                str(override.input_line) for override in parsed if not self._sets_value(override)
-            )
-            cfg = self._of_groups(groups)
-            ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+            groups = tuple(text for text in overrides if not self._sets_value(text))
+            values = tuple(text for text in overrides if self._sets_value(text))
+            # Neighbouring points begin alike: what they share is applied once.
+            shared = len(os.path.commonprefix([values, self._before]))
+            self._before = values
+            cfg = _thawed(self._stem(groups, values[:shared]))
+            self._apply(values[shared:], cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise _refused(error) from None
         return cfg
@@ -115,14 +119,27 @@ class Composer:
             self._parsed[text] = self._parser.parse_overrides([text])[0]
         return self._parsed[text]
 
-    def _sets_value(self, override: Override) -> bool:
+    def _sets_value(self, text: str) -> bool:
         """Whether Hydra applies the override after composition, and not in the defaults list."""
+        override = self._parse(text)
         group = override.key_or_group
         if group not in self._is_group:
             self._is_group[group] = self._repository.group_exists(group)
         return not self._is_group[group] or isinstance(override.value(), dict)
 
-    def _of_groups(self, groups: tuple[str, ...]) -> DictConfig:
+    def _apply(self, values: Sequence[str], cfg: DictConfig) -> None:
+        ConfigLoaderImpl._apply_overrides_to_config([self._parse(text) for text in values], cfg)
+
+    def _stem(self, groups: tuple[str, ...], values: tuple[str, ...]) -> bytes:
+        if not values:
+            return self._of_groups(groups)
+        if self._stem_of != (groups, values):
+            cfg = _thawed(self._of_groups(groups))
+            self._apply(values, cfg)
+            self._stem_of, self._frozen_stem = (groups, values), pickle.dumps(cfg)
+        return self._frozen_stem
+
+    def _of_groups(self, groups: tuple[str, ...]) -> bytes:
         if groups not in self._composed:
             cfg = self._loader.load_configuration(
                 self._config_name,
@@ -136,8 +153,13 @@ class Composer:
             if len(self._composed) >= MAX_KEPT:
                 self._composed.pop(next(iter(self._composed)))
             self._composed[groups] = pickle.dumps(cfg)
-        copied: Any = pickle.loads(self._composed[groups])
-        return cast(DictConfig, copied)
+        return self._composed[groups]
+
+
+def _thawed(frozen: bytes) -> DictConfig:
+    """A configuration of one's own; unpickling is eight times as fast as a deep copy."""
+    copied: Any = pickle.loads(frozen)
+    return cast(DictConfig, copied)
 
 
 def _refused(error: Exception) -> UserError:

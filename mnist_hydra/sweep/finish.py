@@ -115,6 +115,7 @@ def complete_best(
     mine = [run_id for run_id in chosen if _take(tracker, run_id, by)]
     if not mine:
         return
+    print(f"making pictures and exported models of the best: {len(mine)}", file=sys.stderr)
     raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
     try:
         if in_process:

@@ -138,11 +138,11 @@ class Sweep:
         found = finish.results_of(self.command, ledger, view, wanted)
         interrupted = self.signals > 0
         finish.record(self.tracker, self.parent, found, actions, interrupted)
+        _say(self.console, notices.outcome(actions))
+        finish.show(found)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             finish.complete_best(self.command, self.tracker, found, self.by, in_process)
-        _say(self.console, notices.outcome(actions))
-        finish.show(found)
         print(self.tracker.ui_command())
         if interrupted:
             _say(self.console, "the same command again goes on with the sweep")
@@ -214,7 +214,7 @@ class Sweep:
         worker.STOP.set()
         launchers.stop(self.launcher)
         if self.follower is not None:
-            self.follower.stop_trials("Ctrl-C")
+            self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
 
 
 def wanted_of(command: Command, view: View) -> list[Planned]:
