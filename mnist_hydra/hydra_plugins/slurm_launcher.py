@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -101,8 +103,9 @@ class SlurmLauncher(WorkerLauncher):
         if handle.paths.result_pickle.exists():
             try:
                 result: JobReturn = handle.result()
-            except Exception as error:
-                raise WorkerDied(str(error)) from error
+            except Exception as error:  # submitit's has the traceback between two rules
+                trace = [part for part in str(error).split("-" * 22) if part.strip()]
+                raise WorkerDied(trace[:2][-1].strip().splitlines()[-1]) from error
             return result
         if self._dropped and not handle.paths.stdout.exists():
             return job.ended(JobStatus.UNKNOWN)
@@ -125,10 +128,27 @@ class SlurmLauncher(WorkerLauncher):
 
 
 class RequeueableRun:
-    """Runs a job, which Slurm puts back in its queue when it is preempted or its time is over."""
+    """Runs a job; when its time is over or Slurm preempts it, it goes back to the queue as it is.
+
+    Submitit's own handler would do so in the middle of a step: the trial writes a checkpoint first.
+    """
 
     def __call__(self, job: WorkerJob) -> JobReturn:
-        return job()
+        from mnist_hydra.sweep import worker
+
+        environment = import_module("submitit.core.job_environment").JobEnvironment
+        warning = signal.Signals[f"SIG{environment.USR_SIG}"]
+        warned: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            warned.append(number)
+            worker.STOP.set()
+
+        requeue: Any = signal.signal(warning, stop)
+        result = job()
+        if warned:
+            requeue(warned[0], None)  # which exits
+        return result
 
     def checkpoint(self, job: WorkerJob) -> Any:
         """Submitit's own protocol."""

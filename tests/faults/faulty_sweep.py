@@ -52,7 +52,7 @@ class Fragile(torch.nn.Module):
                     time.sleep(0.05)
             if "FAULTS_SLOW" in os.environ:
                 (self.faults / f"slow-{os.getpid()}").touch()
-                time.sleep(1)
+                time.sleep(float(os.environ["FAULTS_SLOW"]))
             if self.steps == 12 and "FAULTS_VICTIM" in os.environ:
                 if is_first(self.faults / "victim"):
                     time.sleep(600)

@@ -22,12 +22,18 @@ class Slurm:
 
     def queue(self) -> list[str]:
         """The jobs that wait or run."""
-        command = ["squeue", "--noheader", "--array", "--format=%i %T", "--states=PENDING,RUNNING"]
+        states = "--states=PENDING,RUNNING"
+        return self._ask("squeue", "--noheader", "--array", "--format=%i", states).split()
+
+    def preempt(self, job: str) -> None:
+        """What Slurm does when it needs the place: the signal that submitit asks it to send."""
+        self._ask("scancel", "--signal=USR2", job)
+
+    def _ask(self, *command: str) -> str:
         environment = {**os.environ, **self.environment}
-        answer = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment
-        )
-        return answer.stdout.splitlines()
+        ).stdout
 
     def __enter__(self) -> Slurm:
         return self

@@ -55,7 +55,8 @@ SlurmctldPort=$1
 SlurmdPort=$2
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+# A job that is requeued waits until its credential has expired: two minutes by default.
+AuthInfo=socket=$folder/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root

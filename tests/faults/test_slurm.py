@@ -1,0 +1,40 @@
+"""What is Slurm's own: jobs that go back to the queue, and a cluster that refuses a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from tests.faults.faulty_sweep import FaultySweep, claims, finish, wait_for
+from tests.faults.slurm import Slurm
+
+LAUNCHER = ["hydra/launcher=slurm", "sweep.workers=1"]
+
+
+def test_a_preempted_job_goes_back_to_the_queue_and_its_trial_goes_on(
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient, slurm: Slurm
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "preempted", ["seed=1,2", f"output_dir={store}"])
+    going = sweep.start(*LAUNCHER, environment={**slurm.environment, "FAULTS_SLOW": "0.3"})
+    wait_for(lambda: any(sweep.faults.glob("slow-*")), going, 180)
+    [job] = slurm.queue()
+    slurm.preempt(job)
+    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, going, 180)
+    assert slurm.queue() == [job], "the very same one"
+    code, said = finish(going)
+    assert code == 0, said
+    [preempted] = [run for run in sweep.trials(client) if len(claims(run)) == 2]
+    assert preempted.data.tags["mnist_hydra.attempt/1"] == "interrupted"
+    assert claims(preempted)[1]["from_step"] > -1
+
+
+def test_a_job_that_slurm_refuses_is_bad_input(
+    tmp_path: Path, store: Path, mnist: Path, slurm: Slurm
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", f"output_dir={store}"])
+    partition = "hydra.launcher.slurm_partition=nowhere"
+    code, said = finish(sweep.start(*LAUNCHER, partition, environment=slurm.environment))
+    assert code == 2, said
+    assert "error: Slurm refuses the workers' jobs: sbatch: error: invalid partition" in said
+    assert "Traceback" not in said
