@@ -32,6 +32,7 @@ def options(group: str) -> list[str]:
         ["lr=float(1,2)", "seed=int(choice(1.0,2.0))", "n=str(choice(1,2))"],
         ["lr=tag(some,choice(0.1,0.2))", "~scheduler", "++extra=1"],
         ["lr=0.1", "seed=1", "lr=0.2"],
+        ["lr=0.1", "seed=1", "lr=0.2,0.3"],
         ["seed=3"],
     ],
 )
@@ -120,7 +121,8 @@ def test_a_number_on_a_discrete_axis_becomes_the_text_of_the_nearest_value() -> 
     ("arguments", "message"),
     [
         (["lr=1,2", "+lr=3,4"], "lr=1,2 and \\+lr=3,4 set the same key"),
-        (["lr=0.1", "lr=0.2,0.3"], "set the same key"),
+        (["lr=0.2,0.3", "lr=0.1"], "lr=0.2,0.3 and lr=0.1 set the same key"),
+        (["lr=0.1", "++lr=0.2,0.3"], "set the same key"),
         (["m={a:1},{a:2}", "m.a=1,2"], "set the same key"),
         (["model=glob(resnet*)"], "matches nothing; right: one of model1, model2, model3"),
         (["modle=glob(*)"], "modle is no group"),

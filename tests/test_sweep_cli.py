@@ -367,3 +367,58 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
         assert refused.code == 2
         assert len(refused.err.strip().splitlines()) <= 3
     assert not (tmp_path / "outputs" / "mlflow.db").exists()
+
+
+def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=6", "sweep.keep=0")
+    going = start(*words, "seed=1,2", cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
+    going.send_signal(signal.SIGINT)
+    going.send_signal(signal.SIGINT)
+    left = end(going)
+    assert left.code == 130, left.err
+    again = run(*words, "seed=1,2", cwd=tmp_path)
+    assert again.code == 0, again.err
+    _, trials = runs(tmp_path)
+    assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
+    for trial in trials.values():
+        history = client(tmp_path).get_metric_history(trial.info.run_id, "train/loss")
+        assert [row.step for row in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_fail_fast_stops_everything_at_the_first_final_failure(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "sweep.fail_fast=true", "sweep.retries=0")
+    failed = run(*words, "model.mood=angry,fine", "seed=1,2", cwd=tmp_path)
+    assert failed.code == 1
+    assert "1 failed" in failed.err and "not finished" in failed.err
+    _, trials = runs(tmp_path)
+    assert [name for name in trials if "fine" in name] == []
+
+
+def test_a_search_goes_on_toward_its_total_and_proposes_nothing_twice(
+    tiny: str, tmp_path: Path
+) -> None:
+    words = (tiny, *QUICK, "hydra/sweeper=search", "data.val_size=50", "sweep.keep=0")
+    axes = ("lr=tag(log,interval(0.02,0.5))", "dropout=range(0,0.3,0.1)")
+    first = run(*words, *axes, "sweep.n_trials=3", cwd=tmp_path)
+    assert first.code == 0, first.err
+    more = run(*words, *axes, "sweep.n_trials=5", cwd=tmp_path)
+    assert more.code == 0 and "3 done and skipped, 2 to be proposed" in more.err
+    [parent], trials = runs(tmp_path)
+    assert len(trials) == 5
+    assert [attempts(trial) for trial in trials.values()] == [1] * 5
+    assert {trial.data.tags["mnist_hydra.fingerprint"] for trial in trials.values()} == {
+        key.removeprefix("trial/") for key in parent.data.params if key.startswith("trial/")
+    }
+    assert "Configurations by val/acc on the hold-out" in more.out
+
+
+def test_axes_of_the_configuration_itself_are_swept_too(tiny: str, tmp_path: Path) -> None:
+    params = '+hydra.sweeper.params={lr: "0.1,0.2", seed: "range(3)", momentum: 0.5}'
+    listed = run(tiny, *QUICK, params, "seed=4", "sweep.dry_run=true", cwd=tmp_path)
+    assert listed.out.splitlines()[0] == "2 trials: 2 to run"
+    assert "lr=0.1" in listed.out and "seed" not in listed.out

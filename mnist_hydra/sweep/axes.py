@@ -132,7 +132,7 @@ def parse(
 ) -> Plan:
     """Read a sweep's overrides.
 
-    Of two fixed overrides of one key the last counts, as with Hydra.
+    Of two overrides of one key the last counts, as with Hydra, but an axis is never dropped.
 
     Args:
         arguments: overrides as on the command line.
@@ -218,6 +218,10 @@ def _refuse_twins(overrides: Sequence[Override]) -> None:
         for other_target, other in seen.items():
             if not (override.is_sweep_override() or other.is_sweep_override()):
                 continue
+            if not other.is_sweep_override() and (
+                override.get_key_element() == other.get_key_element()
+            ):
+                continue  # the last counts, as with Hydra; an axis is never dropped that way
             if target == other_target or _one_sets_the_other(override, other):
                 raise UserError(
                     f"{other.input_line} and {override.input_line} set the same key; "
