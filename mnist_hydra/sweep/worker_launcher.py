@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -74,7 +74,8 @@ class WorkerLauncher(Launcher):
         """Run one worker for each list of overrides, and return when the last has come back.
 
         A result's status is FAILED where the worker raised, or died more often than `restarts`
-        allows, and UNKNOWN where it was never begun, there being nothing left to do.
+        allows. It is UNKNOWN where another came back, so that nothing was left to do, while it was
+        dead or not begun.
         """
         self.slots()
         jobs = [
@@ -82,9 +83,10 @@ class WorkerLauncher(Launcher):
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         results: dict[int, JobReturn] = {}
+        deaths: dict[int, WorkerDied] = {}
         running: dict[Any, WorkerJob] = {}
         lives = self.restarts * len(jobs)
-        waiting = True  # some may still wait in the engine's queue
+        over = False
         try:
             running.update(zip(self.start(jobs), jobs, strict=True))
             while running:
@@ -94,22 +96,24 @@ class WorkerLauncher(Launcher):
                         results[job.number] = self.result(handle, job)
                         continue
                     except WorkerDied as death:
-                        again = lives and not self._stopping.is_set()
-                        fate = "died and is started again" if again else "died"
-                        say(f"worker {job.number} {fate}: {death}")
-                        results[job.number] = job.ended(JobStatus.FAILED, death)
-                    if again and self.takes_one_more(running):
+                        deaths[job.number] = death
+                    again = not over and lives > 0 and self.takes_one_more(running)
+                    fate = "died and is started again" if again else "died"
+                    say(f"worker {job.number} {fate}: {deaths[job.number]}")
+                    if again:
                         lives -= 1
                         with suppress(UserError):  # then it stays dead
                             running.update(zip(self.start([job]), [job], strict=True))
                 # A worker comes back when nothing is left for it, so none needs to begin then.
-                back = any(result.status is JobStatus.COMPLETED for result in results.values())
-                if waiting and (back or self._stopping.is_set()):
-                    waiting, lives = False, 0
+                if not over and (_any_came_back(results) or self._stopping.is_set()):
+                    over = True
                     self.drop_unbegun(running)
         finally:
             self.close(running)
-        return [results[number] for number in sorted(results)]
+        status = JobStatus.UNKNOWN if _any_came_back(results) else JobStatus.FAILED
+        return [
+            results.get(job.number) or job.ended(status, deaths[job.number]) for job in jobs
+        ]
 
     @abstractmethod
     def room(self) -> int:
@@ -136,6 +140,10 @@ class WorkerLauncher(Launcher):
 
     def close(self, running: Collection[Any]) -> None:
         """Let the engine go; what still runs, after an exception, is ended at once."""
+
+
+def _any_came_back(results: Mapping[int, JobReturn]) -> bool:
+    return any(result.status is JobStatus.COMPLETED for result in results.values())
 
 
 def say(line: str) -> None:

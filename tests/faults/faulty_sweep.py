@@ -18,7 +18,6 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-EPOCHS = 3
 STEPS = 8  # an epoch
 MODEL = '''
 import os
@@ -53,8 +52,9 @@ class Fragile(torch.nn.Module):
             if "FAULTS_SLOW" in os.environ:
                 (self.faults / f"slow-{os.getpid()}").touch()
                 time.sleep(float(os.environ["FAULTS_SLOW"]))
-            if self.steps == 12 and "FAULTS_VICTIM" in os.environ:
-                if is_first(self.faults / "victim"):
+            if self.steps == 12:
+                victims = range(int(os.environ.get("FAULTS_VICTIMS", 0)))
+                if any(is_first(self.faults / f"victim-{number}") for number in victims):
                     time.sleep(600)
         return self.layers(images)
 
@@ -82,9 +82,16 @@ class FaultySweep:
     """
 
     def __init__(
-        self, folder: Path, mnist: Path, name: str, axes: Sequence[str], **model: float
+        self,
+        folder: Path,
+        mnist: Path,
+        name: str,
+        axes: Sequence[str],
+        epochs: int = 3,
+        **model: float,
     ) -> None:
         self.mnist, self.name, self.folder, self.axes = mnist, name, folder, axes
+        self.epochs = epochs
         self.faults = folder / "faults"
         self.faults.mkdir(parents=True)
         self.config = folder / "config"
@@ -100,7 +107,7 @@ class FaultySweep:
         return [
             *(sys.executable, "-m", "mnist_hydra.train", "--multirun"),
             *("--config-dir", str(self.config), "model=fragile", *self.axes),
-            *(f"epochs={EPOCHS}", "batch_size=128", f"data.limit={128 * STEPS}"),
+            *(f"epochs={self.epochs}", "batch_size=128", f"data.limit={128 * STEPS}"),
             *(f"data.root={self.mnist}", "data.offline=true", "device=cpu", "compile=false"),
             *("sweep.retries=0", f"tracking.experiment_name={self.name}", *overrides),
         ]
@@ -122,9 +129,9 @@ class FaultySweep:
             start_new_session=True,
         )
 
-    def victim(self, sweep: subprocess.Popen[str], seconds: float = 180.0) -> int:
-        """Wait for the process that is to be killed; its pid."""
-        found = self.faults / "victim"
+    def victim(self, sweep: subprocess.Popen[str], number: int = 0, seconds: float = 180.0) -> int:
+        """Wait for a process that is to be killed, in the second epoch that it trains; its pid."""
+        found = self.faults / f"victim-{number}"
         wait_for(lambda: found.exists() and found.read_text().endswith("\n"), sweep, seconds)
         return int(found.read_text())
 
@@ -138,7 +145,7 @@ class FaultySweep:
         assert {run.info.status for run in trials} == {"FINISHED"}
         for run in trials:
             history = client.get_metric_history(run.info.run_id, "train/loss")
-            assert len({metric.step for metric in history}) == len(history) == EPOCHS
+            assert len({metric.step for metric in history}) == len(history) == self.epochs
         return trials
 
 

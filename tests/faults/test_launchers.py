@@ -13,7 +13,7 @@ from tests.faults.faulty_sweep import FaultySweep, claims, finish
 from tests.faults.ray_cluster import RayCluster
 from tests.faults.slurm import Slurm
 
-VICTIM = {"FAULTS_VICTIM": "1"}
+VICTIM = {"FAULTS_VICTIMS": "1"}
 
 
 def test_in_process_the_same_command_goes_on_after_the_process_was_killed(
@@ -70,6 +70,20 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
         cluster.kill_second_node()
         ended = finish(sweep)
         _fails_once_and_then_ends(nine_trials, client, ended, launcher, inside, environment)
+
+
+def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "every-epoch", [f"output_dir={store}"], epochs=6)
+    launcher = ["hydra/launcher=joblib", "sweep.workers=1"]
+    going = sweep.start(*launcher, environment={"FAULTS_VICTIMS": "4"})
+    for number in range(4):
+        os.kill(sweep.victim(going, number), signal.SIGKILL)
+    code, said = finish(going)
+    assert code == 0, said
+    [trial] = sweep.trials(client)
+    assert len(claims(trial)) == 5
 
 
 def _fails_once_and_then_ends(

@@ -59,7 +59,7 @@ def test_the_trial_of_a_machine_that_is_gone_is_finished_by_another(
     mount = f'mount -t tmpfs none "{disk}" && exec "$@"'
     other_machine = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     other_machine += ["sh", "-c", mount, "sh"]
-    dies = sweep.start(*command, inside=other_machine, environment={"FAULTS_VICTIM": "1"})
+    dies = sweep.start(*command, inside=other_machine, environment={"FAULTS_VICTIMS": "1"})
     sweep.victim(dies)
     lives = sweep.start(*command)
     two_done = _Done(sweep, client, 2)
