@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
@@ -422,3 +425,44 @@ def test_axes_of_the_configuration_itself_are_swept_too(tiny: str, tmp_path: Pat
     listed = run(tiny, *QUICK, params, "seed=4", "sweep.dry_run=true", cwd=tmp_path)
     assert listed.out.splitlines()[0] == "2 trials: 2 to run"
     assert "lr=0.1" in listed.out and "seed" not in listed.out
+
+
+class Flaky(BasicLauncher):
+    """Raises as often as it is told, before it launches anything."""
+
+    raises = 0
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+        if Flaky.raises:
+            Flaky.raises -= 1
+            raise OSError("the cluster is on fire")
+        return super().launch(job_overrides, initial_job_idx)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A launcher that raises, to be given as an override."""
+    module = ModuleType("hydra_plugins.tests")
+    module.Flaky = Flaky  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Flaky, "__module__", module.__name__)
+    Plugins.instance().register(Flaky)
+    return "hydra.launcher._target_=hydra_plugins.tests.Flaky"
+
+
+def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky: str) -> None:
+    Flaky.raises = 2
+    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", cwd=tmp_path)
+    assert done.code == 0, done.err
+    _, trials = runs(tmp_path)
+    assert [attempts(trial) for trial in trials.values()] == [1, 1]
+
+
+def test_a_launcher_that_always_raises_ends_the_command_and_says_why(
+    tiny: str, tmp_path: Path, flaky: str
+) -> None:
+    Flaky.raises = 1000
+    given_up = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", cwd=tmp_path)
+    assert given_up.code == 1
+    assert "the launcher failed: OSError: the cluster is on fire" in given_up.err
+    assert "Traceback" not in given_up.err

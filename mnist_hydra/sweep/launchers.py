@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -21,7 +23,7 @@ def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launc
     """
     try:
         return Plugins.instance().instantiate_launcher(context, task, config)
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, HydraException) as error:
         target = str(config.hydra.launcher._target_)
         chosen = config.hydra.runtime.choices.get("hydra/launcher")
         package = target.removeprefix("hydra_plugins.").partition(".")[0].replace("_", "-")
@@ -33,13 +35,13 @@ def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launc
 
 def in_process(launcher: Launcher) -> bool:
     """Whether trials run in the sweeper's own process, one after another."""
-    return type(launcher).__name__ == "BasicLauncher"
+    return isinstance(launcher, BasicLauncher)
 
 
 def on_this_machine(launcher: Launcher) -> bool:
     """Whether trials run on this machine, so that its devices are theirs."""
-    known = type(launcher).__name__ in ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
-    return bool(getattr(launcher, "on_this_machine", known))
+    known = type(launcher).__name__ in ("JoblibLauncher", "LocalLauncher")
+    return in_process(launcher) or bool(getattr(launcher, "on_this_machine", known))
 
 
 def slots(launcher: Launcher, settings: SweepConfig) -> int:

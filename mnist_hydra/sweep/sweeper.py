@@ -130,8 +130,6 @@ class Sweep:
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
-        if self.problem is not None:
-            _say(self.console, self.problem)
         ledger = entry.ledger_of(self.tracker, self.parent)
         view = ledger.read()
         wanted, actions = wanted_of(self.command, view), self._actions(view)
@@ -167,7 +165,9 @@ class Sweep:
                 time.sleep(POLL_S)
                 continue
             before = _progress(view)
-            self.problem = self._launch(min(self.room, to_do))
+            told, self.problem = self.problem, self._launch(min(self.room, to_do))
+            if self.problem is not None and self.problem != told:
+                _say(self.console, self.problem)
             vain = 0 if _progress(self.ledger.read()) != before else vain + 1
             time.sleep(vain)
 
