@@ -60,11 +60,12 @@ class SlurmLauncher(WorkerLauncher):
             )
         try:
             self._executor()
-        except ImportError:
-            need = "hydra/launcher=slurm needs submitit: pip install 'mnist_hydra[slurm]'"
-            raise UserError(need) from None
+        except ImportError as error:
+            mend = "pip install 'mnist_hydra[slurm]'"
+            raise UserError(f"hydra/launcher=slurm needs submitit ({error}): {mend}") from None
         except (AssertionError, NameError, RuntimeError, ValueError) as error:
-            raise UserError(f"hydra.launcher: submitit refuses its settings: {error}") from None
+            why = " ".join(str(error).splitlines()[:1])
+            raise UserError(f"hydra.launcher: submitit refuses its settings: {why}") from None
         return (os.cpu_count() or 1) if self.on_this_machine else LARGEST_ARRAY
 
     def _executor(self) -> Any:

@@ -36,8 +36,8 @@ def joined(address: str) -> Any:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         ray = import_module("ray")
-    except ImportError:
-        need = "hydra/launcher=ray needs Ray: pip install 'mnist_hydra[ray]'"
+    except ImportError as error:
+        need = f"hydra/launcher=ray needs Ray ({error}): pip install 'mnist_hydra[ray]'"
         raise UserError(need) from None
     if not ray.is_initialized():
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

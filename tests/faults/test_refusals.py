@@ -1,0 +1,58 @@
+"""Clusters that are not there: one line, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mnist_hydra.sweep.ray_cluster import ANSWER_WITHIN_S, JOIN_WITHIN_S
+from tests.faults.faulty_sweep import FaultySweep, finish
+from tests.faults.postgres import free_port
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes connections and never says a word."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def refused(sweep: FaultySweep, output_dir: Path, *launcher: str) -> str:
+    """The one line that a sweep says, and that it says it in time and leaves nothing."""
+    code, said = finish(sweep.start(*launcher, f"output_dir={output_dir}"))
+    assert code == 2, said
+    assert not (output_dir / "mlflow.db").exists()
+    assert len(said.splitlines()) == 1, said
+    return said
+
+
+def test_a_ray_address_where_nobody_listens_is_refused(tmp_path: Path, mnist: Path) -> None:
+    pytest.importorskip("ray")
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2"])
+    address = f"hydra.launcher.address=127.0.0.1:{free_port()}"
+    said = refused(sweep, tmp_path / "outputs", "hydra/launcher=ray", address)
+    assert "no Ray cluster answers there" in said and "hydra.launcher.address=null" in said
+
+
+def test_a_ray_address_where_something_else_listens_is_refused_in_time(
+    tmp_path: Path, mnist: Path, silent_server: str
+) -> None:
+    pytest.importorskip("ray")
+    assert ANSWER_WITHIN_S + JOIN_WITHIN_S < 15
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2"])
+    address = f"hydra.launcher.address={silent_server}"
+    said = refused(sweep, tmp_path / "outputs", "hydra/launcher=ray", address)
+    assert "what listens there is no Ray cluster" in said
+
+
+def test_an_unknown_setting_of_submitit_is_refused(tmp_path: Path, mnist: Path) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2"])
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.cluster=local", "+hydra.launcher.color=red"]
+    code, said = finish(sweep.start(*launcher, f"output_dir={tmp_path / 'outputs'}"))
+    assert code == 2, said
+    assert "submitit refuses its settings" in said and "color" in said
+    assert not (tmp_path / "outputs" / "mlflow.db").exists()
