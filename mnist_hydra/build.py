@@ -27,21 +27,13 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     Raises:
         UserError: for settings that this machine, the data or a class does not allow.
     """
-    kernels = Path(config.output_dir).absolute() / "kernels"
+    machine, recorded = runtime.capability(), (state or {}).get("runtime")
+    where = runtime.choose(config, machine, recorded)
+    runtime.apply(where)
     torch.manual_seed(config.seed)
     model_class = targets.resolve(config.model.target, torch.nn.Module, "model._target_")
     model = targets.build(model_class, config.model.arguments, "model")
-    where = runtime.choose(
-        config,
-        runtime.capability(),
-        (state or {}).get("runtime"),
-        lambda: _kernel_problem(model, kernels),
-    )
-    runtime.apply(where)
     model.to(where.device)
-    if not where.kernel:
-        model.to(memory_format=torch.channels_last)
-    ready = fast.prepare(model, where, kernels)
     optimizer = _optimizer(config, model)
     dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
     if config.batch_size > len(dataset.train):
@@ -53,8 +45,15 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     augmentation = augment.build(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
+    _insist_on_log_probabilities(config, model, (2, *sample.shape[1:]), where.device)
+
+    # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
+    kernels = Path(config.output_dir).absolute() / "kernels"
+    where = runtime.choose(config, machine, recorded, lambda: _kernel_problem(model, kernels))
+    if not where.kernel:
+        model.to(memory_format=torch.channels_last)
+    ready = fast.prepare(model, where, kernels)
     trainer = Trainer(config, where, model, ready, optimizer, scheduler, augmentation, dataset)
-    _insist_on_log_probabilities(trainer)
     if state is not None:
         trainer.restore(state)
     return trainer
@@ -125,25 +124,26 @@ def _scheduler(
     return targets.build(kind, arguments, "scheduler", optimizer=optimizer, **given)
 
 
-def _insist_on_log_probabilities(trainer: Trainer) -> None:
+def _insist_on_log_probabilities(
+    config: Config, model: torch.nn.Module, shape: tuple[int, ...], device: str
+) -> None:
     """Try the model on two blank images before anything is recorded.
 
     Raises:
         UserError: if it does not return log-probabilities [B, 10].
     """
-    blank = torch.zeros(2, *trainer.train_images.shape[1:], device=trainer.device)
-    trainer.model.eval()
+    model.eval()
     try:
         with torch.inference_mode():
-            got = trainer.model(blank)
+            got = model(torch.zeros(shape, device=device))
     except Exception as error:
         raise UserError(
-            f"model={trainer.config.model.target} fails on images of shape "
-            f"{tuple(blank.shape)}: {error}; right: a model for such images"
+            f"model={config.model.target} fails on images of shape {shape}: {error}; right: a "
+            f"model for such images"
         ) from error
     if got.shape != (2, CLASSES) or bool((got.exp().sum(1) > 1.01).any()):
         raise UserError(
-            f"model={trainer.config.model.target} returns {tuple(got.shape)} that are no "
+            f"model={config.model.target} returns {tuple(got.shape)} that are no "
             f"log-probabilities; right: end its forward with log_softmax(scores, dim=1) "
             f"of shape (batch, {CLASSES})"
         )

@@ -31,6 +31,7 @@ from mnist_hydra.tracking import (
     OVERRIDES_TAG,
     PREFIX,
     Tracker,
+    check,
     provenance,
 )
 from mnist_hydra.trainer import CLASSES, NonFiniteLoss, StopReason, Trainer
@@ -215,6 +216,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         trainer = prepare(config, _checkpoint_to_resume(config, tracker, run_id))
         tracker.reopen(run_id)
     else:
+        check(config)
         trainer = prepare(config)
         tracker = Tracker(config)
         run_id = tracker.create_run(_run_name(config, overrides), provenance())

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,15 +69,14 @@ class Tracker:
         self.uri = config.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
         _quiet_mlflow()
+        check(config)
         if self.is_local:
             if not make and not (output_dir / "mlflow.db").exists():
                 raise UserError(
                     f"output_dir={config.output_dir} holds no runs; right: the folder that an "
                     f"earlier run wrote to"
                 )
-            make_folder(output_dir, "output_dir")
-        elif self.uri.startswith(("http://", "https://")):
-            _insist_on_an_answer(self.uri)
+            output_dir.mkdir(parents=True, exist_ok=True)
         artifacts = (output_dir / "artifacts").as_uri() if self.is_local else None
         from mlflow import MlflowClient  # 1.7 s
 
@@ -286,20 +285,29 @@ def git_state() -> dict[str, str]:
     return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
 
 
-def make_folder(path: Path, key: str) -> None:
-    """Make a folder and see that it can be written.
+def check(config: Config) -> None:
+    """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:
-        UserError: naming `key` if it cannot.
+        UserError: if the server does not answer or `output_dir` cannot be written.
     """
+    uri = config.tracking.uri
+    if uri is not None and uri.startswith(("http://", "https://")):
+        _insist_on_an_answer(uri)
+    folder = Path(config.output_dir).absolute()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(
-            f"{key}={path} cannot be written ({error.strerror}); right: a folder that can"
+            f"output_dir={folder} cannot be written ({error.strerror}); right: a folder that can"
         ) from None
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not made, or another process uses it already
+                path.rmdir()
 
 
 def _quiet_mlflow() -> None:
