@@ -28,10 +28,11 @@ BATCH_SIZE = 512
 TRAIN_IMAGES = 60_000
 
 
-def convolutions(experiment: str, form: str, repeats: int) -> list[float]:
+def convolutions(experiment: str, form: str, repeats: int, batch_size: int) -> list[float]:
     """Seconds of one step's convolutions, measured in a process of its own."""
     words = ("python", "-m", "tests.benchmarks.convolutions", experiment, *FORMS[form])
-    said = json.loads(run([*words, "--repeats", str(repeats)]).stdout)
+    size = ("--batch-size", str(batch_size))
+    said = json.loads(run([*words, *size, "--repeats", str(repeats)]).stdout)
     return [said["seconds"]]
 
 
@@ -48,6 +49,7 @@ def measure(
     repeats: int,
     data: Path,
     images: int,
+    batch_size: int = BATCH_SIZE,
     extra: Sequence[str] = (),
 ) -> list[dict[str, object]]:
     """Measure epochs and convolutions in turns; return the table's rows.
@@ -59,11 +61,13 @@ def measure(
     for experiment in experiments:
         calls[experiment, "epoch"] = _epochs(experiment, epoch_count, data, extra)
         for form in FORMS:
-            calls[experiment, form] = _convolutions(experiment, form, step_repeats)
+            calls[experiment, form] = _convolutions(
+                experiment, form, step_repeats, batch_size
+            )
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for key, taken in in_turns(calls, repeats):
         seconds[key] += taken
-    return [_row(experiment, seconds, images / BATCH_SIZE) for experiment in experiments]
+    return [_row(experiment, seconds, images / batch_size) for experiment in experiments]
 
 
 def _epochs(
@@ -72,8 +76,10 @@ def _epochs(
     return lambda: epochs(experiment, count, data, extra)
 
 
-def _convolutions(experiment: str, form: str, repeats: int) -> Callable[[], list[float]]:
-    return lambda: convolutions(experiment, form, repeats)
+def _convolutions(
+    experiment: str, form: str, repeats: int, batch_size: int
+) -> Callable[[], list[float]]:
+    return lambda: convolutions(experiment, form, repeats, batch_size)
 
 
 def _row(
@@ -107,10 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repeats = given.repeats or (5 if given.full else 1 if given.tiny else 2)
     with tempfile.TemporaryDirectory() as folder:
         data, extra, images, steps = given.data, given.override, TRAIN_IMAGES, 30
+        batch_size = BATCH_SIZE
         if given.tiny:
-            data, extra, images, steps = Path(folder), [*extra, "data.sha256=null"], 1024, 1
+            data, images, steps, batch_size = Path(folder), 1024, 1, 32
+            extra = [*extra, "data.sha256=null", f"batch_size={batch_size}"]
             mnist_files.write(data, train=images, test=256)
-        rows = measure(given.experiments, epoch_count, steps, repeats, data, images, extra)
+        rows = measure(
+            given.experiments, epoch_count, steps, repeats, data, images, batch_size, extra
+        )
     table.publish(
         "limit",
         "An epoch over its convolutions alone",
