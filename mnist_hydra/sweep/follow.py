@@ -68,14 +68,18 @@ class Follower:
         while not self._over:
             self._wake.wait(POLL_S)
             self._wake.clear()
-            self.look()
+            self.look(fresh=False)
 
-    def look(self) -> None:
-        """Look at the ledger now, pass on a request to stop, and show what there is."""
+    def look(self, fresh: bool = True) -> None:
+        """Look at the ledger now, pass on a request to stop, and show what there is.
+
+        Args:
+            fresh: see `Ledger.read`.
+        """
         with self._looking:
             try:
                 self._pass_on()
-                self._display.update(self._shown(self._ledger.read()), time.monotonic())
+                self._display.update(self._shown(self._ledger.read(fresh)), time.monotonic())
             except Exception as error:  # the store may be away for a while; training goes on
                 log.warning("the ledger cannot be read: %s", error)
 

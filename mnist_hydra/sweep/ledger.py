@@ -90,9 +90,13 @@ class Ledger:
         self._closed: dict[str, tuple[str, Trial]] = {}
         self._deleted: set[str] | None = None
 
-    def read(self) -> View:
-        """Read the ledger; after the first time it costs what is running, not what is done."""
-        patience_s = self._read_s / SHARE_OF_TIME
+    def read(self, fresh: bool = False) -> View:
+        """Read the ledger; after the first time it costs what is running, not what is done.
+
+        Args:
+            fresh: what the parent says is of this moment too, and not a little older.
+        """
+        patience_s = 0.0 if fresh else self._read_s / SHARE_OF_TIME
         if self._read_at is None or time.monotonic() - self._read_at > patience_s:
             self._read_parent()
         if self._deleted is None:

@@ -120,7 +120,6 @@ class Sweep:
         forgiven = forgivable(known.values())
         if forgiven:
             self.ledger.begin_command(self.by, forgiven)
-            self.ledger = entry.ledger_of(self.tracker, self.parent)  # reads it afresh
             view = View(view.trials, view.points, view.stops, {self.by: forgiven})
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, notices.overview(self._actions(view), self.command.total))
@@ -151,7 +150,7 @@ class Sweep:
     def _run_what_is_missing(self) -> None:
         vain = 0
         while not self.stopping:
-            view = bury(self.ledger, self.ledger.read(), self.observer)
+            view = bury(self.ledger, self.ledger.read(fresh=True), self.observer)
             if self.by in view.stops:
                 return
             actions = self._actions(view)
@@ -168,7 +167,7 @@ class Sweep:
             told, self.problem = self.problem, self._launch(min(self.room, to_do))
             if self.problem is not None and self.problem != told:
                 _say(self.console, self.problem)
-            vain = 0 if _progress(self.ledger.read()) != before else vain + 1
+            vain = 0 if _progress(self.ledger.read(fresh=True)) != before else vain + 1
             time.sleep(vain)
 
     def _launch(self, workers: int) -> str | None:
