@@ -46,7 +46,7 @@ def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
 def main() -> None:
     """The console script `mnist-train`."""
     # Threads that wait actively take the cores from each other where others work there too: set
-    # before torch is loaded, this doubled the speed on a busy machine and cost an idle one nothing.
+    # before torch is loaded, this doubled the speed on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # At the end Python would look through all that torch and MLflow left for cycles: 3 to 5 s.
     atexit.register(gc.freeze)
