@@ -19,7 +19,6 @@ INTERRUPTED = 130
     "launcher",
     [
         pytest.param(["hydra/launcher=joblib"], id="joblib"),
-        pytest.param(["hydra/launcher=slurm", "hydra.launcher.cluster=local"], id="submitit-local"),
         pytest.param(["hydra/launcher=ray"], id="ray-local"),
         pytest.param(["hydra/launcher=slurm"], id="slurm"),
     ],
