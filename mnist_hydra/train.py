@@ -11,8 +11,8 @@ import os
 import sys
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.conf import ConfigSourceInfo
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mnist_hydra.errors import UserError
