@@ -141,6 +141,8 @@ class Sweep:
             in_process = launchers.in_process(self.launcher)
             finish.complete_best(self.command, self.tracker, found, self.by, in_process)
         print(self.tracker.ui_command())
+        if self.tracker.is_local:
+            print(f"and open {self.tracker.ui_page()}")
         if interrupted:
             _say(self.console, "the same command again goes on with the sweep")
             return INTERRUPTED
