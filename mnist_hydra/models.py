@@ -74,7 +74,7 @@ class Model3(Model2):
 
 def log_probabilities(scores: Tensor) -> Tensor:
     """scores: float [B, 10 or more] -> log-probabilities float32 [B, 10] of a softmax over all."""
-    return F.log_softmax(scores.float(), dim=1)[:, :CLASSES]
+    return F.log_softmax(scores.float(), dim=1).narrow(1, 0, CLASSES)
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

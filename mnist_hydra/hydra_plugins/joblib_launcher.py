@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, TypeAlias
 
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
@@ -24,7 +24,7 @@ from mnist_hydra.sweep.placement import place, room, visible_gpus
 from mnist_hydra.sweep.worker_job import WorkerDied, WorkerJob, ctrl_c_held
 from mnist_hydra.sweep.worker_launcher import POLL_S, WorkerLauncher
 
-Handle = Future[JobReturn]
+Handle: TypeAlias = "Future[JobReturn]"
 
 
 class JoblibLauncher(WorkerLauncher):

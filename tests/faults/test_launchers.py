@@ -74,7 +74,7 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
 
 @pytest.mark.xfail(
     reason="Known fault: after its fourth death the trial is given up though each brought a "
-    "checkpoint; the same command again finishes it.",
+    "checkpoint.",
     strict=False,
 )
 def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
