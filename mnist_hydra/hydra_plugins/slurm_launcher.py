@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from collections.abc import Collection, Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.slurm_queue import SlurmQueue, cancel, kill_children
+from mnist_hydra.sweep.slurm_queue import (
+    RequeueableRun,
+    SlurmQueue,
+    cancel,
+    executor,
+    kill_children,
+)
 from mnist_hydra.sweep.worker_job import WorkerDied, WorkerJob, ctrl_c_held
 from mnist_hydra.sweep.worker_launcher import POLL_S, WorkerLauncher
 
@@ -58,21 +62,11 @@ class SlurmLauncher(WorkerLauncher):
                 "hydra/launcher=slurm finds no sbatch and squeue on this machine: start the sweep "
                 "where jobs may be submitted, or use hydra/launcher=joblib"
             )
-        try:
-            self._executor()
-        except ImportError as error:
-            mend = "pip install 'mnist_hydra[slurm]'"
-            raise UserError(f"hydra/launcher=slurm needs submitit ({error}): {mend}") from None
-        except (AssertionError, NameError, RuntimeError, ValueError) as error:
-            why = " ".join(str(error).splitlines()[:1])
-            raise UserError(f"hydra.launcher: submitit refuses its settings: {why}") from None
+        self._executor()
         return (os.cpu_count() or 1) if self.on_this_machine else LARGEST_ARRAY
 
     def _executor(self) -> Any:
-        limit = {"slurm_max_num_timeout": self.max_requeues}
-        executor = import_module("submitit").AutoExecutor(self.folder, self.cluster, **limit)
-        executor.update_parameters(**self.parameters)
-        return executor
+        return executor(self.folder, self.cluster, self.max_requeues, self.parameters)
 
     def start(self, jobs: Sequence[WorkerJob]) -> list[Any]:
         """Submit the jobs as one array."""
@@ -126,31 +120,3 @@ class SlurmLauncher(WorkerLauncher):
                 cancel(handle.job_id)
             else:
                 kill_children(int(handle.job_id))
-
-
-class RequeueableRun:
-    """Runs a job; when its time is over or Slurm preempts it, it goes back to the queue as it is.
-
-    Submitit's own handler would do so in the middle of a step: the trial writes a checkpoint first.
-    """
-
-    def __call__(self, job: WorkerJob) -> JobReturn:
-        from mnist_hydra.sweep import worker
-
-        environment = import_module("submitit.core.job_environment").JobEnvironment
-        warning = signal.Signals[f"SIG{environment.USR_SIG}"]
-        warned: list[int] = []
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            warned.append(number)
-            worker.STOP.set()
-
-        requeue: Any = signal.signal(warning, stop)
-        result = job()
-        if warned:
-            requeue(warned[0], None)  # which exits
-        return result
-
-    def checkpoint(self, job: WorkerJob) -> Any:
-        """Submitit's own protocol."""
-        return import_module("submitit").helpers.DelayedSubmission(self, job)

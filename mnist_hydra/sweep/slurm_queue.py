@@ -1,23 +1,53 @@
-"""Which of a user's jobs Slurm still holds, asked of `squeue`, the one answer every Slurm gives.
+"""A worker's way into Slurm's queue, its place there, and back into it when its time is over.
 
-It asks no more often than every few seconds, and takes no answer for no news.
+Slurm is asked no more often than every few seconds, and no answer is no news.
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import import_module
+from types import FrameType
+from typing import Any
+
+from hydra.core.utils import JobReturn
+
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.worker_job import WorkerJob
 
 ASK_EVERY_S = 3.0
 RESULT_MAY_LAG_S = 5.0
 """How long a shared disk may take to show the result of a job that has left the queue."""
 
 
+def executor(folder: str, cluster: str, max_requeues: int, parameters: Mapping[str, Any]) -> Any:
+    """Submitit's executor, with its settings.
+
+    Raises:
+        UserError: submitit is not installed, or refuses the settings.
+    """
+    try:
+        submitit = import_module("submitit")
+        made = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=max_requeues)
+        made.update_parameters(**parameters)
+    except ImportError as error:
+        mend = "pip install 'mnist_hydra[slurm]'"
+        raise UserError(f"hydra/launcher=slurm needs submitit ({error}): {mend}") from None
+    except (AssertionError, NameError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).splitlines()[:1])
+        raise UserError(f"hydra.launcher: submitit refuses its settings: {why}") from None
+    return made
+
+
 class SlurmQueue:
-    """The jobs that wait or run, by id (`12_0` in an array), as last heard."""
+    """The jobs that wait or run, by id (`12_0` in an array), as `squeue` last said.
+
+    Every Slurm answers `squeue`; `sacct`, which submitit asks, needs accounting.
+    """
 
     def __init__(self) -> None:
         self._held: set[str] = set()
@@ -58,3 +88,31 @@ def kill_children(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             process.kill()
+
+
+class RequeueableRun:
+    """Runs a job; when its time is over or Slurm preempts it, it goes back to the queue as it is.
+
+    Submitit's own handler would do so in the middle of a step: the trial writes a checkpoint first.
+    """
+
+    def __call__(self, job: WorkerJob) -> JobReturn:
+        from mnist_hydra.sweep import worker
+
+        environment = import_module("submitit.core.job_environment").JobEnvironment
+        warning = signal.Signals[f"SIG{environment.USR_SIG}"]
+        warned: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            warned.append(number)
+            worker.STOP.set()
+
+        requeue: Any = signal.signal(warning, stop)
+        result = job()
+        if warned:
+            requeue(warned[0], None)  # which exits
+        return result
+
+    def checkpoint(self, job: WorkerJob) -> Any:
+        """Submitit's own protocol."""
+        return import_module("submitit").helpers.DelayedSubmission(self, job)

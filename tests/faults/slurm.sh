@@ -13,7 +13,27 @@ pids() {
     cat "$folder"/slurmctld.pid "$folder"/slurmd.pid "$folder"/munged.pid 2>/dev/null || true
 }
 
+# What jobs leave behind: they, and only they, have this cluster's configuration in their environment.
+of_jobs() {
+    for environment in /proc/[0-9]*/environ; do
+        if { tr '\0' '\n' < "$environment"; } 2>/dev/null | grep -qx "SLURM_CONF=$folder/slurm.conf"
+        then
+            pid=${environment#/proc/}
+            pid=${pid%/environ}
+            case $(cat "/proc/$pid/comm" 2>/dev/null) in
+                slurmstepd | srun | slurm_script) echo "$pid" ;;
+            esac
+        fi
+    done
+}
+
 if [ "$action" = stop ]; then
+    export SLURM_CONF="$folder/slurm.conf"
+    scancel --me 2>/dev/null || true
+    for _ in $(seq 100); do # a job that is torn down while its cluster stops waits for it for ever
+        [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+        sleep 0.1
+    done
     for pid in $(pids); do
         kill "$pid" 2>/dev/null || true
     done
@@ -22,6 +42,9 @@ if [ "$action" = stop ]; then
             kill -0 "$pid" 2>/dev/null || break
             sleep 0.1
         done
+        kill -9 "$pid" 2>/dev/null || true
+    done
+    for pid in $(of_jobs); do
         kill -9 "$pid" 2>/dev/null || true
     done
     exit 0
