@@ -87,8 +87,10 @@ def _dataset(config: DataConfig, cache_dir: str) -> data.Dataset:
 def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     kind = targets.resolve(config.optimizer.target, torch.optim.Optimizer, "optimizer._target_")
     arguments = dict(config.optimizer.arguments)
-    if kind.__module__.startswith("torch.optim") and targets.accepts(kind, "fused"):
-        arguments.setdefault("fused", True)
+    if kind.__module__.startswith("torch.optim"):
+        if targets.accepts(kind, "fused"):
+            arguments.setdefault("fused", True)
+        kind = runtime.without_dynamo(kind)
     return targets.build(kind, arguments, "optimizer", params=list(model.parameters()))
 
 

@@ -28,6 +28,8 @@ class Prepared:
     """With gradients; changes BatchNorm's running statistics."""
     evaluate: Forward
     """Without; takes any number of images, and expects the model in evaluation mode."""
+    release: Callable[[], None] = lambda: None
+    """Lets go of what is only kept for the next step."""
 
 
 def why_no_kernel(model: nn.Module, folder: Path) -> str | None:
@@ -51,6 +53,6 @@ def prepare(model: nn.Module, chosen: Runtime, folder: Path) -> Prepared:
     """
     if chosen.kernel:
         fused = Fused(model, folder)
-        return Prepared(fused, fused.evaluate)
+        return Prepared(fused, fused.evaluate, fused.idle.clear)
     forward: Forward = torch.compile(model) if chosen.compile else model
     return Prepared(forward, model)

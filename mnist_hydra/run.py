@@ -11,6 +11,8 @@ import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,34 +71,67 @@ class Outcome:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train_run(
-    config: Config,
-    tracker: Tracker,
-    run_id: str,
-    *,
-    overrides: list[str],
-    hooks: Hooks | None = None,
-    resume: bool = False,
-    trainer: Trainer | None = None,
-    label: str = "",
-    quiet: bool = False,
-) -> Outcome:
-    """Train in an MLflow run that exists, and record it there; the run's status is the caller's.
+class Recording:
+    """A training and the MLflow run that it is recorded in, which a thread opens meanwhile.
+
+    To import MLflow and to make a run takes a second or two: the first epoch need not wait for it.
 
     Args:
-        run_id: the MLflow run; with `resume` it goes on from its last checkpoint if it has one.
+        open_run: opens the store, makes or finds the run, and returns both.
         overrides: the command line's, recorded as a tag.
-        trainer: from `prepare`, where the caller checked before making the run.
+        resumed: whether the run has been begun before.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        trainer: Trainer,
+        open_run: Callable[[], tuple[Tracker, str]],
+        *,
+        overrides: list[str],
+        resumed: bool,
+    ) -> None:
+        self.config, self.trainer = config, trainer
+        known = list(trainer.progress.history)
+
+        def begin() -> tuple[Tracker, str]:
+            tracker, run_id = open_run()
+            _record_settings(config, trainer, tracker, run_id, overrides, resumed)
+            tracker.log_epochs(run_id, known)
+            return tracker, run_id
+
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
+        self._opened = thread.submit(begin)
+        thread.shutdown(wait=False)
+
+    def opened(self) -> tuple[Tracker, str]:
+        """The store and the run's id, waited for; raises what opening them raised."""
+        return self._opened.result()
+
+    def insist(self) -> None:
+        """Raise what opening raised, if it has by now; waits for nothing."""
+        if self._opened.done():
+            self._opened.result()
+
+
+def train_run(
+    recording: Recording, *, hooks: Hooks | None = None, label: str = "", quiet: bool = False
+) -> Outcome:
+    """Train to the end and record it; the run's status is the caller's.
+
+    Args:
         quiet: show no progress.
 
     Raises:
         UserError, NonFiniteLoss: and whatever a user's own code raises.
     """
-    if trainer is None:
-        trainer = prepare(config, tracker.load_checkpoint(run_id) if resume else None)
+    config, trainer = recording.config, recording.trainer
     progress = trainer.progress
-    _record_settings(config, trainer, tracker, run_id, overrides, resume)
-    tracker.log_epochs(run_id, progress.history)
+
+    def should_stop() -> StopReason | None:
+        recording.insist()
+        return None if hooks is None else hooks.should_stop()
+
     stopped = None
     with Progress(
         config.epochs,
@@ -108,7 +143,8 @@ def train_run(
     ) as bar:
         trainer.on_step = bar.step
         while progress.epoch < config.epochs and stopped is None:
-            stopped = trainer.train_epoch(hooks.should_stop if hooks else _never)
+            stopped = trainer.train_epoch(should_stop)
+            tracker, run_id = recording.opened()
             tracker.save_checkpoint(run_id, trainer.state() | {"fingerprint": fingerprint(config)})
             if stopped is None:
                 newest = progress.history[-1]
@@ -119,6 +155,7 @@ def train_run(
                     stopped = hooks.after_epoch(progress.epoch, metrics)
                     if progress.epoch == config.epochs and stopped is StopReason.INTERRUPTED:
                         stopped = None
+    tracker, run_id = recording.opened()
     outcome = Outcome(
         run_id,
         "finished" if stopped is None else stopped.value,
@@ -135,6 +172,7 @@ def complete(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
     from mnist_hydra import export, pictures
 
     log_probabilities, labels = trainer.predict("test")
+    trainer.ready.release()  # torch's exporter needs 200 MiB
     probabilities = log_probabilities.exp()
     confidence, predicted = (x.cpu() for x in probabilities.max(1))
     truth = labels.cpu()
@@ -208,39 +246,40 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         SystemExit: 1 for a non-finite loss, 130 after Ctrl-C.
     """
     config = settle(cfg)
-    resume = config.resume is not None
+    resumed = config.resume is not None
     if config.resume is not None:
+        run_id = str(config.resume)
         tracker = Tracker(config, make=False)
         config = _resumed_config(config, tracker, overrides)
-        run_id = str(config.resume)
         trainer = prepare(config, _checkpoint_to_resume(config, tracker, run_id))
-        tracker.reopen(run_id)
+
+        def open_run() -> tuple[Tracker, str]:
+            tracker.reopen(run_id)
+            return tracker, run_id
     else:
         check(config)
         trainer = prepare(config)
-        tracker = Tracker(config)
-        run_id = tracker.create_run(_run_name(config, overrides), provenance())
-    try:
-        with StopOnSignal() as hooks:
-            outcome = train_run(
-                config,
-                tracker,
-                run_id,
-                overrides=overrides,
-                hooks=hooks,
-                resume=resume,
-                trainer=trainer,
-            )
+
+        def open_run() -> tuple[Tracker, str]:
+            tracker = Tracker(config)
+            return tracker, tracker.create_run(_run_name(config, overrides), provenance())
+
+    with StopOnSignal() as hooks:
+        recording = Recording(config, trainer, open_run, overrides=overrides, resumed=resumed)
+        try:
+            outcome = train_run(recording, hooks=hooks)
+            tracker, run_id = recording.opened()
             if outcome.state == "finished":
                 print("drawing the pictures, exporting the model", file=sys.stderr)
                 complete(trainer, tracker, run_id)
-    except BaseException as error:
-        tracker.log_text(run_id, traceback.format_exc(), "traceback.txt")
-        tracker.end(run_id, "FAILED")
-        if isinstance(error, NonFiniteLoss):
-            print(f"run {run_id} failed: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        raise
+        except BaseException as error:
+            tracker, run_id = recording.opened()
+            tracker.log_text(run_id, traceback.format_exc(), "traceback.txt")
+            tracker.end(run_id, "FAILED")
+            if isinstance(error, NonFiniteLoss):
+                print(f"run {run_id} failed: {error}", file=sys.stderr)
+                raise SystemExit(1) from None
+            raise
     if outcome.state != "finished":
         tracker.end(run_id, "KILLED")
         again = f"python -m mnist_hydra.train {_same_store(overrides)}resume={run_id}"
@@ -249,10 +288,6 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
     tracker.end(run_id, "FINISHED")
     _print_summary(outcome, trainer, tracker)
     return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
-
-
-def _never() -> None:
-    return None
 
 
 def _record_settings(

@@ -211,7 +211,7 @@ class Tracker:
             "slot": slot,
             "sha256": sha256,
             "epoch": state["epoch"],
-            "step": state["step"],
+            "step": state["steps"],
         }
         self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(self._last_checkpoint[run_id]))
 

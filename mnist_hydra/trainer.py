@@ -187,6 +187,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(),
                 "runtime": as_record(self.runtime),
+                "steps": progress.epoch * self.steps_per_epoch + progress.step,
                 **{name: getattr(progress, name) for name in progress.__dataclass_fields__},
             }
         )

@@ -20,8 +20,8 @@ from mlflow.entities import Metric
 
 from mnist_hydra.sweep.attempt import Watch
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.trial import Trial
-from mnist_hydra.sweep.worker import Planned, Rules, pull, stopping_on_signals
+from mnist_hydra.sweep.trial import Planned, Trial
+from mnist_hydra.sweep.worker import Rules, pull, stopping_on_signals
 from mnist_hydra.tracking import CHECKPOINT_TAG
 
 if TYPE_CHECKING:

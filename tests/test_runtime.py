@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from mnist_hydra.config import Config, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.runtime import Capability, choose
+from mnist_hydra.runtime import Capability, choose, without_dynamo
 
 PLAIN = Capability(cuda_devices=0, cuda_bf16=False, mps=False, cpu_bf16=False, cores=4)
 FAST_CPU = dataclasses.replace(PLAIN, cpu_bf16=True)
@@ -103,3 +106,45 @@ def test_a_cpu_takes_the_kernel_where_it_is_and_nothing_else_was_asked_for(
 ) -> None:
     chosen = choose(config(**changes), machine, None, lambda: no_kernel)
     assert (chosen.kernel, chosen.precision) == (kernel, precision)
+
+
+STEP_ALONE = """
+import sys, torch
+from mnist_hydra import runtime
+runtime._spare_dynamo()
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = runtime.without_dynamo(torch.optim.{name})([weight], lr=0.1)
+weight.sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_an_eager_step_imports_no_compiler(name: str) -> None:
+    subprocess.run([sys.executable, "-c", STEP_ALONE.format(name=name)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "fused": True}),
+        (torch.optim.AdamW, {"lr": 0.1, "fused": True}),
+        (torch.optim.RMSprop, {"lr": 0.1}),
+    ],
+)
+def test_the_step_is_torchs_own(
+    kind: type[torch.optim.Optimizer], settings: dict[str, Any]
+) -> None:
+    ends = []
+    for optimizer in (kind, without_dynamo(kind)):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+        ours = optimizer([weight], **settings)
+        for _ in range(3):
+            ours.zero_grad()
+            (weight**3).sum().backward()
+            ours.step()
+        ends.append((weight.detach(), ours.state_dict()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert str(ends[0][1]) == str(ends[1][1])

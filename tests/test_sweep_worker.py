@@ -20,8 +20,8 @@ from mnist_hydra.sweep.decide import forgivable
 from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.liveness import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
-from mnist_hydra.sweep.trial import Trial
-from mnist_hydra.sweep.worker import Planned, Rules, pull
+from mnist_hydra.sweep.trial import Planned, Trial
+from mnist_hydra.sweep.worker import Rules, pull
 from mnist_hydra.tracking import CHECKPOINT_TAG
 from tests.sweep_process import Grid, TinyTrial, ended, new_store, plan, processes, work
 

@@ -109,6 +109,8 @@ def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path,
         f"pictures/{name}.png"
         for name in ("learning_curves", "confusion_matrix", "misclassified", "augmentation")
     }
+    newest = json.loads(tags[CHECKPOINT_TAG])
+    assert (newest["epoch"], newest["step"]) == (2, 2 * 1024 // 128), "steps of the whole run"
     checkpoints = {a.path for a in mlflow.list_artifacts(run.info.run_id, "checkpoints")}
     assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= checkpoints
     experiment = mlflow.get_experiment(run.info.experiment_id)
@@ -283,6 +285,19 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
     assert message.startswith("error: ") and named in message
     assert "right: " in message or "give " in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_refuses_while_the_first_epoch_trains_is_bad_input_too(
+    mnist: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker = Tracker(settled(f"output_dir={tmp_path}"))
+    tracker.client.delete_experiment(tracker.experiment_id)
+    words = (f"data.root={mnist}", f"output_dir={tmp_path}", "epochs=1000", "threads=1")
+    assert call(*words, monkeypatch=monkeypatch) == 2
+    assert "was deleted" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_missing_data_while_offline_is_named_with_what_mends_it(

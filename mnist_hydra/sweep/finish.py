@@ -20,8 +20,7 @@ from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
-from mnist_hydra.sweep.trial import FINISHED, OWN, Trial
-from mnist_hydra.sweep.worker import Planned
+from mnist_hydra.sweep.trial import FINISHED, OWN, Planned, Trial
 from mnist_hydra.tracking import COMMIT_TAG, DATA_TAG, DIRTY_TAG, Tracker, git_state
 
 COMPLETE_PARAM = "complete/"

@@ -16,8 +16,7 @@ from mnist_hydra.sweep.axes import Plan, title
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.settings import SweepConfig
-from mnist_hydra.sweep.trial import DIED, FAILURES, FINISHED, PRUNED, RUNNING, Point, Trial
-from mnist_hydra.sweep.worker import Planned
+from mnist_hydra.sweep.trial import DIED, FAILURES, FINISHED, PRUNED, RUNNING, Planned, Point, Trial
 
 log = logging.getLogger(__name__)
 

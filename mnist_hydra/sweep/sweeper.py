@@ -27,8 +27,8 @@ from mnist_hydra.sweep.display import Display, Shown, shown
 from mnist_hydra.sweep.follow import Follower
 from mnist_hydra.sweep.ledger import View
 from mnist_hydra.sweep.liveness import Observer, new_token
-from mnist_hydra.sweep.trial import DONE, RUNNING
-from mnist_hydra.sweep.worker import Planned, actions_of, bury
+from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
+from mnist_hydra.sweep.worker import actions_of, bury
 from mnist_hydra.tracking import Tracker
 from mnist_hydra.train import import_user_code_from
 

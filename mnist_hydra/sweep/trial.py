@@ -120,6 +120,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A trial that the sweep is to have."""
+
+    fingerprint: str
+    overrides: tuple[str, ...]
+    """The swept ones."""
+    name: str
+    """For people: `model=model3, dropout=0.02`."""
+
+
+@dataclass(frozen=True)
 class Point:
     """A point that a search has proposed."""
 

@@ -26,7 +26,16 @@ from mnist_hydra.sweep.decide import TO_DO, Action, in_order, next_action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.liveness import Observer, Working, made_here
 from mnist_hydra.sweep.transcript import Transcript
-from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT, Owner, Trial
+from mnist_hydra.sweep.trial import (
+    DIED,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    TIMEOUT,
+    Owner,
+    Planned,
+    Trial,
+)
 
 STOP = threading.Event()
 """Set where this process is asked to stop: its trials write a checkpoint and end."""
@@ -42,8 +51,9 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: the job's configuration, with what the sweeper sets below `sweep`.
     """
-    from mnist_hydra.checkpoint import DamagedCheckpoint  # torch, as whoever trains needs it
-    from mnist_hydra.run import train_run
+    from mnist_hydra.build import prepare  # torch, as whoever trains needs it
+    from mnist_hydra.checkpoint import DamagedCheckpoint
+    from mnist_hydra.run import Recording, train_run
     from mnist_hydra.sweep.axes import parse
     from mnist_hydra.sweep.compose import Composer
     from mnist_hydra.sweep.sources import GridSource, SearchSource
@@ -67,23 +77,20 @@ def work(cfg: DictConfig) -> None:
         trial = settle(composer.compose(overrides))
         watch.epochs = trial.epochs
 
-        def go_on(resume: bool) -> str:
-            return train_run(
-                trial,
-                tracker,
-                run_id,
-                overrides=overrides,
-                hooks=watch,
-                resume=resume,
-                label=planned.name,
-                quiet=True,
-            ).state
-
-        try:
-            return go_on(resume)
-        except DamagedCheckpoint as damage:
-            log.warning("%s begins anew: %s", planned.name, damage)
-            return go_on(resume=False)
+        state = None
+        if resume:
+            try:
+                state = tracker.load_checkpoint(run_id)
+            except DamagedCheckpoint as damage:
+                log.warning("%s begins anew: %s", planned.name, damage)
+        recording = Recording(
+            trial,
+            prepare(trial, state),
+            lambda: (tracker, run_id),
+            overrides=overrides,
+            resumed=state is not None,
+        )
+        return train_run(recording, hooks=watch, label=planned.name, quiet=True).state
 
     rules = Rules(
         by=settings.by,
@@ -95,17 +102,6 @@ def work(cfg: DictConfig) -> None:
     # In the sweeper's own process the signals are the sweeper's.
     with nullcontext() if made_here(settings.by) else stopping_on_signals():
         pull(ledger, source, train, rules)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A trial that the sweep is to have."""
-
-    fingerprint: str
-    overrides: tuple[str, ...]
-    """The swept ones."""
-    name: str
-    """For people: `model=model3, dropout=0.02`."""
 
 
 class Source(Protocol):

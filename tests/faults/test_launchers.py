@@ -72,11 +72,6 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
         _fails_once_and_then_ends(nine_trials, client, ended, launcher, inside, environment)
 
 
-@pytest.mark.xfail(
-    reason="Known fault: after its fourth death the trial is given up though each brought a "
-    "checkpoint.",
-    strict=False,
-)
 def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
     tmp_path: Path, store: Path, mnist: Path, client: MlflowClient
 ) -> None:
