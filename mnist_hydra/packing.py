@@ -52,8 +52,9 @@ class Packing:
     def move_running_statistics(self, workspace: Workspace, images: int) -> None:
         """Move BatchNorm's running statistics towards those of a batch, as `nn.BatchNorm2d`."""
         counts = np.array([[images * shape.out**2] for shape in self.shapes], dtype=np.float64)
-        mean, squares = workspace.sums[:, 0].swapaxes(0, 1) / counts
-        var = np.maximum(squares - mean * mean, 0) * (counts / (counts - 1))
+        with np.errstate(invalid="ignore"):  # a loss that is not finite is noticed elsewhere
+            mean, squares = workspace.sums[:, 0].swapaxes(0, 1) / counts
+            var = np.maximum(squares - mean * mean, 0) * (counts / (counts - 1))
         workspace.statistics.copy_(torch.from_numpy(np.stack([mean, var])))
         torch._foreach_lerp_(self.running, workspace.batch_statistics, self.momentum)
         torch._foreach_add_(self.tracked, 1)

@@ -83,7 +83,7 @@ def in_child(job: str, *arguments: Any) -> Any:
         capture_output=True,
         text=True,
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or not done.stdout:
         raise ChildProcessError("\n".join(done.stderr.splitlines()[-5:]) or str(done.returncode))
     answer = json.loads(done.stdout)
     if answer["error"] is not None:
