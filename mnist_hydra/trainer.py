@@ -173,7 +173,8 @@ class Trainer:
         parts = []
         with torch.inference_mode(), self._autocast():
             for rows in torch.split(index, EVALUATION_BATCH):
-                parts.append(self.ready.evaluate(self._normalise(images[rows])).float())
+                batch = self._normalise(images.index_select(0, rows))
+                parts.append(self.ready.evaluate(batch).float())
         return torch.cat(parts), labels[index]
 
     def state(self) -> dict[str, Any]:
@@ -234,7 +235,9 @@ class Trainer:
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
             rows = order[step]
-            images, labels = self.train_images[rows], self.train_labels[rows]
+            # seven times as fast on a CPU as indexing with rows
+            images = self.train_images.index_select(0, rows)
+            labels = self.train_labels.index_select(0, rows)
             if self.augmentation is not None:
                 seed = stable_seed(self.config.seed, "augment", first_of_epoch + step)
                 images = self.augmentation(images, seed=seed)
