@@ -29,6 +29,7 @@ class Finished:
     max_rss_mib: float
     """The most that any one of its processes held; at least what this process holds itself."""
     stdout: str
+    stderr: str
 
 
 def run(
@@ -59,12 +60,12 @@ def run(
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        stdout = out.read()
+        stdout, stderr = out.read(), err.read()
         if process.returncode:
-            tail = (stdout + err.read())[-3000:]
+            tail = (stdout + stderr)[-3000:]
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(started, wall_s, usage.ru_maxrss * unit / 2**20, stdout)
+    return Finished(started, wall_s, usage.ru_maxrss * unit / 2**20, stdout, stderr)
 
 
 def in_turns(

@@ -1,7 +1,9 @@
-"""Writes a small data set in MNIST's format that a network can learn, for runs of a few seconds."""
+"""Writes data sets in MNIST's format: a small one that a network can learn, for runs of a few
+seconds, and ones of any size that repeat another's images."""
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -25,3 +27,19 @@ def write(root: Path, train: int, test: int, seed: int = 0) -> None:
         (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         header = struct.pack(">II", 2049, count)
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+
+
+def repeat(source: Path, root: Path, train: int) -> None:
+    """Write `root/MNIST/raw/*-ubyte` with `train` training images: those of `source`, again and
+    again; the test half is a copy.
+    """
+    raw, made = source / "MNIST" / "raw", root / "MNIST" / "raw"
+    made.mkdir(parents=True, exist_ok=True)
+    for name, offset, size in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+        content = (raw / f"train-{name}-ubyte").read_bytes()
+        rows = memoryview(content)[offset:]
+        with (made / f"train-{name}-ubyte").open("wb") as file:
+            file.write(content[:4] + struct.pack(">I", train) + content[8:offset])
+            for start in range(0, train * size, len(rows)):
+                file.write(rows[: train * size - start])
+        shutil.copyfile(raw / f"t10k-{name}-ubyte", made / f"t10k-{name}-ubyte")

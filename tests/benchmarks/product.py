@@ -29,12 +29,14 @@ def train(overrides: Sequence[str], data: Path, output_dir: Path | None = None) 
     """
     with tempfile.TemporaryDirectory() as folder:
         output = output_dir or Path(folder)
-        command = [
-            *("python", "-m", "mnist_hydra.train", *overrides),
-            *(f"data.root={data.absolute()}", f"output_dir={output}"),
-        ]
-        finished = run(command)
+        finished = command(overrides, data, output)
         return Trained(finished, *_newest(output))
+
+
+def command(overrides: Sequence[str], data: Path, output_dir: Path) -> Finished:
+    """Run the command and read nothing, so that no MLflow is held by this process."""
+    where = (f"data.root={data.absolute()}", f"output_dir={output_dir}")
+    return run(["python", "-m", "mnist_hydra.train", *overrides, *where])
 
 
 def _newest(output_dir: Path) -> tuple[float, list[float]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ class Recipe:
     model: Callable[[], nn.Module]
     augmented: bool
     onecycle: bool
+    max_lr: float = 0.15
+    """Of OneCycleLR."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.SGD:
         """SGD as published; under OneCycleLR the schedule takes its learning rate over."""
@@ -105,7 +108,7 @@ class Recipe:
             return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=0.15,
+            max_lr=self.max_lr,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             pct_start=0.3,
@@ -114,6 +117,11 @@ class Recipe:
         )
 
 
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "model1": Model1,
+    "model2": Model2,
+    "model3": partial(Model2, dropout=0.04),
+}
 RECIPES = {
     "exp1": Recipe(Model1, augmented=False, onecycle=False),
     "exp2": Recipe(Model2, augmented=False, onecycle=True),

@@ -17,6 +17,11 @@ from tests.benchmarks.table import markdown
         ("training", ["--experiments", "exp3"], 4),
         ("limit", ["--experiments", "exp2"], 1),
         ("startup", [], 3),
+        ("overhead", ["--experiments", "exp3"], 1),
+        ("sweeps", [], 4),
+        ("trials", ["--figures", "cost"], 2),
+        ("trials", ["--figures", "start", "finished"], 6),
+        ("growth", ["--kinds", "images", "finished"], 4),
     ],
 )
 def test_a_benchmark_prints_and_keeps_its_table(
