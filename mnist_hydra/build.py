@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,17 @@ from mnist_hydra import augment, data, fast, runtime, targets
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.trainer import CLASSES, Trainer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    augmentation: augment.Augmentation | None
+    dataset: data.Dataset
 
 
 def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
@@ -28,7 +39,25 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
         UserError: for settings that this machine, the data or a class does not allow.
     """
     machine, recorded = runtime.capability(), (state or {}).get("runtime")
-    where = runtime.choose(config, machine, recorded)
+    parts = build(config, runtime.choose(config, machine, recorded))
+    model = parts.model
+    # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
+    kernels = Path(config.output_dir).absolute() / "kernels"
+    where = runtime.choose(config, machine, recorded, lambda: _kernel_problem(model, kernels))
+    if not where.kernel:
+        model.to(memory_format=torch.channels_last)
+    trainer = Trainer(config, where, fast.prepare(model, where, kernels), **vars(parts))
+    if state is not None:
+        trainer.restore(state)
+    return trainer
+
+
+def build(config: Config, where: runtime.Runtime) -> Parts:
+    """Build the parts of a training and try them; compiles nothing.
+
+    Raises:
+        UserError: for settings that this machine, the data or a class does not allow.
+    """
     runtime.apply(where)
     torch.manual_seed(config.seed)
     model_class = targets.resolve(config.model.target, torch.nn.Module, "model._target_")
@@ -46,17 +75,7 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
     _insist_on_log_probabilities(config, model, (2, *sample.shape[1:]), where.device)
-
-    # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
-    kernels = Path(config.output_dir).absolute() / "kernels"
-    where = runtime.choose(config, machine, recorded, lambda: _kernel_problem(model, kernels))
-    if not where.kernel:
-        model.to(memory_format=torch.channels_last)
-    ready = fast.prepare(model, where, kernels)
-    trainer = Trainer(config, where, model, ready, optimizer, scheduler, augmentation, dataset)
-    if state is not None:
-        trainer.restore(state)
-    return trainer
+    return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 
 def _kernel_problem(model: torch.nn.Module, folder: Path) -> str | None:

@@ -68,7 +68,6 @@ class Tracker:
         self.is_local = config.tracking.uri is None
         self.uri = config.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        _quiet_mlflow()
         check(config)
         if self.is_local:
             if not make and not (output_dir / "mlflow.db").exists():
@@ -78,7 +77,8 @@ class Tracker:
                 )
             output_dir.mkdir(parents=True, exist_ok=True)
         artifacts = (output_dir / "artifacts").as_uri() if self.is_local else None
-        from mlflow import MlflowClient  # 1.7 s
+        import_mlflow()
+        from mlflow import MlflowClient
 
         with _first_start_lock(self.uri):
             self.client: MlflowClient = MlflowClient(self.uri)
@@ -310,13 +310,15 @@ def check(config: Config) -> None:
                 path.rmdir()
 
 
-def _quiet_mlflow() -> None:
+def import_mlflow() -> None:
+    """Import MLflow, which takes more than a second, and keep it quiet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow  # noqa: F401
 
 
 def _insist_on_an_answer(uri: str) -> None:

@@ -73,8 +73,8 @@ class Trainer:
     Args:
         config: the run's settings.
         runtime: where and how to compute.
+        ready: the model as it is run.
         model: takes images float [B, 1, H, W], returns log-probabilities float32 [B, 10].
-        ready: the same model as it is run.
         optimizer, scheduler: over the model's parameters; the scheduler steps once a batch.
         augmentation: applied to every training batch, or `None`.
         dataset: the splits; evaluated on `val` where there is one, else on `test`.
@@ -84,8 +84,8 @@ class Trainer:
         self,
         config: Config,
         runtime: Runtime,
-        model: nn.Module,
         ready: Prepared,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         augmentation: Augmentation | None,

@@ -130,6 +130,16 @@ def test_every_pair_of_overrides_composes_as_hydra_composes_it(loader: ConfigLoa
     assert compared > 80
 
 
+def test_the_order_of_overrides_counts_where_they_touch_the_same_key(
+    loader: ConfigLoaderImpl,
+) -> None:
+    composer = Composer(loader, "config")
+    for lr in ("0.1", "0.2"):
+        for first, last in itertools.permutations(["nested={a:{b:5,c:[]}}", "nested.a.b=7"]):
+            overrides = [first, f"lr={lr}", last]
+            assert same(composer.compose(overrides), by_hydra(loader, overrides)), overrides
+
+
 def test_interpolations_resolve_as_they_do_under_hydra(loader: ConfigLoaderImpl) -> None:
     composer = Composer(loader, "config")
     cfg = composer.compose(["seed=3", "model=large"])

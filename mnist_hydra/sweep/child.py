@@ -29,14 +29,15 @@ def check(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> None:
     Raises:
         UserError: naming the trial.
     """
-    from mnist_hydra.build import prepare
+    from mnist_hydra import build, runtime
 
     for title, raw in trials.items():
         cfg = OmegaConf.create(dict(raw))
         if elsewhere:
             cfg.merge_with({"device": "cpu", "precision": "auto"})
         try:
-            prepare(settle(cfg))
+            config = settle(cfg)
+            build.build(config, runtime.choose(config, runtime.capability()))
         except UserError as error:
             raise UserError(f"trial {title}: {error}") from None
 

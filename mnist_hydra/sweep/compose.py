@@ -6,6 +6,7 @@ are, and it reads Hydra's own configuration sources only.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ class Composer:
             config_name, self._hydra_overrides
         )
         self._is_group: dict[str, bool] = {}
+        self._independent: dict[tuple[str, ...], bool] = {}
 
     @classmethod
     def of_master(cls, loader: ConfigLoaderImpl, master: DictConfig) -> Composer:
@@ -90,7 +92,9 @@ class Composer:
         try:
             groups = tuple(text for text in overrides if not self._sets_value(text))
             values = tuple(text for text in overrides if self._sets_value(text))
-            # Neighbouring points begin alike: what they share is applied once.
+            # What neighbouring points share is applied once.
+            if self._are_independent(values):
+                values = tuple(sorted(values, key=lambda text: text not in self._before))
             shared = len(os.path.commonprefix([values, self._before]))
             self._before = values
             cfg = _thawed(self._stem(groups, values[:shared]))
@@ -126,6 +130,15 @@ class Composer:
         if group not in self._is_group:
             self._is_group[group] = self._repository.group_exists(group)
         return not self._is_group[group] or isinstance(override.value(), dict)
+
+    def _are_independent(self, values: Sequence[str]) -> bool:
+        """Whether the order in which they are applied makes no difference."""
+        keys = tuple(self._parse(text).key_or_group for text in values)
+        if keys not in self._independent:
+            self._independent[keys] = not any(
+                f"{other}.".startswith(f"{key}.") for key, other in itertools.permutations(keys, 2)
+            )
+        return self._independent[keys]
 
     def _apply(self, values: Sequence[str], cfg: DictConfig) -> None:
         ConfigLoaderImpl._apply_overrides_to_config([self._parse(text) for text in values], cfg)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from mnist_hydra.sweep.ledger import View
 from mnist_hydra.sweep.liveness import Observer, new_token
 from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
 from mnist_hydra.sweep.worker import actions_of, bury
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking import Tracker, import_mlflow
 from mnist_hydra.train import import_user_code_from
 
 POLL_S = 2.0
@@ -241,6 +242,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     if launchers.in_process(launcher):
         child.check(samples, elsewhere)
     else:
+        threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
         child.in_child("check", samples, elsewhere)
 
 
