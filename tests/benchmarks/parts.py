@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mnist_hydra import run, train
+from mnist_hydra import alone, run, train
 from mnist_hydra.progress import Progress
 from mnist_hydra.tracking import Tracker
 from mnist_hydra.trainer import EVALUATION_BATCH, Trainer
@@ -114,7 +114,7 @@ def main() -> None:
     Progress.step = timed("progress bar", Progress.step)  # type: ignore[method-assign]
     Progress.epoch = timed("progress bar", Progress.epoch)  # type: ignore[method-assign]
     run._record_end = mark(run._record_end)
-    run.complete = compare_evaluations  # in place of the pictures and the exported model
+    alone.complete = compare_evaluations  # in place of the pictures and the exported model
     try:
         train.main()
     finally:
