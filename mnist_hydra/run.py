@@ -73,23 +73,28 @@ class Recording:
         known = list(trainer.progress.history)
 
         def begin() -> tuple[Tracker, str]:
-            tracker, run_id = open_run()
+            tracker, run_id = self.opened()
             _record_settings(config, trainer, tracker, run_id, overrides, resumed)
             tracker.log_epochs(run_id, known)
             return tracker, run_id
 
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
-        self._opened = thread.submit(begin)
+        self._opened = thread.submit(open_run)
+        self._begun = thread.submit(begin)
         thread.shutdown(wait=False)
 
     def opened(self) -> tuple[Tracker, str]:
         """The store and the run's id, waited for; raises what opening them raised."""
         return self._opened.result()
 
+    def begun(self) -> tuple[Tracker, str]:
+        """The same, once the settings are recorded; raises what that raised."""
+        return self._begun.result()
+
     def insist(self) -> None:
-        """Raise what opening raised, if it has by now; waits for nothing."""
-        if self._opened.done():
-            self._opened.result()
+        """Raise what opening or recording raised, if it has by now; waits for nothing."""
+        if self._begun.done():
+            self._begun.result()
 
 
 def train_run(
@@ -122,7 +127,7 @@ def train_run(
         trainer.on_step = bar.step
         while progress.epoch < config.epochs and stopped is None:
             stopped = trainer.train_epoch(should_stop)
-            tracker, run_id = recording.opened()
+            tracker, run_id = recording.begun()
             tracker.save_checkpoint(run_id, trainer.state() | {"fingerprint": fingerprint(config)})
             if stopped is None:
                 newest = progress.history[-1]
@@ -133,7 +138,7 @@ def train_run(
                     stopped = hooks.after_epoch(progress.epoch, metrics)
                     if progress.epoch == config.epochs and stopped is StopReason.INTERRUPTED:
                         stopped = None
-    tracker, run_id = recording.opened()
+    tracker, run_id = recording.begun()
     outcome = Outcome(
         run_id,
         "finished" if stopped is None else stopped.value,

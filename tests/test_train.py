@@ -300,6 +300,18 @@ def test_a_store_that_refuses_while_the_first_epoch_trains_is_bad_input_too(
     assert "was deleted" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_whose_settings_cannot_be_recorded_is_not_left_running(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no room for settings")
+
+    monkeypatch.setattr(Tracker, "log_settings", refuse)
+    words = (f"data.root={mnist}", f"output_dir={tmp_path / 'outputs'}", "epochs=1000", "threads=1")
+    assert call(*words, monkeypatch=monkeypatch) == 1
+    assert only_run(tmp_path).info.status == "FAILED"
+
+
 def test_missing_data_while_offline_is_named_with_what_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
