@@ -6,7 +6,6 @@ the straight line through the points of each kind.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks import mnist_files, multirun, product, table
+from tests.benchmarks import mnist_files, multirun, options, product, table
 from tests.benchmarks.measure import Finished, in_turns, median, run
 
 Points = Mapping[str, Sequence[int]]
@@ -139,14 +138,11 @@ def line(xs: Sequence[int], ys: Sequence[float]) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(
+        __doc__, full="more trials: an hour or two", tiny="two small points a kind"
+    )
     parser.add_argument("--kinds", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--repeats", type=int, help="default 1; with --full 3")
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true", help="more trials: an hour or two")
-    parser.add_argument("--tiny", action="store_true", help="two small points a kind")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     points = TINY_POINTS if given.tiny else FULL_POINTS if given.full else POINTS
     repeats = given.repeats or (3 if given.full else 1)

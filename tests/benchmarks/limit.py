@@ -8,13 +8,12 @@ and bfloat16, contiguous and channels-last, is fastest. The epoch includes its e
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks import mnist_files, product, table
+from tests.benchmarks import mnist_files, options, product, table
 from tests.benchmarks.measure import in_turns, median, run
 
 EXPERIMENTS = ("exp1", "exp2", "exp3")
@@ -99,15 +98,10 @@ def _row(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(__doc__)
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     parser.add_argument("--epochs", type=int, help="default 3; with --full 8")
     parser.add_argument("--repeats", type=int, help="default 2; with --full 5")
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="seconds, on a small made-up data set")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     epoch_count = given.epochs or (8 if given.full else 1 if given.tiny else 3)
     repeats = given.repeats or (5 if given.full else 1 if given.tiny else 2)

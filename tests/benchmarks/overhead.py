@@ -9,14 +9,13 @@ apart. The rest is gathering, augmentation, metrics, tracking, checkpoint and pr
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from tests.benchmarks import mnist_files, table
+from tests.benchmarks import mnist_files, options, table
 from tests.benchmarks.measure import in_turns, median, run
 
 EXPERIMENTS = ("exp1", "exp2", "exp3")
@@ -69,15 +68,10 @@ def _row(experiment: str, runs: list[Parts]) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(__doc__)
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     parser.add_argument("--epochs", type=int, help="default 4; with --full 15")
     parser.add_argument("--repeats", type=int, help="default 3; with --full 5")
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="seconds, on a small made-up data set")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     epochs = given.epochs or (15 if given.full else 2 if given.tiny else 4)
     repeats = given.repeats or (5 if given.full else 1 if given.tiny else 3)

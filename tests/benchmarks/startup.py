@@ -9,7 +9,6 @@ system's cache beforehand as far as nothing else has them open (Linux).
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sysconfig
@@ -17,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.benchmarks import bare_app, mnist_files, table
+from tests.benchmarks import bare_app, mnist_files, options, table
 from tests.benchmarks.measure import ROOT, Finished, in_turns, median, run
 
 OURS = ("python", "-m", "mnist_hydra.train")
@@ -107,13 +106,8 @@ def _row(name: str, over: str, seconds: dict[str, list[float]]) -> dict[str, obj
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(__doc__, tiny="each once, on made-up data")
     parser.add_argument("--repeats", type=int, help="default 7; with --full 21")
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--tiny", action="store_true", help="each once, on made-up data")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     repeats = given.repeats or (21 if given.full else 1 if given.tiny else 7)
     cold_repeats = 7 if given.full else 0 if given.tiny else 2

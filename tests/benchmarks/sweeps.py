@@ -9,7 +9,6 @@ with one thread each: the seconds of all epochs, divided by two.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import tempfile
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks import mnist_files, multirun, table
+from tests.benchmarks import mnist_files, multirun, options, table
 from tests.benchmarks.measure import in_turns, median, run
 
 Axes = Mapping[str, Sequence[str]]
@@ -161,7 +160,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(__doc__, full="the published length: an hour or more")
     parser.add_argument("--epochs", type=int, help="default 2; with --full 15")
     parser.add_argument("--limit", type=int, help="training images; default 12000; --full: all")
     parser.add_argument("--repeats", type=int, default=1)
@@ -169,11 +168,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--notebook-trials", type=int, default=NOTEBOOK_TRIALS, help="how many are measured"
     )
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true", help="the published length: an hour or more")
-    parser.add_argument("--tiny", action="store_true", help="seconds, on a small made-up data set")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     axes = TINY_AXES if given.tiny else AXES
     epochs = given.epochs or (15 if given.full else 1 if given.tiny else 2)

@@ -8,7 +8,6 @@ timed from outside, in turns.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.benchmarks import mnist_files, product, table
+from tests.benchmarks import mnist_files, options, product, table
 from tests.benchmarks.measure import in_turns, median, run
 
 EXPERIMENTS = ("exp1", "exp2", "exp3")
@@ -112,17 +111,12 @@ def _row(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(__doc__, full="the published length: hours")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     names = (OURS, *BASELINES)
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--epochs", type=int, help="default 1; with --full 15")
     parser.add_argument("--repeats", type=int, help="default 1; with --full 3")
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true", help="the published length: hours")
-    parser.add_argument("--tiny", action="store_true", help="seconds, on a small made-up data set")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     epochs = given.epochs or (PUBLISHED_EPOCHS if given.full else 1)
     repeats = given.repeats or (3 if given.full else 1)

@@ -9,7 +9,6 @@ from MLflow.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import signal
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks import mnist_files, multirun, table
+from tests.benchmarks import mnist_files, multirun, options, table
 from tests.benchmarks.measure import ROOT, Finished, Key, Result, in_turns, median, run
 from tests.benchmarks.multirun import IN_PROCESS, JOBLIB, WAYS, WORKERS
 
@@ -220,14 +219,9 @@ def measure(figures: Sequence[str], sizes: Sizes, where: Where) -> list[dict[str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options.parser(__doc__, full="an hour", tiny="few trials, on made-up data")
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=FIGURES)
     parser.add_argument("--repeats", type=int, help="default 1; with --full 3")
-    parser.add_argument("--data", type=Path, default=Path("outputs/data"))
-    parser.add_argument("--override", action="append", default=[], help="for mnist_hydra alone")
-    parser.add_argument("--full", action="store_true", help="an hour")
-    parser.add_argument("--tiny", action="store_true", help="few trials, on made-up data")
-    parser.add_argument("--out", type=Path, default=table.OUT)
     given = parser.parse_args(arguments)
     real = ["model=model3", "aug=ssr", "sweep.keep=0"]
     if given.tiny:
