@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mnist_hydra.kernel import load
 from mnist_hydra.models import log_probabilities
-from mnist_hydra.packing import Packing
 from mnist_hydra.stages import stages
 from mnist_hydra.workspace import Workspace
 
@@ -37,22 +36,27 @@ class Fused:
         self.stages = stages(model)
         self.shapes = [stage.shape for stage in self.stages]
         self.forward_calls, self.backward_calls = load(self.shapes, folder)
-        self.packing = Packing(self.stages)
+        norms = [stage.norm for stage in self.stages if stage.norm is not None]
+        weights = [stage.conv.weight for stage in self.stages if stage.conv is not None]
+        self.parameters = [*weights, *(n.weight for n in norms), *(n.bias for n in norms)]
+        self.running: list[Tensor] = [n.running_mean for n in norms if n.running_mean is not None]
+        self.running += [n.running_var for n in norms if n.running_var is not None]
+        self.tracked = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        self.momentum = norms[0].momentum or 0.0
         self.idle: list[Workspace] = []
 
     def __call__(self, images: Tensor) -> Tensor:
         """Train on images: float32 [B, 1, 28, 28] -> log-probabilities float32 [B, 10]."""
         apply: Any = _Scores.apply
-        parameters = self.packing.parameters
-        return log_probabilities(apply(images, self, torch.is_grad_enabled(), *parameters))
+        return log_probabilities(apply(images, self, torch.is_grad_enabled(), *self.parameters))
 
     @torch.no_grad()
     def evaluate(self, images: Tensor) -> Tensor:
         """images: float32 [B, 1, 28, 28] -> log-probabilities float32 [B, 10], without gradient."""
         together = EVALUATION_BATCH * torch.get_num_threads()
         workspace = self.workspace(min(len(images), together), backward=False)
-        self.packing.load(workspace)
-        workspace.use_running_statistics()
+        workspace.load(self.parameters)
+        workspace.use_statistics(self.running)
         scores = [self._forward(i, workspace) for i in torch.split(images, together)]
         self.idle.append(workspace)
         return log_probabilities(torch.cat(scores))
@@ -67,10 +71,11 @@ class Fused:
 
     def forward(self, images: Tensor, workspace: Workspace) -> Tensor:
         """Scores float32 [B, 10 or 16] in training; the workspace holds what `backward` needs."""
-        self.packing.load(workspace)
+        workspace.load(self.parameters)
         workspace.use_dropout()
         scores = self._forward(images, workspace)
-        self.packing.move_running_statistics(workspace, len(images))
+        torch._foreach_lerp_(self.running, workspace.statistics, self.momentum)
+        torch._foreach_add_(self.tracked, 1)
         return scores
 
     def backward(self, gradient: Tensor, workspace: Workspace) -> list[Tensor]:
@@ -80,13 +85,13 @@ class Fused:
             reversed(workspace.tasks), reversed(self.backward_calls), strict=True
         ):
             call(task)
-        return self.packing.gradients(workspace)
+        return workspace.parameter_gradients()
 
     def _forward(self, images: Tensor, workspace: Workspace) -> Tensor:
         workspace.begin_forward(images)
         for task, call in zip(workspace.tasks, self.forward_calls, strict=True):
             call(task)
-        return workspace.y[-1][: len(images)].flatten(1, 2).mean(1)[:, : self.shapes[-1].co]
+        return workspace.scores(len(images))
 
 
 class _Scores(torch.autograd.Function):

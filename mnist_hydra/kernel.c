@@ -1,199 +1,199 @@
-/* The hot loops of a training step on a CPU, in float32: what lies between two BatchNorm sums, in
- * one pass over a sample while it is in the cache. kernel.py compiles it for one architecture
- * (STAGES), fused.py owns every buffer. Results must never depend on the number of threads. */
+/* The hot loops of a training step on a CPU, in float32: from one BatchNorm's sums to the next, in
+ * one pass over a group of 16 samples, row by row. kernel.py compiles it for one architecture
+ * (STAGES); workspace.py owns all memory. Results never depend on the number of threads. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-typedef float vec __attribute__((vector_size(64))); /* a pixel: 16 channels, zero from co on */
-typedef double dvec __attribute__((vector_size(128), aligned(64)));
+typedef float vec __attribute__((vector_size(64))); /* one value of each sample of a group */
 typedef int32_t ivec __attribute__((vector_size(64)));
 typedef uint32_t uvec __attribute__((vector_size(64)));
-typedef int16_t halves __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
-#define EACH(i, n) for (int i = 0; i < (n); i++)
+#define BLOCKS(i, n, size) for (int i = 0; i < (n); i += (size))
+#define EACH(i, n) BLOCKS(i, n, 1)
 #define UNROLLED(i, n) _Pragma("GCC unroll 16") EACH(i, n)
-enum { CHUNK = 16 }; /* samples summed up together: a constant, so that sums stay the same */
-enum { A, B, MEAN, RSTD, GAMMA, BETA, C0, C1, C2 }; /* BatchNorm's vectors in a Task */
-
+#define GROUPS (t->n + LANES - 1) / LANES
+enum { LANES = 16, CHANNELS = 16 }; /* samples of a group; room in a table of BatchNorm's: */
+enum { A, B, MEAN, VAR, RSTD, GAMMA, BETA, C0, C1, C2, DGAMMA, DBETA };
+typedef float table[CHANNELS];
 /* A stage: BatchNorm, leaky ReLU, max-pool and dropout of what the stage before left, convolution,
- * leaky ReLU. Sides: raw of its input, in after pooling, out; px: pixels of a row in registers. */
-typedef struct { int k, pad, ci, co, raw, in, out, px_in, px_out; float slope_in, slope_out; } Of;
+ * leaky ReLU. Sides: raw of its input, in after pooling, out. Then what registers hold at once:
+ * px pixels of many channels, on the way there (out) and back (in); channels of the weight. */
 typedef struct {
-    const float *images;         /* [n, in, in], the first stage's input; or of the others: */
-    const vec *x;                /* [n, raw, raw], the stage before's y */
-    vec *y;                      /* [n, out, out] */
-    const vec *weight, *flipped; /* [k, k, ci]; [k, k, co], turned round, to go back */
-    vec *before, *after;         /* of x, of y: A * y + B; its gradient C0 + C1 * y + C2 * gy */
-    const vec *gy;               /* gradient of A * y + B, [n, out, out] */
-    vec *gx, *gweight;           /* of x, [n, raw, raw]; [k, k, ci], `stride` apart per chunk */
-    dvec *sums;                  /* [chunks, 2]: y, y * y; back: gx, gx * (x - MEAN); total in 0 */
+    int k, pad, ci, co, raw, in, out, px_out, many_out, px_in, many_in, many_taps;
+    float slope_in, slope_out;
+} Of;
+typedef struct {
+    const vec *x, *gy;     /* [groups, raw, ci, raw], the stage before's y or the images; below */
+    vec *y, *gx;           /* [groups, out, co, out]; the gradient of x */
+    const float *weight;   /* [co, ci, k, k] */
+    float *gweight;        /* its gradient, `stride` apart per group; the total in the first */
+    table *before, *after; /* of x, of y: A * y + B, whose gradient is gy; y's C0 + C1 y + C2 gy */
+    double (*sums)[2][CHANNELS]; /* [groups]: y, y * y; back: gx, gx * (x - MEAN); likewise */
     int64_t stride;
     int32_t n, threads, threshold, key[2]; /* the last two are dropout's; threshold 0: none */
-    float scale, eps_x, eps_y;   /* 1 / (1 - rate); BatchNorm's, or negative where there is none */
+    float scale, eps_x, eps_y; /* 1 / (1 - rate); BatchNorm's, or negative where there is none */
 } Task;
 INLINE vec choose(ivec m, vec x, vec y) { return (vec)(((ivec)x & m) | ((ivec)y & ~m)); }
 INLINE vec leaky(vec x, vec v, float s) { return s == 1 ? v : choose(x > (vec){}, v, v * s); }
+INLINE ivec lanes(void) { return (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+INLINE ivec real(const Task *t, int group) { return lanes() < (ivec){} + (t->n - group * LANES); }
+INLINE double total(vec v) { double s = 0; UNROLLED(i, LANES) s += v[i]; return s; }
 
-/* What dropout multiplies each pixel by: the generator of layers.keep_mask, two pixels a turn. */
-INLINE void dropout(const Task *t, int channels, int64_t first, int count, vec *factor) {
-    const uint32_t w = channels / 2; /* words a pixel */
-    const uvec lane = {0, 1, 2, 3, 4, 5, 6, 7, w, w + 1, w + 2, w + 3, w + 4, w + 5, w + 6, w + 7};
-    const halves threshold = (halves){} + (int16_t)(t->threshold - 32768);
-    for (int i = 0; i < count; i += 2) {
-        union { uvec word; halves of[2]; } u;
-        u.word = (lane + (uint32_t)(first + i) * w) * 0x9E3779B9u + (uint32_t)t->key[0];
-        u.word = ((u.word ^ (u.word >> 16)) * 0x7FEB352Du) ^ (uint32_t)t->key[1];
-        u.word = (u.word ^ (u.word >> 15)) * 0x846CA68Bu;
-        u.word ^= u.word >> 16;
-        UNROLLED(j, 2) factor[i + j] = (vec)((ivec)((vec){} + t->scale) &
-            __builtin_convertvector(u.of[j] >= threshold, ivec));
+/* What dropout multiplies two channels of a pixel by: the generator of layers.keep_mask. */
+INLINE void dropout(const Task *t, uvec word, vec factor[2]) {
+    const ivec threshold = (ivec){} + (int32_t)((uint32_t)(t->threshold - 32768) << 16);
+    word = word * 0x9E3779B9u + (uint32_t)t->key[0];
+    word = ((word ^ (word >> 16)) * 0x7FEB352Du) ^ (uint32_t)t->key[1];
+    word = (word ^ (word >> 15)) * 0x846CA68Bu, word ^= word >> 16;
+    factor[0] = choose((ivec)(word << 16) >= threshold, (vec){} + t->scale, (vec){});
+    factor[1] = choose((ivec)word >= threshold, (vec){} + t->scale, (vec){});
+}
+
+/* Row `row` of a convolution: out [co, out] of k rows [ci, out + k - 1] in a ring; or on the way
+ * back [ci, in] of [co, in + k - 1]. Meanwhile `lines` from `ahead` on come into the cache. */
+INLINE void conv(Of f, int back, const vec *ring, int row, const float *weight, vec *out,
+                 const vec *ahead, int lines) {
+    const int from = back ? f.co : f.ci, to = back ? f.ci : f.co, side = back ? f.in : f.out;
+    const int px = back ? f.px_in : f.px_out, many = back ? f.many_in : f.many_out;
+    const int kk = f.k * f.k, per_to = back ? kk : f.ci * kk, per_from = back ? f.ci * kk : kk;
+    BLOCKS(x, side, px) BLOCKS(o, to, many) {
+        vec acc[32] = {};
+        EACH(i, (lines * px * many - 1) / (side * to) + 1) __builtin_prefetch(ahead++, 0, 2);
+        EACH(kh, f.k) EACH(c, from) UNROLLED(kw, f.k) {
+            const vec *v = ring + ((row + kh) % f.k * from + c) * (side + f.k - 1) + x + kw;
+            const int tap = back ? kk - 1 - kh * f.k - kw : kh * f.k + kw;
+            const float *w = weight + o * per_to + c * per_from + tap;
+            UNROLLED(i, many) UNROLLED(j, px) acc[i * px + j] += v[j] * w[i * per_to];
+        }
+        UNROLLED(i, many) UNROLLED(j, px) out[(o + i) * side + x + j] = acc[i * px + j];
     }
 }
 
-/* out [side, side] = in [side + k - 1, w, step floats] * weight [k, k, ci]; meanwhile `ahead`,
- * which the next sample needs, is fetched into the cache, `lines` at a time. */
-INLINE void conv(const float *in, int w, int step, int k, int ci, const vec *weight, int side,
-                 int px, vec *out, const vec *ahead, int lines) {
-    EACH(r, side) for (int x = 0; x < side; x += px) {
-        vec acc[14] = {};
-        UNROLLED(j, lines) __builtin_prefetch(ahead++);
-        EACH(kh, k) EACH(kw, k) EACH(c, ci) {
-            const vec v = weight[(kh * k + kw) * ci + c];
-            UNROLLED(j, px) acc[j] += in[((r + kh) * w + x + kw + j) * step + c] * v;
-        }
-        UNROLLED(j, px) out[r * side + x + j] = acc[j];
-    }
-}
-
-/* grad [k, k, ci] += in [side + k - 1, w, step floats] times g [side, gw] */
-INLINE void wgrad(const float *in, int w, int step, int k, int ci, const vec *g, int gw, int side,
-                  vec *grad, const vec *ahead[2]) {
-    const int many = ci > 1 ? ci : k; /* a row of taps together where there is but one channel */
-    EACH(t, k * k * ci / many) {
-        const float *from = in + (ci > 1 ? t / k * w + t % k : t * w) * step;
-        vec acc[16] = {};
-        EACH(r, side) EACH(x, side) {
-            if (t < 2) __builtin_prefetch(ahead[t] + r * side + x);
-            UNROLLED(j, many) acc[j] += from[(r * w + x) * step + j] * g[r * gw + x];
-        }
-        UNROLLED(j, many) grad[t * many + j] += acc[j];
+/* grad [co, ci, k, k] += rows [ci, out + k - 1] of a ring, from `row` on, times g [co, gw] */
+INLINE void wgrad(Of f, const vec *ring, int row, const vec *g, int gw, vec *grad) {
+    const int many = f.many_taps, taps = f.ci * f.k * f.k;
+    EACH(c, f.ci) EACH(kh, f.k) BLOCKS(o, f.co, many) {
+        const vec *in = ring + ((row + kh) % f.k * f.ci + c) * (f.out + f.k - 1);
+        vec acc[32] = {}, *to = grad + o * taps + (c * f.k + kh) * f.k;
+        EACH(x, f.out) UNROLLED(i, many) UNROLLED(j, f.k)
+            acc[i * f.k + j] += in[x + j] * g[(o + i) * gw + x];
+        UNROLLED(i, many) UNROLLED(j, f.k) to[i * taps + j] += acc[i * f.k + j];
     }
 }
 
 /* The largest of A * x + B at x and the three pixels beside and below, and which one it is. */
-INLINE ivec largest(const vec *x, int w, int pool, const vec *norm, vec *u) {
+INLINE ivec largest(Of f, const Task *t, const vec *x, int c, vec *u) {
+    const float a = t->before[A][c], b = t->before[B][c];
     ivec where = {};
-    *u = *x * norm[A] + norm[B];
-    if (pool == 2) UNROLLED(j, 3) {
-        const vec v = x[(j + 1) / 2 * w + (j + 1) % 2] * norm[A] + norm[B];
+    *u = *x * a + b;
+    if (f.raw / f.in == 2) UNROLLED(j, 3) {
+        const vec v = x[(j + 1) / 2 * f.ci * f.raw + (j + 1) % 2] * a + b;
         const ivec m = v > *u;
-        *u = choose(m, v, *u);
-        where = (m & (j + 1)) | (where & ~m);
+        *u = choose(m, v, *u), where = (m & (j + 1)) | (where & ~m);
     }
     return where;
 }
 
-/* The convolution's padded input d for sample n; factor: of activation and dropout, together. */
-INLINE void input(Of f, const Task *t, int64_t n, vec *d, vec *factor) {
-    const int w = f.in + 2 * f.pad, pool = f.raw / f.in, first = f.pad * w + f.pad;
-    if (f.ci == 1) {
-        float *to = (float *)d + first;
-        EACH(r, f.in) memcpy(to + r * w, t->images + (n * f.in + r) * f.in, f.in * 4);
-        return;
-    }
-    if (t->threshold) dropout(t, f.ci, n * f.in * f.in, f.in * f.in, factor);
-    else EACH(i, f.in * f.in) factor[i] = (vec){} + 1;
-    const vec norm[] = {t->before[A], t->before[B]};
-    EACH(r, f.in) EACH(c, f.in) {
-        vec u, *v = factor + r * f.in + c;
-        largest(t->x + (n * f.raw + r * pool) * f.raw + c * pool, f.raw, pool, norm, &u);
-        *v = leaky(u, *v, f.slope_in);
-        d[first + r * w + c] = u * *v;
+/* Padded row r of the convolution's input [ci, w], and what its activation and dropout multiply by
+ * [ci, in]: each into its ring of k rows. */
+INLINE void input(Of f, const Task *t, int group, int r, vec *ring, vec *factors) {
+    const int pool = f.raw / f.in, i = r - f.pad, w = f.in + 2 * f.pad;
+    vec *d = ring + r % f.k * f.ci * w, *factor = factors + r % f.k * f.ci * f.in;
+    const vec *x = t->x + ((int64_t)group * f.raw + i * pool) * f.ci * f.raw;
+    if (i < 0 || i >= f.in) memset(d, 0, f.ci * w * sizeof *d);
+    else BLOCKS(c, f.ci, 2) EACH(p, f.in) {
+        const uvec pixel = (uvec)((lanes() + group * LANES) * (f.in * f.in) + i * f.in + p);
+        vec u, keep[2] = {(vec){} + 1, (vec){} + 1};
+        if (t->threshold) dropout(t, pixel * (f.ci / 2) + c / 2, keep);
+        for (int h = c; h < c + 2 && h < f.ci; h++) {
+            largest(f, t, x + h * f.raw + p * pool, h, &u);
+            factor[h * f.in + p] = leaky(u, keep[h - c], f.slope_in);
+            d[h * w + f.pad + p] = u * factor[h * f.in + p];
+        }
     }
 }
 
-INLINE void forward_chunk(Of f, const Task *t, int64_t n, int64_t end, dvec *sums) {
-    const int w = f.in + 2 * f.pad, area = f.out * f.out, raw = f.ci > 1 ? f.raw * f.raw : 0;
-    vec d[w * w], factor[f.in * f.in + 1];
-    memset(d, 0, sizeof d);
-    for (sums[0] = sums[1] = (dvec){}; n < end; n++) {
-        vec *y = t->y + n * area, sum = {}, squares = {};
-        input(f, t, n, d, factor);
-        conv((float *)d, w, f.ci > 1 ? 16 : 1, f.k, f.ci, t->weight, f.out, f.px_out, y,
-             t->x + (n + 1) * raw, raw * f.px_out / area);
-        EACH(i, area) {
-            y[i] = leaky(y[i], y[i], f.slope_out);
-            sum += y[i], squares += y[i] * y[i];
+INLINE void forward_group(Of f, const Task *t, int group) {
+    const int w = f.in + 2 * f.pad, rows = f.k * f.ci, lines = f.raw / f.in * f.ci * f.raw;
+    vec ring[rows * w], factors[rows * f.in], sum[CHANNELS] = {}, squares[CHANNELS] = {};
+    memset(ring, 0, sizeof ring);
+    for (int r = 0, ready = 0; r < f.out; r++) {
+        vec *y = t->y + ((int64_t)group * f.out + r) * f.co * f.out;
+        for (; ready < r + f.k; ready++) input(f, t, group, ready, ring, factors);
+        const vec *ahead = t->x + (int64_t)group * f.raw * f.ci * f.raw + (ready - f.pad) * lines;
+        conv(f, 0, ring, r, t->weight, y, ahead, lines);
+        EACH(c, f.co) EACH(x, f.out) {
+            const vec v = y[c * f.out + x] = leaky(y[c * f.out + x], y[c * f.out + x], f.slope_out);
+            const vec counted = choose(real(t, group), v, (vec){});
+            sum[c] += counted, squares[c] += counted * counted;
         }
-        sums[0] += __builtin_convertvector(sum, dvec);
-        sums[1] += __builtin_convertvector(squares, dvec);
     }
+    EACH(c, f.co) t->sums[group][0][c] = total(sum[c]), t->sums[group][1][c] = total(squares[c]);
 }
 
-INLINE void backward_chunk(Of f, const Task *t, int64_t n, int64_t end, dvec *sums, vec *grad) {
-    const int w = f.in + 2 * f.pad, q = f.k - 1 - f.pad, gw = f.out + 2 * q, area = f.out * f.out;
-    const int pool = f.raw / f.in, raw = f.raw * f.raw; /* q: what padding the way back needs */
-    const vec norm[] = {t->before[A], t->before[B]}, c0 = t->after[C0], c1 = t->after[C1];
-    vec d[w * w], g[gw * gw], gd[f.in * f.in], factor[f.in * f.in + 1];
-    memset(d, 0, sizeof d);
-    memset(g, 0, sizeof g);
-    memset(grad, 0, f.k * f.k * f.ci * sizeof *grad);
-    for (sums[0] = sums[1] = (dvec){}; n < end; n++) {
-        const vec *x = t->x + n * raw, *y = t->y + n * area, *gy = t->gy + n * area;
-        vec *gx = t->gx + n * raw, sum = {}, products = {};
-        EACH(r, f.out) EACH(c, f.out) {
-            const vec yi = y[r * f.out + c], v = gy[r * f.out + c] * t->after[C2] + yi * c1 + c0;
-            g[(r + q) * gw + c + q] = leaky(yi, v, f.slope_out);
+INLINE void backward_group(Of f, const Task *t, int group) {
+    const int q = f.k - 1 - f.pad, gw = f.out + 2 * q, rows = f.k * f.ci, taps = rows * f.k;
+    const int pool = f.raw / f.in, lines = pool * f.ci * f.raw;
+    const vec *x = t->x + (int64_t)group * f.raw * f.ci * f.raw; /* q: what the way back pads */
+    vec ring[rows * (f.in + 2 * f.pad)], factors[rows * f.in], g[f.k * f.co * gw], gd[f.ci * f.in];
+    vec grad[f.co * taps], sum[CHANNELS] = {}, products[CHANNELS] = {}, *gx = t->gx + (x - t->x);
+    memset(ring, 0, sizeof ring), memset(g, 0, sizeof g), memset(grad, 0, sizeof grad);
+    if (f.raw % f.in) memset(gx, 0, f.raw * f.ci * f.raw * sizeof *gx);
+    for (int p = 0, ready = 0; p < gw; p++) {
+        const int o = p - q, back = p - f.k + 1;
+        vec *to = g + p % f.k * f.co * gw;
+        if (o < 0 || o >= f.out) memset(to, 0, f.co * gw * sizeof *to);
+        else {
+            EACH(c, f.co) EACH(i, f.out) {
+                const int64_t at = (((int64_t)group * f.out + o) * f.co + c) * f.out + i;
+                const vec y = t->y[at], v = t->gy[at] * t->after[C2][c] + y * t->after[C1][c];
+                const vec back = leaky(y, v + t->after[C0][c], f.slope_out);
+                to[c * gw + q + i] = choose(real(t, group), back, (vec){});
+            }
+            for (; ready < o + f.k; ready++) input(f, t, group, ready, ring, factors);
+            wgrad(f, ring, o, to + q, gw, grad);
         }
-        input(f, t, n, d, factor);
-        wgrad((float *)d, w, f.ci > 1 ? 16 : 1, f.k, f.ci, g + q * gw + q, gw, f.out, grad,
-              (const vec *[]){y + area, gy + area});
-        if (f.ci == 1) continue;
-        conv((float *)g, gw, 16, f.k, f.co, t->flipped, f.in, f.px_in, gd, x + raw,
-             pool * pool * f.px_in);
-        if (f.raw % f.in) memset(gx, 0, raw * sizeof *gx);
-        EACH(r, f.in) EACH(c, f.in) {
-            const int i = (r * f.raw + c) * pool;
-            vec u, v = gd[r * f.in + c] * factor[r * f.in + c];
-            const ivec where = largest(x + i, f.raw, pool, norm, &u);
+        if (f.ci == 1 || back < 0) continue;
+        conv(f, 1, g, back, t->weight, gd, x + (ready - f.pad) * lines, lines);
+        EACH(c, f.ci) EACH(i, f.in) {
+            const int at = back * lines + c * f.raw + i * pool;
+            vec u, v = gd[c * f.in + i] * factors[((back + f.pad) % f.k * f.ci + c) * f.in + i];
+            const ivec where = largest(f, t, x + at, c, &u);
             UNROLLED(j, pool * pool) {
-                const int o = i + j / 2 * f.raw + j % 2;
-                gx[o] = choose(where == j, v, (vec){});
-                sum += gx[o], products += gx[o] * (x[o] - t->before[MEAN]);
+                const int one = at + j / 2 * f.ci * f.raw + j % 2;
+                const vec part = gx[one] = choose(where == j, v, (vec){});
+                sum[c] += part, products[c] += part * (x[one] - t->before[MEAN][c]);
             }
         }
-        sums[0] += __builtin_convertvector(sum, dvec);
-        sums[1] += __builtin_convertvector(products, dvec);
     }
+    EACH(c, f.ci) t->sums[group][0][c] = total(sum[c]), t->sums[group][1][c] = total(products[c]);
+    EACH(j, f.co * taps) t->gweight[group * t->stride + j] = total(grad[j]);
 }
 
-/* Add up the chunks; then BatchNorm's factors, or in the way back those of its gradient. */
-static void normalise(dvec *sums, int chunks, double count, float eps, int back, vec *v) {
-    for (int c = 2; c < 2 * chunks; c++) sums[c % 2] += sums[c];
-    if (eps >= 0) EACH(j, 16) {
-        const double mean = sums[0][j] / count, second = sums[1][j] / count;
+/* Add up what the groups left; then BatchNorm's factors, or those of its gradient. */
+INLINE void finish(Of f, const Task *t, int back) {
+    const double count = (double)t->n * (back ? f.raw * f.raw : f.out * f.out);
+    for (int g = 1; g < GROUPS; g++) {
+        EACH(i, 2) EACH(c, CHANNELS) t->sums[0][i][c] += t->sums[g][i][c];
+        if (back) EACH(j, f.co * f.ci * f.k * f.k) t->gweight[j] += t->gweight[g * t->stride + j];
+    }
+    if ((back ? t->eps_x : t->eps_y) >= 0) EACH(c, CHANNELS) {
+        const double first = t->sums[0][0][c], second = t->sums[0][1][c], mean = first / count;
+        const double var = fmax(second / count - mean * mean, 0);
+        table *v = back ? t->before : t->after;
         if (back) {
-            v[C1][j] = -v[A][j] * v[RSTD][j] * v[RSTD][j] * second;
-            v[C0][j] = -v[A][j] * mean - v[C1][j] * v[MEAN][j];
-            v[C2][j] = v[A][j];
+            v[DGAMMA][c] = second * v[RSTD][c], v[DBETA][c] = first, v[C2][c] = v[A][c];
+            v[C1][c] = -v[A][c] * v[RSTD][c] * v[RSTD][c] * second / count;
+            v[C0][c] = -v[A][c] * mean - v[C1][c] * v[MEAN][c];
         } else {
-            v[MEAN][j] = mean;
-            v[RSTD][j] = 1 / sqrt(fmax(second - mean * mean, 0) + eps);
-            v[A][j] = v[GAMMA][j] * v[RSTD][j];
-            v[B][j] = v[BETA][j] - mean * v[A][j];
+            v[MEAN][c] = mean, v[VAR][c] = var * count / (count - 1);
+            v[RSTD][c] = 1 / sqrt(var + t->eps_y), v[A][c] = v[GAMMA][c] * v[RSTD][c];
+            v[B][c] = v[BETA][c] - mean * v[A][c];
         }
     }
 }
-#define CHUNKS(call) const int chunks = (t->n + CHUNK - 1) / CHUNK; \
-    _Pragma("omp parallel for schedule(dynamic) num_threads(t->threads)") EACH(i, chunks) { \
-        const int64_t n = (int64_t)i * CHUNK, end = n + CHUNK < t->n ? n + CHUNK : t->n; call; }
+#define EVERY _Pragma("omp parallel for schedule(dynamic) num_threads(t->threads)") EACH(g, GROUPS)
 #define STAGE(I, ...) static const Of f##I = {__VA_ARGS__}; \
-    void forward_##I(const Task *t) { \
-        CHUNKS(forward_chunk(f##I, t, n, end, t->sums + 2 * i)) \
-        normalise(t->sums, chunks, (double)t->n * f##I.out * f##I.out, t->eps_y, 0, t->after); } \
-    void backward_##I(const Task *t) { \
-        CHUNKS(backward_chunk(f##I, t, n, end, t->sums + 2 * i, t->gweight + i * t->stride)) \
-        normalise(t->sums, chunks, (double)t->n * f##I.raw * f##I.raw, t->eps_x, 1, t->before); \
-        for (int64_t i = 1; i < chunks; i++) EACH(j, f##I.k * f##I.k * f##I.ci) \
-            t->gweight[j] += t->gweight[i * t->stride + j]; }
+    void forward_##I(const Task *t) { EVERY forward_group(f##I, t, g); finish(f##I, t, 0); } \
+    void backward_##I(const Task *t) { EVERY backward_group(f##I, t, g); finish(f##I, t, 1); }
 STAGES

@@ -22,9 +22,11 @@ from filelock import FileLock
 SOURCE = Path(__file__).with_name("kernel.c")
 FLAGS = ("-std=gnu11", "-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 LANES = 16
-"""Channels that a pixel has room for."""
-CHUNK = 16
-"""Samples that are summed up together, as in kernel.c."""
+"""Samples of a vector, as in kernel.c; they are worked on and summed up together."""
+CHANNELS = 16
+"""Channels that a table of BatchNorm's has room for, as in kernel.c."""
+REGISTERS = 24
+"""To plan with, of the 32 of an AVX-512 CPU: with more, compilers were seen to run out of them."""
 TIMEOUT_S = 120
 
 
@@ -48,17 +50,18 @@ class Shape:
 
     def as_c(self) -> str:
         sizes = (self.k, self.pad, self.ci, self.co, self.raw, self.inner, self.out)
-        fits = (_in_registers(self.inner), _in_registers(self.out))
-        return ", ".join(str(value) for value in (*sizes, *fits, self.slope_in, self.slope_out))
+        blocks = (*_block(self.out, self.co), *_block(self.inner, self.ci))
+        many_taps = _divisors(self.co, 24 // self.k)[-1]
+        values = (*sizes, *blocks, many_taps, self.slope_in, self.slope_out)
+        return ", ".join(str(value) for value in values)
 
 
 class Task(ctypes.Structure):
     """`Task` of kernel.c."""
 
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("images", "x", "y", "weight", "flipped")],
-        *[(name, ctypes.c_void_p) for name in ("before", "after", "gy", "gx", "gweight")],
-        ("sums", ctypes.c_void_p),
+        *[(name, ctypes.c_void_p) for name in ("x", "gy", "y", "gx", "weight", "gweight")],
+        *[(name, ctypes.c_void_p) for name in ("before", "after", "sums")],
         ("stride", ctypes.c_int64),
         *[(name, ctypes.c_int32) for name in ("n", "threads", "threshold")],
         ("key", ctypes.c_int32 * 2),
@@ -163,6 +166,16 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(told)}))
 
 
-def _in_registers(side: int) -> int:
-    """How many pixels of a row to work on at once: the largest divisor of the row up to 14."""
-    return max(count for count in range(1, 15) if side % count == 0)
+def _block(these: int, those: int) -> tuple[int, int]:
+    """How many of these to multiply by how many of those at once.
+
+    Of what fits in the registers beside one factor of each kind, the block with the most
+    multiplications for a load.
+    """
+    blocks = [(a, b) for a in _divisors(these, 16) for b in _divisors(those, 16)]
+    fitting = [(a, b) for a, b in blocks if a * b + a + 1 <= REGISTERS]
+    return max(fitting, key=lambda block: block[0] * block[1] / (block[0] + block[1]))
+
+
+def _divisors(count: int, most: int) -> list[int]:
+    return [divisor for divisor in range(1, most + 1) if count % divisor == 0]

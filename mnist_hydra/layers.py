@@ -53,9 +53,10 @@ class Dropout(nn.Module):
 
 
 def set_dropout_step(model: nn.Module, seed: int, step: int) -> None:
-    """Gives every `Dropout` of `model` the key of this training step; other models are left alone.
+    """Gives every `Dropout` of `model` that drops anything the key of this training step.
 
-    Call it before each training step. The layers are numbered in the order of `model.modules()`.
+    Other models are left alone. Call it before each training step. The layers are numbered in the
+    order of `model.modules()`.
 
     Args:
         seed: the run's seed, any integer.
@@ -63,8 +64,8 @@ def set_dropout_step(model: nn.Module, seed: int, step: int) -> None:
     """
     layers = (module for module in model.modules() if isinstance(module, Dropout))
     for number, layer in enumerate(layers):
-        for place, word in enumerate(dropout_key(seed, step, number)):
-            layer.key[place].fill_(word)
+        if layer.threshold:
+            layer.key.copy_(torch.tensor(dropout_key(seed, step, number), dtype=torch.int32))
 
 
 def dropout_key(seed: int, step: int, layer: int) -> tuple[int, int]:

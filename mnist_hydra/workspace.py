@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
-from mnist_hydra.kernel import CHUNK, LANES, Shape, Task
-from mnist_hydra.stages import Stage
+from mnist_hydra.kernel import CHANNELS, LANES, Shape, Task
+from mnist_hydra.stages import SIDE, Stage
 
-A, B, MEAN, RSTD, GAMMA, BETA, C0, C1, C2 = range(9)
-"""A stage's vectors, as in kernel.c."""
+A, B, MEAN, VAR, RSTD, GAMMA, BETA, C0, C1, C2, DGAMMA, DBETA, ROWS = range(13)
+"""The rows of a stage's table, as in kernel.c."""
 
 
 class Workspace:
@@ -24,44 +21,58 @@ class Workspace:
     def __init__(self, stages: list[Stage], capacity: int, backward: bool) -> None:
         self.stages, self.capacity, self.backward = stages, capacity, backward
         shapes = [stage.shape for stage in stages]
-        chunks, count = -(-capacity // CHUNK), len(stages)
-        self.images = torch.empty(0)
-        self.y = [torch.empty(capacity, shape.out, shape.out, LANES) for shape in shapes]
-        self.sums: NDArray[np.float64]
-        self.sums = torch.zeros(count, chunks, 2, LANES, dtype=torch.float64).numpy()
-        """The totals of each stage stand in its first chunk."""
-        self.vectors: NDArray[np.float32] = torch.zeros(count, C2 + 1, LANES).numpy()
-        for vectors, stage, shape in zip(self.vectors, stages, shapes, strict=True):
-            vectors[[A, C2], : shape.co] = stage.norm is None
-        self.eps = np.array([[0.0 if s.norm is None else s.norm.eps] for s in stages])
-        self.packed = torch.empty(sum(weight_sizes(shapes)))
-        largest = max(y.numel() // LANES for y in self.y) if backward else 0
-        self.gradients = [torch.zeros(largest, LANES) for _ in range(2)]
-        self.gweight = torch.zeros(chunks if backward else 0, sum(gradient_sizes(shapes)))
-        self.statistics = torch.empty(2, count, LANES)
-        """Mean and variance of each stage's BatchNorm: the running ones, then this batch's."""
-        self.batch_statistics = [
-            self.statistics[kind, i, : shapes[i].co]
-            for kind in (0, 1)
-            for i, stage in enumerate(stages)
-            if stage.norm is not None
-        ]
+        groups = -(-capacity // LANES)
+        self.images = torch.zeros(groups, SIDE, 1, SIDE, LANES)
+        self.y = [torch.empty(groups, s.out, s.co, s.out, LANES) for s in shapes]
+        """Each stage's output, row by row, a value of 16 images in a vector."""
+        self.sums = torch.zeros(len(stages), groups, 2, CHANNELS, dtype=torch.float64)
+        self.tables = torch.zeros(len(stages), ROWS, CHANNELS)
+        self.eps = torch.tensor([[0.0 if s.norm is None else s.norm.eps] for s in stages])
+        largest = max(y.numel() for y in self.y) if backward else 0
+        self.gradients = [torch.zeros(largest) for _ in range(2)]
         self.tasks = [Task() for _ in stages]
-        self._point(shapes)
-
-    def _point(self, shapes: list[Shape]) -> None:
-        """Tell each task where its numbers are."""
-        weights, taps = self.packed.data_ptr(), self.gweight.data_ptr()
-        sizes = iter(weight_sizes(shapes))
-        for i, (task, size) in enumerate(zip(self.tasks, gradient_sizes(shapes), strict=True)):
-            task.weight, task.flipped = weights, (weights := weights + 4 * next(sizes))
-            weights += 4 * next(sizes)
-            task.gweight, task.stride = taps, self.gweight.shape[1] // LANES
-            taps += 4 * size
-            task.x, task.y = self.y[i - 1].data_ptr(), self.y[i].data_ptr()
-            task.before, task.after = (self.vectors[j].ctypes.data for j in (i - 1, i))
+        sizes = [shape.co * shape.ci * shape.k**2 for shape in shapes]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.weights = torch.zeros(sum(sizes))
+        self.gweight = torch.zeros(groups if backward else 1, sum(sizes))
+        """Of each group; the first one's holds the total in the end."""
+        for i, task in enumerate(self.tasks):
+            task.x = (self.y[i - 1] if i else self.images).data_ptr()
+            task.y, task.sums = self.y[i].data_ptr(), self.sums[i].data_ptr()
+            task.before, task.after = (self.tables[j].data_ptr() for j in (i - 1, i))
             task.gx, task.gy = (self.gradients[(i + j) % 2].data_ptr() for j in (0, 1))
-            task.sums = self.sums[i].ctypes.data
+            if stages[i].norm is None:  # the last stage has none: it also stands before the first
+                self.tables[i, [A, VAR, GAMMA, C2]] = 1
+            task.weight = self.weights[starts[i] :].data_ptr()
+            task.gweight = self.gweight[0, starts[i] :].data_ptr()
+            task.stride = sum(sizes)
+            if stages[i].conv is None:  # it hands its channels on
+                self.weights[starts[i] :].view(shapes[i].co, -1).fill_diagonal_(1)
+        rows = {
+            row: [
+                table[row, : shape.co]
+                for table, shape, stage in zip(self.tables, shapes, stages, strict=True)
+                if stage.norm is not None
+            ]
+            for row in range(ROWS)
+        }
+        convs = [i for i, stage in enumerate(stages) if stage.conv is not None]
+        self.parameters = [self._weight(self.weights, starts[i], shapes[i]) for i in convs]
+        self.found = [self._weight(self.gweight[0], starts[i], shapes[i]) for i in convs]
+        self.parameters += rows[GAMMA] + rows[BETA]
+        self.found += rows[DGAMMA] + rows[DBETA]
+        """The gradients of the `parameters` after a backward pass, until the next one."""
+        self.statistics = rows[MEAN] + rows[VAR]
+        """Mean and unbiased variance for each BatchNorm: this batch's, or the running ones."""
+
+    @staticmethod
+    def _weight(flat: Tensor, start: int, shape: Shape) -> Tensor:
+        size, k = shape.co * shape.ci * shape.k**2, shape.k
+        return flat[start : start + size].view(shape.co, shape.ci, k, k)
+
+    def load(self, parameters: list[Tensor]) -> None:
+        """Copy a model's parameters, in the order of `parameters`."""
+        torch._foreach_copy_(self.parameters, parameters)
 
     def use_dropout(self) -> None:
         """Train: BatchNorm by the batch, dropout by the keys of this step."""
@@ -74,34 +85,44 @@ class Workspace:
                 task.scale = stage.dropout.scale
                 task.key[:] = stage.dropout.key.tolist()
 
-    def use_running_statistics(self) -> None:
-        """Evaluate: BatchNorm by `statistics`, no dropout."""
-        mean, var = self.statistics.numpy()
-        self.vectors[:, A] = self.vectors[:, GAMMA] / np.sqrt(var + self.eps)
-        self.vectors[:, B] = self.vectors[:, BETA] - mean * self.vectors[:, A]
+    def use_statistics(self, running: list[Tensor]) -> None:
+        """Evaluate: BatchNorm by these, in the order of `statistics`, and no dropout."""
+        torch._foreach_copy_(self.statistics, running)
+        tables = self.tables
+        tables[:, A] = tables[:, GAMMA] / torch.sqrt(tables[:, VAR] + self.eps)
+        tables[:, B] = tables[:, BETA] - tables[:, MEAN] * tables[:, A]
         for task in self.tasks:
             task.threshold, task.eps_x, task.eps_y = 0, -1.0, -1.0
 
     def begin_forward(self, images: Tensor) -> None:
         """images: float32 [up to capacity, 1, 28, 28]."""
-        self.images = images.contiguous()
-        address, threads = self.images.data_ptr(), torch.get_num_threads()
+        count, threads = len(images), torch.get_num_threads()
+        grouped = _grouped(images[:, 0])
+        self.images[: len(grouped), :, 0].copy_(grouped.permute(0, 2, 3, 1))
         for task in self.tasks:
-            task.images, task.n, task.threads = address, len(images), threads
+            task.n, task.threads = count, threads
+
+    def scores(self, count: int) -> Tensor:
+        """The mean of each channel that the last stage left: float32 [count, 10 or 16]."""
+        last = self.y[-1][: -(-count // LANES)]
+        means = last.sum(1).sum(2) / last.shape[1] ** 2
+        return means.transpose(1, 2).flatten(0, 1)[:count]
 
     def begin_backward(self, gradient: Tensor) -> None:
         """gradient: of the scores, float32 [B, 10 or 16], of which each pixel gets its part."""
-        count, channels = gradient.shape
-        area = self.y[-1].shape[1] ** 2
-        incoming = self.gradients[len(self.stages) % 2][: count * area].view(count, area, LANES)
-        incoming.copy_(pad(gradient / area, (0, LANES - channels))[:, None])
+        side = self.y[-1].shape[1]
+        each = _grouped(gradient / side**2).transpose(1, 2)[:, None, :, None]
+        each = each.expand(-1, side, -1, side, -1)
+        self.gradients[len(self.stages) % 2][: each.numel()].view(each.shape).copy_(each)
+
+    def parameter_gradients(self) -> list[Tensor]:
+        """After a backward pass, in the order of `parameters`."""
+        return [gradient.clone() for gradient in self.found]
 
 
-def weight_sizes(shapes: list[Shape]) -> list[int]:
-    """Floats of each stage's weights as they are wanted on the way there, then on the way back."""
-    return [s.k**2 * channels * LANES for s in shapes for channels in (s.ci, s.co)]
-
-
-def gradient_sizes(shapes: list[Shape]) -> list[int]:
-    """Floats of the gradient of each stage's weights."""
-    return [s.k**2 * s.ci * LANES for s in shapes]
+def _grouped(samples: Tensor) -> Tensor:
+    """[B, ...] -> [groups, 16, ...], zero where there is no sample any more."""
+    missing = -len(samples) % LANES
+    if missing:
+        samples = torch.cat([samples, samples.new_zeros(missing, *samples.shape[1:])])
+    return samples.view(-1, LANES, *samples.shape[1:])
