@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import traceback
+from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.run import Outcome, Recording, complete, train_run
-from mnist_hydra.tracking import Tracker, check, provenance
+from mnist_hydra.tracking import Tracker, check, import_mlflow, provenance
 from mnist_hydra.trainer import NonFiniteLoss, StopReason, Trainer
 
 KEPT_ON_RESUME = (
@@ -89,6 +90,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
             return tracker, run_id
     else:
         check(config)
+        Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
         trainer = prepare(config)
 
         def open_run() -> tuple[Tracker, str]:

@@ -6,8 +6,10 @@ It never copies the images, and the test set never enters a split that training 
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,14 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def release(self) -> None:
+        """Give back the memory that the images are mapped to, until they are used again."""
+        mapped: Any = self.images
+        while isinstance(mapped, np.ndarray):
+            mapped = mapped.base
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,6 @@ def complete(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
     from mnist_hydra import export, pictures
 
     log_probabilities, labels = trainer.predict("test")
-    trainer.ready.release()  # torch's exporter needs 200 MiB
     probabilities = log_probabilities.exp()
     confidence, predicted = (x.cpu() for x in probabilities.max(1))
     truth = labels.cpu()
@@ -179,6 +178,7 @@ def complete(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
     }
     for name, figure in figures.items():
         tracker.log_figure(run_id, figure, f"pictures/{name}.png")
+    trainer.release()  # torch's exporter needs 200 MiB
     export.log_model(trainer, tracker, run_id)
 
 

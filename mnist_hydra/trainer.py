@@ -106,6 +106,11 @@ class Trainer:
         self.progress = Progress()
         self.on_step: Callable[[], None] = lambda: None
 
+    def release(self) -> None:
+        """Let go of the memory that only training needs; whatever is used again comes back."""
+        self.ready.release()
+        self.dataset.train.release()
+
     def train_epoch(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
         """Train the epoch under way from its next step on; then measure and record it.
 

@@ -152,6 +152,22 @@ def test_the_images_are_mapped_from_the_file_and_cannot_be_written(
     assert dataset.train.labels.tobytes() == (raw / TRAIN_LABELS).read_bytes()[8:]
 
 
+def test_mapped_images_can_be_let_go_of_and_come_back(mnist: Path, tmp_path: Path) -> None:
+    train = data.load(group_entry("mnist", f"data.root={mnist}"), tmp_path / "cache").train
+
+    def resident() -> int:
+        """The bytes of the images that are in memory, of smaps' "Rss: 45940 kB"."""
+        maps = Path("/proc/self/smaps").read_text().split("train-images-idx3-ubyte\n")[1:]
+        return sum(1024 * int(part.split("Rss:")[1].split()[0]) for part in maps)
+
+    before = int(train.images.sum(dtype=np.int64))
+    held = resident()
+    assert held >= train.images.nbytes
+    train.release()
+    assert resident() < held / 100
+    assert int(train.images.sum(dtype=np.int64)) == before
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
 def test_every_entry_of_the_group_loads_from_its_own_folder(name: str, tmp_path: Path) -> None:
     config = group_entry(name, f"data.root={tmp_path}", "data.sha256=null")
