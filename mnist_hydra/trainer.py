@@ -29,7 +29,7 @@ from mnist_hydra.data import Dataset, Split
 from mnist_hydra.fast import Prepared
 from mnist_hydra.runtime import Runtime, as_record
 
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 512
 CLASSES = 10
 
 

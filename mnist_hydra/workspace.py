@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mnist_hydra.kernel import CHANNELS, LANES, Shape, Task
+from mnist_hydra.kernel import CHANNELS, LANES, Task
 from mnist_hydra.stages import SIDE, Stage
 
 A, B, MEAN, VAR, RSTD, GAMMA, BETA, C0, C1, C2, DGAMMA, DBETA, ROWS = range(13)
@@ -20,55 +20,51 @@ class Workspace:
 
     def __init__(self, stages: list[Stage], capacity: int, backward: bool) -> None:
         self.stages, self.capacity, self.backward = stages, capacity, backward
-        shapes = [stage.shape for stage in stages]
-        groups = -(-capacity // LANES)
+        groups, shapes = -(-capacity // LANES), [stage.shape for stage in stages]
         self.images = torch.zeros(groups, SIDE, 1, SIDE, LANES)
         self.y = [torch.empty(groups, s.out, s.co, s.out, LANES) for s in shapes]
         """Each stage's output, row by row, a value of 16 images in a vector."""
-        self.sums = torch.zeros(len(stages), groups, 2, CHANNELS, dtype=torch.float64)
-        self.tables = torch.zeros(len(stages), ROWS, CHANNELS)
-        self.eps = torch.tensor([[0.0 if s.norm is None else s.norm.eps] for s in stages])
         largest = max(y.numel() for y in self.y) if backward else 0
         self.gradients = [torch.zeros(largest) for _ in range(2)]
-        self.tasks = [Task() for _ in stages]
-        sizes = [shape.co * shape.ci * shape.k**2 for shape in shapes]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.weights = torch.zeros(sum(sizes))
-        self.gweight = torch.zeros(groups if backward else 1, sum(sizes))
-        """Of each group; the first one's holds the total in the end."""
-        for i, task in enumerate(self.tasks):
-            task.x = (self.y[i - 1] if i else self.images).data_ptr()
-            task.y, task.sums = self.y[i].data_ptr(), self.sums[i].data_ptr()
-            task.before, task.after = (self.tables[j].data_ptr() for j in (i - 1, i))
-            task.gx, task.gy = (self.gradients[(i + j) % 2].data_ptr() for j in (0, 1))
-            if stages[i].norm is None:  # the last stage has none: it also stands before the first
-                self.tables[i, [A, VAR, GAMMA, C2]] = 1
-            task.weight = self.weights[starts[i] :].data_ptr()
-            task.gweight = self.gweight[0, starts[i] :].data_ptr()
-            task.stride = sum(sizes)
-            if stages[i].conv is None:  # it hands its channels on
-                self.weights[starts[i] :].view(shapes[i].co, -1).fill_diagonal_(1)
-        rows = {
-            row: [
-                table[row, : shape.co]
-                for table, shape, stage in zip(self.tables, shapes, stages, strict=True)
-                if stage.norm is not None
-            ]
-            for row in range(ROWS)
-        }
-        convs = [i for i, stage in enumerate(stages) if stage.conv is not None]
-        self.parameters = [self._weight(self.weights, starts[i], shapes[i]) for i in convs]
-        self.found = [self._weight(self.gweight[0], starts[i], shapes[i]) for i in convs]
-        self.parameters += rows[GAMMA] + rows[BETA]
-        self.found += rows[DGAMMA] + rows[DBETA]
+        """Of a stage's output and of its input: the two take turns."""
+        self.sums = torch.zeros(len(stages), groups, 2, CHANNELS, dtype=torch.float64)
+        self.tables = torch.zeros(len(stages), ROWS, CHANNELS)
+        self.weights = [torch.zeros(s.co, s.ci, s.k, s.k) for s in shapes]
+        self.gweights = [torch.zeros(groups if backward else 1, *w.shape) for w in self.weights]
+        """Of each group of images; the first one's holds the total in the end."""
+        for stage, table, weight in zip(stages, self.tables, self.weights, strict=True):
+            if stage.norm is None:
+                table[[A, VAR, GAMMA, C2]] = 1
+            if stage.conv is None:  # it hands its channels on
+                weight.view(len(weight), -1).fill_diagonal_(1)
+        self.tasks = [self._task(i) for i in range(len(stages))]
+        trained = [i for i, stage in enumerate(stages) if stage.conv is not None]
+        self.parameters = [self.weights[i] for i in trained] + self._rows(GAMMA, BETA)
+        self.found = [self.gweights[i][0] for i in trained] + self._rows(DGAMMA, DBETA)
         """The gradients of the `parameters` after a backward pass, until the next one."""
-        self.statistics = rows[MEAN] + rows[VAR]
+        self.statistics = self._rows(MEAN, VAR)
         """Mean and unbiased variance for each BatchNorm: this batch's, or the running ones."""
+        self.eps = torch.tensor([[0.0 if s.norm is None else s.norm.eps] for s in stages])
 
-    @staticmethod
-    def _weight(flat: Tensor, start: int, shape: Shape) -> Tensor:
-        size, k = shape.co * shape.ci * shape.k**2, shape.k
-        return flat[start : start + size].view(shape.co, shape.ci, k, k)
+    def _task(self, i: int) -> Task:
+        """Where stage i's numbers are. Before the first stands the last, which has no BatchNorm."""
+        return Task(
+            x=(self.y[i - 1] if i else self.images).data_ptr(),
+            y=self.y[i].data_ptr(),
+            gx=self.gradients[i % 2].data_ptr(),
+            gy=self.gradients[(i + 1) % 2].data_ptr(),
+            weight=self.weights[i].data_ptr(),
+            gweight=self.gweights[i].data_ptr(),
+            stride=self.weights[i].numel(),
+            before=self.tables[i - 1].data_ptr(),
+            after=self.tables[i].data_ptr(),
+            sums=self.sums[i].data_ptr(),
+        )
+
+    def _rows(self, *rows: int) -> list[Tensor]:
+        """Rows of the tables, one after another, of each stage that has a BatchNorm."""
+        normed = [(i, s.shape.co) for i, s in enumerate(self.stages) if s.norm is not None]
+        return [self.tables[i, row, :channels] for row in rows for i, channels in normed]
 
     def load(self, parameters: list[Tensor]) -> None:
         """Copy a model's parameters, in the order of `parameters`."""
