@@ -34,8 +34,8 @@ class Fused:
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self.stages = stages(model)
-        self.shapes = [stage.shape for stage in self.stages]
-        self.forward_calls, self.backward_calls = load(self.shapes, folder)
+        shapes = [stage.shape for stage in self.stages]
+        self.forward_calls, self.backward_calls = load(shapes, folder)
         norms = [stage.norm for stage in self.stages if stage.norm is not None]
         weights = [stage.conv.weight for stage in self.stages if stage.conv is not None]
         self.parameters = [*weights, *(n.weight for n in norms), *(n.bias for n in norms)]

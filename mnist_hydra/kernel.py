@@ -51,7 +51,7 @@ class Shape:
     def as_c(self) -> str:
         sizes = (self.k, self.pad, self.ci, self.co, self.raw, self.inner, self.out)
         blocks = (*_block(self.out, self.co), *_block(self.inner, self.ci))
-        many_taps = _divisors(self.co, 24 // self.k)[-1]
+        many_taps = _divisors(self.co, REGISTERS // self.k)[-1]
         values = (*sizes, *blocks, many_taps, self.slope_in, self.slope_out)
         return ", ".join(str(value) for value in values)
 
