@@ -7,7 +7,7 @@ itself (`per_image`). This file imports neither, nor torch, so that a pipeline c
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,15 +23,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class Change(Protocol):
+    """What chance has decided for a row of images; a pure function of its arguments."""
+
+    def __call__(self, images: Tensor, first: int) -> Tensor:
+        """Return changed images, uint8 [B, C, H, W] like `images`, which are left as they are.
+
+        Args:
+            images: the ones from number `first` of the row on.
+            first: counted from 0.
+        """
+
+
 class Augmentation(Protocol):
-    """A random change to a batch of images that is a pure function of the batch and a seed."""
+    """A random change to images that is a pure function of the images and a seed."""
 
     @property
     def on_device(self) -> bool:
         """Whether it works where the images are; if not, it is CPU work worth a thread."""
 
+    def plan(self, shape: Sequence[int], *, seed: int) -> Change:
+        """Let chance decide for a row of images, which is to come batch by batch.
+
+        Args:
+            shape: [N, C, H, W] of the whole row, such as an epoch's images.
+            seed: 0 <= seed < 2**63.
+        """
+
     def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """Return changed images, uint8 [B, C, H, W] like `images`, which are left as they are."""
+        """Change images that come at once: the same as `plan` for them alone, carried out."""
 
 
 @dataclass(frozen=True)

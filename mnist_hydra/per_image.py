@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mnist_hydra import targets
 from mnist_hydra.affine import near
+from mnist_hydra.augment import Change
 from mnist_hydra.errors import UserError
 
 
@@ -34,29 +35,35 @@ class PerImage:
         # 28 x 28 pixels are not worth a thread; OpenCV's own make this ten times slower
         importlib.import_module("cv2").setNumThreads(0)
 
+    def plan(self, shape: Sequence[int], *, seed: int) -> Change:
+        """As `Augmentation` says; what chance decides depends on how the row is cut, too.
+
+        Raises (when carried out):
+            UserError: a step raised, or made something else of an image than uint8 of its size.
+        """
+
+        def change(images: Tensor, first: int) -> Tensor:
+            # One stream for all steps: set_random_seed would give each the same one, and steps
+            # with equal p would then choose the same images.
+            streams = np.random.default_rng((seed, first)), random.Random(f"{seed}/{first}")
+            for _, transform in self.steps:
+                transform.set_random_state(*streams)
+            pixels = images.permute(0, 2, 3, 1).to("cpu", copy=True).contiguous().numpy()
+            for image in pixels:
+                image[...] = self._transformed(image)
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+        return change
+
     def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """Transform each image; a pure function of its arguments.
+        """As `Augmentation` says.
 
         Args:
             images: uint8 [B, C, H, W]; not modified. On another device than the CPU it is copied
                 there and back, which waits for the device.
             seed: 0 <= seed < 2**63.
-
-        Returns:
-            uint8 [B, C, H, W] on the same device.
-
-        Raises:
-            UserError: a step raised, or made something else of an image than uint8 of its size.
         """
-        # One stream for all steps: set_random_seed would give each the same one, and steps with
-        # equal p would then choose the same images.
-        streams = np.random.default_rng(seed), random.Random(seed)
-        for _, transform in self.steps:
-            transform.set_random_state(*streams)
-        pixels = images.permute(0, 2, 3, 1).to("cpu", copy=True).contiguous().numpy()
-        for image in pixels:
-            image[...] = self._transformed(image)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(images.device)
+        return self.plan(images.shape, seed=seed)(images, 0)
 
     def check(self, images: Tensor) -> None:
         """Try each step alone, and always applied, on `images` uint8 [N, C, H, W].

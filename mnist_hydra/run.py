@@ -121,7 +121,7 @@ def train_run(
         trainer.steps_per_epoch,
         len(trainer.dataset.train),
         label or config.model.name,
-        done_steps=progress.epoch * trainer.steps_per_epoch + progress.step,
+        done_steps=trainer.steps,
         enabled=not quiet,
     ) as bar:
         trainer.on_step = bar.step

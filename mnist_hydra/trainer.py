@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mnist_hydra import checkpoint, layers
-from mnist_hydra.augment import Augmentation
+from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data import Dataset, Split
 from mnist_hydra.fast import Prepared
@@ -105,6 +105,11 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.progress = Progress()
         self.on_step: Callable[[], None] = lambda: None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps since the training began."""
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def release(self) -> None:
         """Let go of the memory that only training needs; whatever is used again comes back."""
@@ -193,7 +198,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(),
                 "runtime": as_record(self.runtime),
-                "steps": progress.epoch * self.steps_per_epoch + progress.step,
+                "steps": self.steps,
                 **{name: getattr(progress, name) for name in progress.__dataclass_fields__},
             }
         )
@@ -214,6 +219,7 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss float32 [] and the number of right answers int64 []."""
+        layers.set_dropout_step(self.model, self.config.seed, self.steps)
         with self._autocast():
             log_probabilities = self.ready.train(self._normalise(images))
         loss = F.nll_loss(log_probabilities.float(), labels)
@@ -235,26 +241,25 @@ class Trainer:
         """
         generator = torch.Generator().manual_seed(stable_seed(self.config.seed, "order", epoch))
         shuffled = torch.randperm(len(self.train_index), generator=generator).to(self.device)
-        order = torch.split(self.train_index[shuffled], self.config.batch_size)
-        first_of_epoch = epoch * self.steps_per_epoch
+        index = self.train_index.index_select(0, shuffled)
+        order = torch.split(index, self.config.batch_size)
+        # index_select: seven times as fast on a CPU as indexing with rows
+        labels = torch.split(self.train_labels.index_select(0, index), self.config.batch_size)
+        change: Change | None = None
+        if self.augmentation is not None:
+            shape = (len(index), *self.train_images.shape[1:])
+            seed = stable_seed(self.config.seed, "augment", epoch)
+            change = self.augmentation.plan(shape, seed=seed)
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
-            rows = order[step]
-            # seven times as fast on a CPU as indexing with rows
-            images = self.train_images.index_select(0, rows)
-            labels = self.train_labels.index_select(0, rows)
-            if self.augmentation is not None:
-                seed = stable_seed(self.config.seed, "augment", first_of_epoch + step)
-                images = self.augmentation(images, seed=seed)
-            return images, labels
-
-        def announced(step: int, ready: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            layers.set_dropout_step(self.model, self.config.seed, first_of_epoch + step)
-            return ready
+            images = self.train_images.index_select(0, order[step])
+            if change is not None:
+                images = change(images, step * self.config.batch_size)
+            return images, labels[step]
 
         if self.augmentation is None or self.augmentation.on_device:
             for step in range(first_step, len(order)):
-                yield announced(step, batch(step))
+                yield batch(step)
             return
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="augment") as ahead:
             waiting = ahead.submit(batch, first_step)
@@ -262,7 +267,7 @@ class Trainer:
                 ready = waiting.result()
                 if step + 1 < len(order):
                     waiting = ahead.submit(batch, step + 1)
-                yield announced(step, ready)
+                yield ready
 
     def _normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 1, H, W] in 0..255 to float32 of mean 0 and deviation 1, channels last."""

@@ -7,15 +7,18 @@ which takes a third of the time of as many small operations of PyTorch's.
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import grid_sample
 
 from mnist_hydra.affine import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Affine
+from mnist_hydra.augment import Change
 
 # OpenCV's border as grid_sample's padding_mode and align_corners. Where the padding allows either,
 # align_corners=False rounds less.
@@ -35,34 +38,53 @@ class Warp:
     def __init__(self, steps: Sequence[Affine]) -> None:
         self.steps = tuple(steps)
 
-    def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """Change each image with probability p; a pure function of its arguments.
+    def plan(self, shape: Sequence[int], *, seed: int) -> Change:
+        """As `Augmentation` says; how the row is cut into batches changes nothing.
 
-        Each step is a warp of its own: two in one would interpolate once instead of twice, and
-        give other pixels than albumentations.
+        All matrices at once: for a batch alone NumPy's calls cost more than the numbers do.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        count, _, height, width = shape
+        drawn = []
+        for step in self.steps:
+            chosen = choose(step.p, count, generator)
+            matrices = draw(step, len(chosen), height, width, generator)
+            drawn.append((step, chosen, backward(matrices, height, width, step.border)))
+        return functools.partial(_change, drawn)
+
+    def __call__(self, images: Tensor, *, seed: int) -> Tensor:
+        """As `Augmentation` says.
 
         Args:
             images: uint8 [B, C, H, W] on any device; not modified.
             seed: 0 <= seed < 2**63.
-
-        Returns:
-            uint8 [B, C, H, W] on the same device.
         """
-        generator = torch.Generator().manual_seed(seed)
-        count, _, height, width = images.shape
-        changed = images
-        for step in self.steps:
-            chosen = choose(step.p, count, generator)
-            if len(chosen) == 0:
-                continue
-            matrices = draw(step, len(chosen), height, width, generator)
-            source = torch.arange(count)
-            source[chosen] = torch.arange(count, count + len(chosen))
-            part = changed.index_select(0, _to(chosen, images.device))
-            warped = warp(part, matrices, border=step.border, fill=step.fill)
-            # one gather out of both; index_copy_ takes four times as long on a CPU
-            changed = torch.cat((changed, warped)).index_select(0, _to(source, images.device))
-        return images.clone() if changed is images else changed
+        return self.plan(images.shape, seed=seed)(images, 0)
+
+
+def _change(
+    drawn: Sequence[tuple[Affine, Tensor, Tensor]], images: Tensor, first: int
+) -> Tensor:
+    """Warp those of `images` that were chosen, one step after another.
+
+    Each step is a warp of its own: two in one would interpolate once instead of twice, and give
+    other pixels than albumentations.
+
+    Args:
+        drawn: of each step the numbers of the images that it changes, ascending, and their maps.
+        images, first: see `augment.Change`.
+    """
+    changed, device = images, images.device
+    for step, chosen, back in drawn:
+        numbers = chosen.numpy()
+        begin, end = bisect_left(numbers, first), bisect_left(numbers, first + len(images))
+        if begin == end:
+            continue
+        rows = _to(chosen[begin:end] - first, device)
+        part = changed.index_select(0, rows)
+        warped = sample(part, _to(back[begin:end], device), border=step.border, fill=step.fill)
+        changed = changed.index_copy(0, rows, warped)
+    return images.clone() if changed is images else changed
 
 
 def choose(p: float, count: int, generator: torch.Generator) -> Tensor:
@@ -70,7 +92,7 @@ def choose(p: float, count: int, generator: torch.Generator) -> Tensor:
     if p >= 1.0:
         return torch.arange(count)
     drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    return torch.nonzero(drawn < p).view(-1)
+    return torch.from_numpy(np.flatnonzero(drawn.numpy() < p))
 
 
 def draw(step: Affine, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -125,16 +147,33 @@ def _matrices(*entries: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack(entries, 1).reshape(-1, 2, 3)
 
 
-def warp(images: Tensor, matrices: Tensor, *, border: int = CONSTANT, fill: float = 0.0) -> Tensor:
-    """Warp each image by its own matrix, as `cv2.warpAffine` with INTER_LINEAR does.
+def backward(matrices: Tensor, height: int, width: int, border: int) -> Tensor:
+    """Where each pixel of a warped image looks in the original, in `grid_sample`'s coordinates.
+
+    As in OpenCV, with a matrix that has no inverse every pixel looks at (0, 0).
+
+    Args:
+        matrices: float64 [n, 2, 3]: input to output, in pixels.
+        height, width: of the images, in pixels.
+        border: OpenCV's number, as in `sample`.
+
+    Returns:
+        float32 [n, 2, 3]: of a pixel (x, y, 1).
+    """
+    _, align_corners = _BORDERS[border]
+    return torch.from_numpy(_normalised(_inverse(matrices.numpy()), height, width, align_corners))
+
+
+def sample(images: Tensor, back: Tensor, *, border: int, fill: float) -> Tensor:
+    """Warp each image by its own map, as `cv2.warpAffine` with INTER_LINEAR does.
 
     OpenCV 5 interpolates in float32, and so does this: they agree but for a grey level in a few
     pixels of 100,000, where a value falls on the edge between two. (OpenCV 4 rounds positions to
-    1/32 of a pixel.) As in OpenCV, a matrix without an inverse takes every pixel from (0, 0).
+    1/32 of a pixel.)
 
     Args:
         images: uint8 [n, C, H, W] on any device.
-        matrices: float64 [n, 2, 3] on the CPU: input to output, in pixels.
+        back: float32 [n, 2, 3] on the same, from `backward` with the same `border`.
         border: OpenCV's number of what stands outside the image, one of `affine`'s constants.
         fill: its grey level, 0..255, where `border` is CONSTANT.
 
@@ -143,21 +182,23 @@ def warp(images: Tensor, matrices: Tensor, *, border: int = CONSTANT, fill: floa
     """
     height, width = images.shape[-2:]
     padding, align_corners = _BORDERS[border]
-    inverse = _normalised(_inverse(matrices.numpy()), height, width, align_corners)
-    back = _to(torch.from_numpy(inverse), images.device)
-    columns = torch.arange(width, dtype=torch.float32, device=images.device)
-    rows = torch.arange(height, dtype=torch.float32, device=images.device)
-    across = back[:, :, 0, None, None] * columns
-    down = back[:, :, 1, None, None] * rows[:, None] + back[:, :, 2, None, None]
-    grid = (across + down).permute(0, 2, 3, 1)  # [n, H, W, 2]: where each output pixel looks
+    looks_at = back.view(-1, 3) @ _pixels(height, width, images.device)
+    grid = looks_at.view(-1, 2, height, width).permute(0, 2, 3, 1)
     level = float(round(fill)) if border == CONSTANT else 0.0  # grid_sample only knows zero
     source = images.to(torch.float32)
     if level:
         source -= level
-    values = functional.grid_sample(source, grid, "bilinear", padding, align_corners)
+    values = grid_sample(source, grid, "bilinear", padding, align_corners)
     if level:
         values += level
     return values.round_().to(torch.uint8)
+
+
+@functools.cache
+def _pixels(height: int, width: int, device: torch.device) -> Tensor:
+    """Every pixel's place as (x, y, 1): float32 [3, H * W], row by row."""
+    row, column = np.indices((height, width)).reshape(2, -1)
+    return _to(torch.from_numpy(np.stack((column, row, np.ones_like(row)))).float(), device)
 
 
 def _inverse(matrices: NDArray[np.float64]) -> NDArray[np.float64]:

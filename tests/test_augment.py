@@ -20,7 +20,7 @@ from mnist_hydra import affine, augment
 from mnist_hydra.affine import Affine
 from mnist_hydra.errors import UserError
 from mnist_hydra.per_image import PerImage
-from mnist_hydra.warp import Warp, choose, draw, warp
+from mnist_hydra.warp import Warp, backward, choose, draw, sample
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A  # noqa: E402, N812 - its usual name
@@ -206,7 +206,8 @@ def test_pixels_equal_those_of_albumentations_for_its_parameters(
     for image in digits.permute(0, 2, 3, 1).numpy():
         theirs.append(transform(image=image)["image"])
         matrices.append(transform.get_applied_params()["matrix"][:2])
-    ours = warp(digits, torch.from_numpy(np.stack(matrices)), border=border, fill=fill)
+    back = backward(torch.from_numpy(np.stack(matrices)), 28, 28, border)
+    ours = sample(digits, back, border=border, fill=fill)
     assert_same_pixels(ours, torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2))
 
 
@@ -355,6 +356,24 @@ def test_the_result_depends_on_images_and_seed_alone(digits: torch.Tensor, name:
     assert torch.equal(torch.get_rng_state(), state)
     assert first.dtype == torch.uint8 and first.shape == images.shape
     assert not torch.equal(augmentation(images, seed=0), first)
+
+
+def test_a_row_of_images_may_come_in_any_batches(digits: torch.Tensor) -> None:
+    images = digits[:300]
+    augmentation = built({"Rotate": {"p": 0.5}}, {"HorizontalFlip": {"p": 0.02}})
+    change = augmentation.plan(images.shape, seed=3)
+    cuts = [0, 1, 2, 130, 299, 300]
+    parts = [change(images[a:b], a) for a, b in zip(cuts, cuts[1:])]
+    assert torch.equal(torch.cat(parts), augmentation(images, seed=3))
+    assert torch.equal(change(images[130:299], 130), parts[3])  # in any order, again and again
+
+
+def test_batches_that_albumentations_changes_draw_apart(digits: torch.Tensor) -> None:
+    same = digits[:1].expand(64, 1, 28, 28)
+    change = built({"RandomBrightnessContrast": {"p": 0.5}}).plan((128, 1, 28, 28), seed=3)
+    first, second = change(same, 0), change(same, 64)
+    assert not torch.equal(first, second)
+    assert torch.equal(change(same, 64), second)
 
 
 @pytest.mark.parametrize("p", [0, 0.25, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -115,6 +116,25 @@ def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path,
     assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= checkpoints
     experiment = mlflow.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_exporting_a_model_imports_no_lightning_and_leaves_it_to_others(tmp_path: Path) -> None:
+    for name in ("lightning", "pytorch_lightning"):
+        (tmp_path / f"{name}.py").write_text("print('Lightning')")
+    lines = [
+        "from mnist_hydra.export import pytorch_flavor",
+        "pytorch_flavor().log_model",
+        "print('flavor')",
+        "import mlflow.pytorch._lightning_autolog",  # fails, but not before it found ours
+    ]
+    search = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=os.environ | {"PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "flavor\nLightning\n", done.stderr
 
 
 def test_the_logged_model_is_an_exported_program_for_raw_images(
