@@ -69,7 +69,8 @@ def pytorch_flavor() -> Any:
     """`mlflow.pytorch`, imported without Lightning.
 
     Where that is installed MLflow would import it too, for its autologging, which nothing here
-    uses: 2 s and 80 MiB of every run. Autologging in a user's own code works as ever.
+    uses: 2 s and 80 MiB of every run. In a user's own code `mlflow.pytorch.autolog()` works as
+    ever; only MLflow's checkpoint callback must then be imported from where it is made.
     """
     asking = "mlflow.pytorch._lightning_autolog"
     sys.modules.setdefault(asking, None)  # type: ignore[arg-type]  # None: no such module

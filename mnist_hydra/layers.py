@@ -65,7 +65,8 @@ def set_dropout_step(model: nn.Module, seed: int, step: int) -> None:
     layers = (module for module in model.modules() if isinstance(module, Dropout))
     for number, layer in enumerate(layers):
         if layer.threshold:
-            layer.key.copy_(torch.tensor(dropout_key(seed, step, number), dtype=torch.int32))
+            key = torch.tensor(dropout_key(seed, step, number), dtype=torch.int32)
+            layer.key.copy_(key, non_blocking=True)  # waits for no device
 
 
 def dropout_key(seed: int, step: int, layer: int) -> tuple[int, int]:

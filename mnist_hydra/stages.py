@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mnist_hydra.kernel import LANES, Shape, Unavailable
+from mnist_hydra.kernel import Shape, Unavailable
 from mnist_hydra.layers import Dropout
 from mnist_hydra.models import Model1, Model2, Model3
 
@@ -19,7 +19,9 @@ class Stage:
     """A convolution, what is done to its input, and the BatchNorm that its output goes into."""
 
     conv: nn.Conv2d | None
-    """`None` hands its 16 channels on."""
+    """`None` hands its channels on."""
+    channels: int
+    """Of the input."""
     raw: int
     """Side of the input, `inner` after pooling."""
     inner: int
@@ -32,10 +34,11 @@ class Stage:
     def shape(self) -> Shape:
         conv, slopes = self.conv, (self.slope_in, self.slope_out)
         if conv is None:
-            return Shape(1, 0, LANES, LANES, self.raw, self.inner, self.inner, *slopes)
+            same = (self.channels, self.channels)
+            return Shape(1, 0, *same, self.raw, self.inner, self.inner, *slopes)
         k, pad = conv.kernel_size[0], int(conv.padding[0])
-        out, ends = self.inner + 2 * pad - k + 1, (conv.in_channels, conv.out_channels)
-        return Shape(k, pad, *ends, self.raw, self.inner, out, *slopes)
+        out = self.inner + 2 * pad - k + 1
+        return Shape(k, pad, self.channels, conv.out_channels, self.raw, self.inner, out, *slopes)
 
 
 def stages(model: nn.Module) -> list[Stage]:
@@ -51,13 +54,14 @@ def stages(model: nn.Module) -> list[Stage]:
         raise Unavailable(f"it is made for Model1, Model2 and Model3, not {type(model).__name__}")
     layers: Any = model.layers
     found: list[Stage] = []
-    side, pool, slope = SIDE, 1, 1.0
+    channels, side, pool, slope = 1, SIDE, 1, 1.0
     dropout: Dropout | None = None
     for layer in layers:
         if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Flatten) and found[-1].norm):
             conv = layer if isinstance(layer, nn.Conv2d) else None
-            found.append(Stage(conv, side, side // pool, dropout, slope))
-            side, pool, slope, dropout = found[-1].shape.out, 1, 1.0, None
+            found.append(Stage(conv, channels, side, side // pool, dropout, slope))
+            shape = found[-1].shape
+            channels, side, pool, slope, dropout = shape.co, shape.out, 1, 1.0, None
         elif isinstance(layer, nn.BatchNorm2d):
             found[-1].norm = layer
         elif isinstance(layer, nn.LeakyReLU):

@@ -132,9 +132,9 @@ class Trainer:
             progress.lr = float(self.optimizer.param_groups[0]["lr"])
         self.model.train()
         for images, labels in self._batches(progress.epoch, progress.step):
-            step_loss, right = self._step(images, labels)
+            step_loss, log_probabilities = self._step(self._normalise(images), labels)
             progress.losses[progress.step].copy_(step_loss)
-            progress.correct.add_(right)
+            progress.correct.add_((log_probabilities.argmax(1) == labels).sum())
             progress.step += 1
             self.on_step()
             reason = should_stop()
@@ -218,10 +218,14 @@ class Trainer:
         checkpoint.set_random_state(state["random"])
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step; the loss float32 [] and the number of right answers int64 []."""
+        """One optimizer step on images float32 [B, 1, H, W] and labels int64 [B].
+
+        Returns:
+            The loss float32 [] and log-probabilities [B, 10], neither with a gradient.
+        """
         layers.set_dropout_step(self.model, self.config.seed, self.steps)
         with self._autocast():
-            log_probabilities = self.ready.train(self._normalise(images))
+            log_probabilities = self.ready.train(images)
         loss = F.nll_loss(log_probabilities.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
@@ -230,9 +234,7 @@ class Trainer:
         with warnings.catch_warnings():  # fp16 may skip its first steps
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step()
-        with torch.no_grad():
-            right = (log_probabilities.argmax(1) == labels).sum()
-        return loss.detach(), right
+        return loss.detach(), log_probabilities.detach()
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 [B, 1, H, W] images and int64 [B] labels, from a step of an epoch on.

@@ -62,9 +62,7 @@ class Warp:
         return self.plan(images.shape, seed=seed)(images, 0)
 
 
-def _change(
-    drawn: Sequence[tuple[Affine, Tensor, Tensor]], images: Tensor, first: int
-) -> Tensor:
+def _change(drawn: Sequence[tuple[Affine, Tensor, Tensor]], images: Tensor, first: int) -> Tensor:
     """Warp those of `images` that were chosen, one step after another.
 
     Each step is a warp of its own: two in one would interpolate once instead of twice, and give
@@ -74,16 +72,20 @@ def _change(
         drawn: of each step the numbers of the images that it changes, ascending, and their maps.
         images, first: see `augment.Change`.
     """
-    changed, device = images, images.device
+    changed, device, count = images, images.device, len(images)
     for step, chosen, back in drawn:
         numbers = chosen.numpy()
-        begin, end = bisect_left(numbers, first), bisect_left(numbers, first + len(images))
+        begin, end = bisect_left(numbers, first), bisect_left(numbers, first + count)
         if begin == end:
             continue
-        rows = _to(chosen[begin:end] - first, device)
-        part = changed.index_select(0, rows)
+        rows = numbers[begin:end] - first
+        source = np.arange(count)
+        source[rows] = np.arange(count, count + len(rows))
+        part = changed.index_select(0, _to(torch.from_numpy(rows), device))
         warped = sample(part, _to(back[begin:end], device), border=step.border, fill=step.fill)
-        changed = changed.index_copy(0, rows, warped)
+        # one gather out of both: index_copy is slow on some devices, or missing
+        both = torch.cat((changed, warped))
+        changed = both.index_select(0, _to(torch.from_numpy(source), device))
     return images.clone() if changed is images else changed
 
 
@@ -182,8 +184,11 @@ def sample(images: Tensor, back: Tensor, *, border: int, fill: float) -> Tensor:
     """
     height, width = images.shape[-2:]
     padding, align_corners = _BORDERS[border]
-    looks_at = back.view(-1, 3) @ _pixels(height, width, images.device)
-    grid = looks_at.view(-1, 2, height, width).permute(0, 2, 3, 1)
+    columns = torch.arange(width, dtype=torch.float32, device=images.device)
+    rows = torch.arange(height, dtype=torch.float32, device=images.device)
+    across = back[:, :, 0, None, None] * columns
+    down = back[:, :, 1, None, None] * rows[:, None] + back[:, :, 2, None, None]
+    grid = (across + down).permute(0, 2, 3, 1)  # [n, H, W, 2]: where each output pixel looks
     level = float(round(fill)) if border == CONSTANT else 0.0  # grid_sample only knows zero
     source = images.to(torch.float32)
     if level:
@@ -192,13 +197,6 @@ def sample(images: Tensor, back: Tensor, *, border: int, fill: float) -> Tensor:
     if level:
         values += level
     return values.round_().to(torch.uint8)
-
-
-@functools.cache
-def _pixels(height: int, width: int, device: torch.device) -> Tensor:
-    """Every pixel's place as (x, y, 1): float32 [3, H * W], row by row."""
-    row, column = np.indices((height, width)).reshape(2, -1)
-    return _to(torch.from_numpy(np.stack((column, row, np.ones_like(row)))).float(), device)
 
 
 def _inverse(matrices: NDArray[np.float64]) -> NDArray[np.float64]:

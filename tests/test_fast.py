@@ -26,7 +26,7 @@ def test_a_choice_without_the_kernel_runs_the_model_itself(tmp_path: Path) -> No
 def test_a_choice_with_the_kernel_trains_and_evaluates_the_same_parameters(tmp_path: Path) -> None:
     model = Model2()
     missing = fast.why_no_kernel(model, tmp_path)
-    if missing is not None:
+    if missing is not None and ("no AVX-512" in missing or "no C compiler" in missing):
         pytest.skip(missing)
     prepared = fast.prepare(model, KERNEL, tmp_path)
     images = torch.randn(4, 1, 28, 28)

@@ -3,8 +3,9 @@ same forward pass alone.
 
     python -m tests.benchmarks.overhead [--full] [--experiments exp3]
 
-An epoch's steps are forward pass, loss, backward pass and optimizer; its evaluation is judged
-apart. The rest is gathering, augmentation, metrics, tracking, checkpoint and progress bar.
+An epoch's steps are forward pass, loss, backward pass, optimizer and its schedule; its evaluation
+is judged apart. What is outside is gathering, augmentation, normalising, metrics, tracking,
+checkpoint and progress bar.
 """
 
 from __future__ import annotations
@@ -70,10 +71,12 @@ def _row(experiment: str, runs: list[Parts]) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options.parser(__doc__)
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
-    parser.add_argument("--epochs", type=int, help="default 4; with --full 15")
+    parser.add_argument("--epochs", type=int, help="2 or more; default 4; with --full 15")
     parser.add_argument("--repeats", type=int, help="default 3; with --full 5")
     given = parser.parse_args(arguments)
     epochs = given.epochs or (15 if given.full else 2 if given.tiny else 4)
+    if epochs < 2:
+        parser.error(f"--epochs {epochs}: the first one is left out; right: 2 or more")
     repeats = given.repeats or (5 if given.full else 1 if given.tiny else 3)
     with tempfile.TemporaryDirectory() as folder:
         data, extra = given.data, given.override

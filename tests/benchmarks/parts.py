@@ -115,13 +115,11 @@ def main() -> None:
     Progress.epoch = timed("progress bar", Progress.epoch)  # type: ignore[method-assign]
     run._record_end = mark(run._record_end)
     alone.complete = compare_evaluations  # in place of the pictures and the exported model
-    try:
-        train.main()
-    finally:
-        (began, before), (ended, after) = marks[1], marks[-1]
-        epochs = len(marks) - 2
-        parts = {name: (after[name] - before.get(name, 0.0)) / epochs for name in after}
-        print("\n" + json.dumps({"epoch_s": (ended - began) / epochs, "parts_s": parts, **report}))
+    train.main()
+    (began, before), (ended, after) = marks[1], marks[-1]
+    epochs = len(marks) - 2
+    parts = {name: (after[name] - before.get(name, 0.0)) / epochs for name in after}
+    print("\n" + json.dumps({"epoch_s": (ended - began) / epochs, "parts_s": parts, **report}))
 
 
 if __name__ == "__main__":

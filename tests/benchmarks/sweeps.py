@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     axes = TINY_AXES if given.tiny else AXES
     epochs = given.epochs or (15 if given.full else 1 if given.tiny else 2)
     limit = given.limit or (None if given.full else 1024 if given.tiny else 12_000)
+    trials = math.prod(map(len, axes.values()))
+    if not 1 <= given.notebook_trials <= trials:
+        parser.error(f"--notebook-trials {given.notebook_trials}: right: 1 to {trials}")
     measured = 0 if given.without_notebook else 1 if given.tiny else given.notebook_trials
     with tempfile.TemporaryDirectory() as folder:
         data, extra = given.data, given.override
@@ -181,7 +185,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             mnist_files.write(data, train=1024, test=256)
         sweep = Sweep(axes, epochs, limit, data, extra)
         rows = measure(sweep, given.repeats, measured, extended=given.full)
-    trials = len(sweep.points)
     table.publish(
         "sweeps",
         f"A sweep of {trials} trials, end to end; epochs of each: {epochs}",

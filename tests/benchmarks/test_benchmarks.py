@@ -21,7 +21,8 @@ from tests.benchmarks.table import markdown
         ("sweeps", [], 4),
         ("trials", ["--figures", "cost"], 2),
         ("trials", ["--figures", "start", "finished"], 6),
-        ("growth", ["--kinds", "images", "finished"], 4),
+        ("trials", ["--figures", "rate"], 1),
+        ("growth", [], 8),
     ],
 )
 def test_a_benchmark_prints_and_keeps_its_table(
