@@ -147,17 +147,19 @@ class Watch:
             signal.signal(signal.SIGALRM, self._alarm_before)  # type: ignore[arg-type]
 
     def _beat(self) -> None:
+        """Beat, and look for a request to stop; at first whoever took the trial has just looked."""
         count = 0
         look_again_at = 0.0
         silent = False
-        while True:
+        while not self._over.wait(self._beat_s):
+            count += 1
             try:
                 if time.monotonic() >= look_again_at and not self._stop_tag:
                     started = time.monotonic()
                     self._stop_tag = self._ledger.stopped(self._by) is not None
                     now = time.monotonic()
                     look_again_at = now + (now - started) / STOP_LOOK_SHARE
-                if count and not self._ledger.beat(self._trial, count):
+                if not self._ledger.beat(self._trial, count):
                     self._lost = True
                     return
                 silent = False
@@ -165,9 +167,6 @@ class Watch:
                 if not silent:
                     log.warning("no heartbeat of %s: %s", self._trial.name, error)
                 silent = True
-            if self._over.wait(self._beat_s):
-                return
-            count += 1
 
     def _raise_timed_out(self, number: int, frame: FrameType | None) -> None:
         if not self._over.is_set():
