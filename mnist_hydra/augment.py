@@ -51,7 +51,13 @@ class Augmentation(Protocol):
         """
 
     def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """Change images that come at once: the same as `plan` for them alone, carried out."""
+        """Change images that come at once: the same as `plan` for them alone, carried out.
+
+        Args:
+            images: uint8 [B, C, H, W]; not modified.
+            seed: 0 <= seed < 2**63.
+        """
+        return self.plan(images.shape, seed=seed)(images, 0)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from mnist_hydra import targets
 from mnist_hydra.affine import near
-from mnist_hydra.augment import Change
+from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.errors import UserError
 
 
-class PerImage:
+class PerImage(Augmentation):
     """albumentations steps applied to one image after another."""
 
     on_device = False
@@ -37,6 +37,8 @@ class PerImage:
 
     def plan(self, shape: Sequence[int], *, seed: int) -> Change:
         """As `Augmentation` says; what chance decides depends on how the row is cut, too.
+
+        Images on another device than the CPU are copied there and back, which waits for the device.
 
         Raises (when carried out):
             UserError: a step raised, or made something else of an image than uint8 of its size.
@@ -54,16 +56,6 @@ class PerImage:
             return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(images.device)
 
         return change
-
-    def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """As `Augmentation` says.
-
-        Args:
-            images: uint8 [B, C, H, W]; not modified. On another device than the CPU it is copied
-                there and back, which waits for the device.
-            seed: 0 <= seed < 2**63.
-        """
-        return self.plan(images.shape, seed=seed)(images, 0)
 
     def check(self, images: Tensor) -> None:
         """Try each step alone, and always applied, on `images` uint8 [N, C, H, W].

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from mnist_hydra.affine import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Affine
-from mnist_hydra.augment import Change
+from mnist_hydra.augment import Augmentation, Change
 
 # OpenCV's border as grid_sample's padding_mode and align_corners. Where the padding allows either,
 # align_corners=False rounds less.
@@ -30,7 +30,7 @@ _BORDERS = {
 }
 
 
-class Warp:
+class Warp(Augmentation):
     """Affine steps applied one after another, as albumentations would, each image by its own."""
 
     on_device = True
@@ -51,15 +51,6 @@ class Warp:
             matrices = draw(step, len(chosen), height, width, generator)
             drawn.append((step, chosen, backward(matrices, height, width, step.border)))
         return functools.partial(_change, drawn)
-
-    def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """As `Augmentation` says.
-
-        Args:
-            images: uint8 [B, C, H, W] on any device; not modified.
-            seed: 0 <= seed < 2**63.
-        """
-        return self.plan(images.shape, seed=seed)(images, 0)
 
 
 def _change(drawn: Sequence[tuple[Affine, Tensor, Tensor]], images: Tensor, first: int) -> Tensor:

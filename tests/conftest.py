@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from mnist_hydra import data
+from mnist_hydra import data, kernel
 from mnist_hydra.config import DataConfig
 
 ROOT = Path(__file__).parents[1]
@@ -21,3 +22,14 @@ def mnist() -> Path:
     folder = ROOT / "outputs" / "data"
     data.load(DataConfig(**{str(key): value for key, value in entry.items()}), folder)
     return folder
+
+
+@pytest.fixture
+def kernel_possible() -> None:
+    """Skips where no kernel can be had; one that fails to compile is a failure."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("the kernel needs AVX-512")
+    try:
+        kernel.compiler()
+    except kernel.Unavailable as error:
+        pytest.skip(str(error))

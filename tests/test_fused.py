@@ -19,6 +19,8 @@ from mnist_hydra.kernel import Unavailable
 from mnist_hydra.layers import set_dropout_step
 from mnist_hydra.models import Model1, Model2, Model3
 
+pytestmark = pytest.mark.usefixtures("kernel_possible")
+
 MODELS = [Model1, Model2, Model3]
 
 
@@ -26,16 +28,6 @@ MODELS = [Model1, Model2, Model3]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
-
-
-@pytest.fixture(autouse=True)
-def _needs_avx512_and_a_compiler() -> None:
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        pytest.skip("the kernel needs AVX-512")
-    try:
-        kernel.compiler()
-    except Unavailable as error:
-        pytest.skip(str(error))
 
 
 def batch(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
