@@ -80,9 +80,11 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
 
 def _kernel_problem(model: torch.nn.Module, folder: Path) -> str | None:
     """Why there is no kernel for the model, said to the user once; `None` where there is one."""
-    problem = fast.why_no_kernel(model, folder)
+    problem, parallel = fast.try_kernel(model, folder)
     if problem is not None:
         _say_once(f"training at plain PyTorch's speed: {problem}")
+    elif not parallel:
+        _say_once("training on one thread: the C compiler has no OpenMP")
     return problem
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.fused import Fused
-from mnist_hydra.kernel import Unavailable
+from mnist_hydra.kernel.compile import Unavailable
+from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.runtime import Runtime
 
 Forward = Callable[[Tensor], Tensor]
@@ -32,17 +32,16 @@ class Prepared:
     """Lets go of what is only kept for the next step."""
 
 
-def why_no_kernel(model: nn.Module, folder: Path) -> str | None:
-    """Compile the kernel for `model` into `folder` (1 to 2 s the first time), or say why not.
+def try_kernel(model: nn.Module, folder: Path) -> tuple[str | None, bool]:
+    """Compile the kernel for `model` into `folder` (1 to 3 s the first time), or say why not.
 
     Returns:
-        `None` when the kernel is there.
+        Why there is no kernel, `None` where there is one; and whether it uses several threads.
     """
     try:
-        Fused(model, folder)
+        return None, Fused(model, folder).kernel.parallel
     except Unavailable as error:
-        return str(error)
-    return None
+        return str(error), False
 
 
 def prepare(model: nn.Module, chosen: Runtime, folder: Path) -> Prepared:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mnist_hydra.kernel import Shape, Unavailable
+from mnist_hydra.kernel.compile import Shape, Unavailable
 from mnist_hydra.layers import Dropout
 from mnist_hydra.models import Model1, Model2, Model3
 

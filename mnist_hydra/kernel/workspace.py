@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mnist_hydra.kernel import CHANNELS, LANES, Task
-from mnist_hydra.stages import SIDE, Stage
+from mnist_hydra.kernel.compile import CHANNELS, Task
+from mnist_hydra.kernel.stages import SIDE, Stage
 
 A, B, MEAN, VAR, RSTD, GAMMA, BETA, C0, C1, C2, DGAMMA, DBETA, ROWS = range(13)
 """The rows of a stage's table, as in kernel.c."""
@@ -18,12 +18,12 @@ class Workspace:
     It is kept for the next step, since fresh memory of this size costs more than filling it.
     """
 
-    def __init__(self, stages: list[Stage], capacity: int, backward: bool) -> None:
-        self.stages, self.capacity, self.backward = stages, capacity, backward
-        groups, shapes = -(-capacity // LANES), [stage.shape for stage in stages]
-        self.images = torch.zeros(groups, SIDE, 1, SIDE, LANES)
-        self.y = [torch.empty(groups, s.out, s.co, s.out, LANES) for s in shapes]
-        """Each stage's output, row by row, a value of 16 images in a vector."""
+    def __init__(self, stages: list[Stage], lanes: int, capacity: int, backward: bool) -> None:
+        self.stages, self.lanes, self.capacity, self.backward = stages, lanes, capacity, backward
+        groups, shapes = -(-capacity // lanes), [stage.shape for stage in stages]
+        self.images = torch.zeros(groups, SIDE, 1, SIDE, lanes)
+        self.y = [torch.empty(groups, s.out, s.co, s.out, lanes) for s in shapes]
+        """Each stage's output, row by row, one value of every image of a group in a vector."""
         largest = max(y.numel() for y in self.y) if backward else 0
         self.gradients = [torch.zeros(largest) for _ in range(2)]
         """Of a stage's output and of its input: the two take turns."""
@@ -93,21 +93,21 @@ class Workspace:
     def begin_forward(self, images: Tensor) -> None:
         """images: float32 [up to capacity, 1, 28, 28]."""
         count, threads = len(images), torch.get_num_threads()
-        grouped = _grouped(images[:, 0])
+        grouped = self._grouped(images[:, 0])
         self.images[: len(grouped), :, 0].copy_(grouped.permute(0, 2, 3, 1))
         for task in self.tasks:
             task.n, task.threads = count, threads
 
     def scores(self, count: int) -> Tensor:
         """The mean of each channel that the last stage left: float32 [count, 10 or 16]."""
-        last = self.y[-1][: -(-count // LANES)]
+        last = self.y[-1][: -(-count // self.lanes)]
         means = last.sum(1).sum(2) / last.shape[1] ** 2
         return means.transpose(1, 2).flatten(0, 1)[:count]
 
     def begin_backward(self, gradient: Tensor) -> None:
         """gradient: of the scores, float32 [B, 10 or 16], of which each pixel gets its part."""
         side = self.y[-1].shape[1]
-        each = _grouped(gradient / side**2).transpose(1, 2)[:, None, :, None]
+        each = self._grouped(gradient / side**2).transpose(1, 2)[:, None, :, None]
         each = each.expand(-1, side, -1, side, -1)
         self.gradients[len(self.stages) % 2][: each.numel()].view(each.shape).copy_(each)
 
@@ -115,10 +115,9 @@ class Workspace:
         """After a backward pass, in the order of `parameters`."""
         return [gradient.clone() for gradient in self.found]
 
-
-def _grouped(samples: Tensor) -> Tensor:
-    """[B, ...] -> [groups, 16, ...], zero where there is no sample any more."""
-    missing = -len(samples) % LANES
-    if missing:
-        samples = torch.cat([samples, samples.new_zeros(missing, *samples.shape[1:])])
-    return samples.view(-1, LANES, *samples.shape[1:])
+    def _grouped(self, samples: Tensor) -> Tensor:
+        """[B, ...] -> [groups, lanes, ...], zero where there is no sample any more."""
+        missing = -len(samples) % self.lanes
+        if missing:
+            samples = torch.cat([samples, samples.new_zeros(missing, *samples.shape[1:])])
+        return samples.view(-1, self.lanes, *samples.shape[1:])

@@ -6,16 +6,17 @@ from one step to the next, and the answer does not depend on the number of threa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.kernel import load
+from mnist_hydra.kernel.compile import load
+from mnist_hydra.kernel.stages import stages
+from mnist_hydra.kernel.workspace import Workspace
 from mnist_hydra.models import log_probabilities
-from mnist_hydra.stages import stages
-from mnist_hydra.workspace import Workspace
 
 EVALUATION_BATCH = 32
 """Images a thread that an evaluation takes at a time: what lies between two stages stays cached."""
@@ -27,15 +28,17 @@ class Fused:
     Args:
         model: on the CPU, in float32; its parameters and BatchNorm buffers are used where they lie.
         folder: where compiled kernels are kept.
+        cpu: the compiler flags that say for which CPU; `None` for this one.
 
     Raises:
         Unavailable: there is no kernel for this model on this machine.
     """
 
-    def __init__(self, model: nn.Module, folder: Path) -> None:
+    def __init__(
+        self, model: nn.Module, folder: Path, cpu: Sequence[str] | None = None
+    ) -> None:
         self.stages = stages(model)
-        shapes = [stage.shape for stage in self.stages]
-        self.forward_calls, self.backward_calls = load(shapes, folder)
+        self.kernel = load([stage.shape for stage in self.stages], folder, cpu)
         norms = [stage.norm for stage in self.stages if stage.norm is not None]
         weights = [stage.conv.weight for stage in self.stages if stage.conv is not None]
         self.parameters = [*weights, *(n.weight for n in norms), *(n.bias for n in norms)]
@@ -67,7 +70,7 @@ class Fused:
             if workspace.capacity >= count and workspace.backward == backward:
                 self.idle.remove(workspace)
                 return workspace
-        return Workspace(self.stages, count, backward)
+        return Workspace(self.stages, self.kernel.lanes, count, backward)
 
     def forward(self, images: Tensor, workspace: Workspace) -> Tensor:
         """Scores float32 [B, 10 or 16] in training; the workspace holds what `backward` needs."""
@@ -82,14 +85,14 @@ class Fused:
         """Gradients of the parameters from that of the scores, float32 [B, 10 or 16]."""
         workspace.begin_backward(gradient)
         for task, call in zip(
-            reversed(workspace.tasks), reversed(self.backward_calls), strict=True
+            reversed(workspace.tasks), reversed(self.kernel.backward), strict=True
         ):
             call(task)
         return workspace.parameter_gradients()
 
     def _forward(self, images: Tensor, workspace: Workspace) -> Tensor:
         workspace.begin_forward(images)
-        for task, call in zip(workspace.tasks, self.forward_calls, strict=True):
+        for task, call in zip(workspace.tasks, self.kernel.forward, strict=True):
             call(task)
         return workspace.scores(len(images))
 

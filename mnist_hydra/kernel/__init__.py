@@ -1,0 +1,1 @@
+"""The training step of the built-in architectures on a CPU, compiled for it."""

@@ -1,0 +1,321 @@
+"""Compiles kernel.c for one architecture and this CPU, once, and loads it.
+
+Where that cannot be done it says why; it must never stop a run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+SOURCE = Path(__file__).with_name("kernel.c")
+FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
+CHANNELS = 16
+"""Channels that a table of BatchNorm's has room for, as in kernel.c."""
+TIMEOUT_S = 60
+
+
+class Unavailable(Exception):
+    """There is no kernel for this model on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What one core computes with at a time."""
+
+    lanes: int
+    """Samples of a vector; they are worked on and summed up together."""
+    registers: int
+    """To plan a block of sums for: where compilers were seen to run out of them, fewer than the CPU
+    has (tests/benchmarks/LOG.md)."""
+
+
+def vectors(macros: Collection[str]) -> Vectors:
+    """The vectors of the CPU that a compiler works for.
+
+    Args:
+        macros: the names that the compiler predefines (`cc -dM -E`).
+    """
+    if "__AVX512F__" in macros:
+        return Vectors(16, 24)
+    if "__AVX2__" in macros:
+        return Vectors(8, 16)
+    if "__ARM_NEON" in macros:
+        return Vectors(4, 24)
+    return Vectors(4, 11)
+
+
+def cpu_flags(machine: str, capability: str) -> list[str]:
+    """The compiler flags that say which CPU to compile for: this one, as far as PyTorch uses it.
+
+    So `ATEN_CPU_CAPABILITY=avx2` (or `default`) holds for the kernel as it does for PyTorch.
+
+    Args:
+        machine: as `platform.machine()` names it.
+        capability: as `torch.backends.cpu.get_cpu_capability()` names it.
+    """
+    if machine.lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return ["-mcpu=native"]
+    if capability.startswith("AVX512"):
+        return ["-march=native", "-mprefer-vector-width=512"]
+    return ["-march=native", "-mno-avx512f" if capability == "AVX2" else "-mno-avx"]
+
+
+def openmp_flags(macros: Collection[str], runtime: Path | None) -> list[str]:
+    """The compiler flags for threads, through the OpenMP library that torch uses where that works.
+
+    A second library would bring a second set of threads, and on macOS end the process.
+
+    Args:
+        macros: the names that the compiler predefines (`cc -dM -E`).
+        runtime: the library that torch brings, if it does.
+    """
+    if runtime is None:
+        return ["-fopenmp"]
+    if "__clang__" not in macros:
+        return ["-fopenmp", "-Wl,--as-needed", str(runtime)]
+    if runtime.name.startswith("libgomp"):  # which clang's code cannot call
+        return ["-fopenmp"]
+    return ["-Xclang", "-fopenmp", str(runtime)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`Of` of kernel.c: what a stage is of."""
+
+    k: int
+    pad: int
+    ci: int
+    co: int
+    raw: int
+    inner: int
+    out: int
+    slope_in: float
+    slope_out: float
+
+    def as_c(self, registers: int) -> str:
+        """The initialiser of an `Of`, its blocks chosen to fit in so many registers."""
+        sizes = (self.k, self.pad, self.ci, self.co, self.raw, self.inner, self.out)
+        there = _block(self.out, self.co, registers)
+        back = _block(self.inner, self.ci, registers)
+        many_taps = _divisors(self.co, max(registers // self.k, 1))[-1]
+        values = (*sizes, *there, *back, many_taps, self.slope_in, self.slope_out)
+        return ", ".join(str(value) for value in values)
+
+
+class Task(ctypes.Structure):
+    """`Task` of kernel.c."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("x", "gy", "y", "gx", "weight", "gweight")],
+        *[(name, ctypes.c_void_p) for name in ("before", "after", "sums")],
+        ("stride", ctypes.c_int64),
+        *[(name, ctypes.c_int32) for name in ("n", "threads", "threshold")],
+        ("key", ctypes.c_int32 * 2),
+        *[(name, ctypes.c_float) for name in ("scale", "eps_x", "eps_y")],
+    ]
+
+
+Call = Callable[[Task], None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled kernel: two functions a stage."""
+
+    lanes: int
+    """Samples of a vector."""
+    parallel: bool
+    """Whether it was compiled with OpenMP; without, it uses one thread."""
+    forward: list[Call]
+    backward: list[Call]
+
+
+def load(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None = None) -> Kernel:
+    """Each stage's functions, compiled unless `folder` has them already.
+
+    A damaged file is compiled anew. Processes that ask at the same time compile once. The file's
+    name tells source, shapes, compiler and CPU, so that a folder shared by different machines is
+    no danger.
+
+    Args:
+        shapes: the architecture's stages, in order.
+        folder: where compiled kernels are kept.
+        cpu: the compiler flags that say for which CPU; `None` for this one (`cpu_flags`).
+
+    Raises:
+        Unavailable: no compiler, a compiler that fails, or a folder that cannot be written; then
+            nothing is left behind.
+    """
+    if cpu is None:
+        cpu = cpu_flags(platform.machine(), torch.backends.cpu.get_cpu_capability())
+    command = [*compiler(), *FLAGS, *cpu]
+    identity = (SOURCE.read_text(), Path(__file__).read_text(), command, shapes, _cpu(), _openmp())
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    library = folder / f"kernel-{digest}.so"
+    lock = Path(f"{library}.lock")
+    try:
+        loaded = _loaded(library)
+        if loaded is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock, timeout=3 * TIMEOUT_S):
+                loaded = _loaded(library) or _compiled(library, command, shapes)
+    except (OSError, Unavailable) as error:
+        with suppress(OSError):
+            lock.unlink()
+            folder.rmdir()
+        raise Unavailable(str(error)) from error
+    return loaded
+
+
+def _loaded(library: Path) -> Kernel | None:
+    """A library that was compiled before, or `None` where it is missing or damaged."""
+    try:
+        return _opened(library) if library.exists() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _opened(library: Path) -> Kernel:
+    """Load a library; raises `OSError` or `ValueError` where it is no kernel."""
+    opened = ctypes.CDLL(str(library))
+    lanes, parallel, stages = (
+        ctypes.c_int.in_dll(opened, name).value for name in ("lanes", "parallel", "stages")
+    )
+    forward, backward = (
+        [_function(opened, f"{way}_{stage}") for stage in range(stages)]
+        for way in ("forward", "backward")
+    )
+    return Kernel(lanes, bool(parallel), forward, backward)
+
+
+def _function(library: ctypes.CDLL, name: str) -> Call:
+    function = library[name]
+    function.argtypes, function.restype = [ctypes.POINTER(Task)], None
+    return function
+
+
+def _compiled(library: Path, command: Sequence[str], shapes: Sequence[Shape]) -> Kernel:
+    """Compile, prove that the result can be loaded, and only then put it where it is kept."""
+    macros = predefined(command)
+    vector = vectors(macros)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        built = Path(scratch) / library.name
+        words = [*command, *definitions(shapes, vector), "-o", str(built), str(SOURCE)]
+        try:
+            _run([*words, *openmp_flags(macros, _openmp())])
+        except Unavailable:  # perhaps for want of OpenMP alone
+            _run(words)
+        try:
+            kernel = _opened(built)
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"{Path(command[0]).name} made no library: {error}") from None
+        os.replace(built, library)
+    return kernel
+
+
+def definitions(shapes: Sequence[Shape], vector: Vectors) -> list[str]:
+    """The compiler flags that make kernel.c one architecture's."""
+    stages = " ".join(f"STAGE({i}, {s.as_c(vector.registers)})" for i, s in enumerate(shapes))
+    return [f"-DLANES={vector.lanes}", f"-DCOUNT={len(shapes)}", f"-DSTAGES={stages}"]
+
+
+def predefined(command: Sequence[str]) -> set[str]:
+    """The names of the macros that a compiler predefines, for the CPU that it is to work for."""
+    lines = _run([*command, "-dM", "-E", "-x", "c", os.devnull]).splitlines()
+    return {words[1] for words in map(str.split, lines) if words[:1] == ["#define"]}
+
+
+def _run(command: Sequence[str]) -> str:
+    """Run a compiler and return what it printed.
+
+    Raises:
+        Unavailable: it failed or hung; whatever it started is ended, too.
+    """
+    name = Path(command[0]).name
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, errors = process.communicate(timeout=TIMEOUT_S)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Unavailable(f"{name} gave no answer within {TIMEOUT_S} s") from None
+        raise
+    if process.returncode != 0:
+        lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise Unavailable(f"{name} fails: {first}")
+    return out
+
+
+def compiler() -> list[str]:
+    """The C compiler's command: `$CC` if that is set, else gcc, clang or cc.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    chosen = shlex.split(os.environ.get("CC", ""))
+    for name in chosen[:1] or ("gcc", "clang", "cc"):
+        found = shutil.which(name)
+        if found is not None:
+            return [found, *chosen[1:]]
+    if chosen:
+        raise Unavailable(f"CC={chosen[0]} is no program; right: a C compiler, or no CC at all")
+    raise Unavailable("there is no C compiler (gcc, clang or cc)")
+
+
+def _openmp() -> Path | None:
+    """The OpenMP library that torch brings, where it does."""
+    root = Path(torch.__file__).parent
+    for folder in (root / "lib", root.parent / "torch.libs"):
+        for found in sorted([*folder.glob("libgomp*.so*"), *folder.glob("lib*omp*.dylib")]):
+            return found
+    return None
+
+
+def _cpu() -> str:
+    """What `native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+
+
+def _block(these: int, those: int, registers: int) -> tuple[int, int]:
+    """How many of these to multiply by how many of those at once.
+
+    The sums, one of these and all of one kind's factors must fit in the registers; of the blocks
+    that do, this is the one with the most multiplications for a load.
+    """
+    blocks = [(a, b) for a in _divisors(these, 16) for b in _divisors(those, 16)]
+    fitting = [(a, b) for a, b in blocks if a * b + a + 1 <= registers]
+    return max(fitting, key=lambda block: block[0] * block[1] / (block[0] + block[1]))
+
+
+def _divisors(count: int, most: int) -> list[int]:
+    return [divisor for divisor in range(1, most + 1) if count % divisor == 0]
