@@ -6,14 +6,12 @@ a configuration can be checked before either is loaded.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mnist_hydra.errors import UserError
-from mnist_hydra.ranges import bad
+from mnist_hydra.errors import UserError, did_you_mean, wrong_value
 
 Range = tuple[float, float]
 
@@ -102,7 +100,7 @@ def read(name: str, given: Mapping[str, Any], key: str) -> Affine | None:
     for argument in given:
         if argument not in defaults:
             raise UserError(
-                f"{key}: {name} has no argument {argument!r}{near(argument, defaults)}; "
+                f"{key}: {name} has no argument {argument!r}{did_you_mean(argument, defaults)}; "
                 f"right: {', '.join(sorted(defaults))}"
             )
     args = _Arguments({**defaults, **given}, key)
@@ -128,11 +126,6 @@ def read(name: str, given: Mapping[str, Any], key: str) -> Affine | None:
     return Affine(p, border=border, fill=fill or 0.0, **ranges) if exact else None
 
 
-def near(value: str, choices: Iterable[str]) -> str:
-    """Name the nearest of `choices` as the end of a sentence, or nothing where none is near."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(by_lower[f] for f in found)}?)" if found else ""
 
 
 def _shift_scale_rotate(args: _Arguments) -> dict[str, Any]:
@@ -261,7 +254,7 @@ class _Arguments:
         return first, second
 
     def _wrong(self, name: str, value: Any, right: str) -> UserError:
-        return bad(f"{self.key}.{name}", value, right)
+        return wrong_value(f"{self.key}.{name}", value, right)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mnist_hydra import affine
-from mnist_hydra.errors import UserError
-from mnist_hydra.ranges import bad
+from mnist_hydra.errors import UserError, wrong_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +128,7 @@ def read(aug: Mapping[str, Any]) -> list[Step]:
 
 def _read_steps(steps: Any, key: str) -> list[Step]:
     if not isinstance(steps, list | tuple):
-        raise bad(key, steps, "a list of steps such as [{Rotate: {limit: 5}}]")
+        raise wrong_value(key, steps, "a list of steps such as [{Rotate: {limit: 5}}]")
     return [_read_step(step, f"{key}.{i}") for i, step in enumerate(steps)]
 
 
@@ -138,15 +137,15 @@ def _read_step(raw: Any, key: str) -> Step:
     if isinstance(raw, Mapping) and "_target_" in raw:
         target = raw["_target_"]
         if not isinstance(target, str):
-            raise bad(f"{key}._target_", target, "a dotted path such as my_module.MyTransform")
+            raise wrong_value(f"{key}._target_", target, "a dotted path such as my_module.MyTransform")
         given = {name: value for name, value in raw.items() if name != "_target_"}
         return Step(key, target, True, given, None)
     if not isinstance(raw, Mapping) or len(raw) != 1:
-        raise bad(key, raw, form)
+        raise wrong_value(key, raw, form)
     ((name, given),) = raw.items()
     given = {} if given is None else given
     if not isinstance(name, str) or not isinstance(given, Mapping):
-        raise bad(key, dict(raw), form)
+        raise wrong_value(key, dict(raw), form)
     key = f"{key}.{name}"
     batched = affine.read(name, given, key) if name in affine.DEFAULTS else None
     return Step(key, name, False, dict(given), batched)

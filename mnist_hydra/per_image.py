@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from mnist_hydra import targets
-from mnist_hydra.affine import near
 from mnist_hydra.augment import Augmentation, Change
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, did_you_mean
 
 
 class PerImage(Augmentation):
@@ -110,7 +109,7 @@ def albumentations_step(name: str, given: Mapping[str, Any], key: str) -> Any:
     names = [n for n, v in vars(a).items() if isinstance(v, type) and issubclass(v, kinds)]
     if name not in names:
         raise UserError(
-            f"{key}: albumentations {a.__version__} has no step {name!r}{near(name, names)}; "
+            f"{key}: albumentations {a.__version__} has no step {name!r}{did_you_mean(name, names)}; "
             "right: one of its transforms, or your own as `_target_: my_module.MyTransform`"
         )
     return _made(getattr(a, name), given, key)
@@ -133,7 +132,7 @@ def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
             if argument not in parameters:
                 raise UserError(
                     f"{key}: {kind.__name__} has no argument {argument!r}"
-                    f"{near(argument, parameters)}; right: {', '.join(sorted(parameters))}"
+                    f"{did_you_mean(argument, parameters)}; right: {', '.join(sorted(parameters))}"
                 )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ShiftScaleRotate recommends Affine each time

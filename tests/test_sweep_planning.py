@@ -9,11 +9,11 @@ from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import Plan, parse
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
-from mnist_hydra.sweep.settings import SweepConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
@@ -20,7 +21,6 @@ from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.liveness import Working
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.search import Result, is_minimized, is_to_prune, objective_value, propose
-from mnist_hydra.sweep.settings import SweepConfig
 from mnist_hydra.sweep.sources import SearchSource
 from tests.sweep_process import new_store
 

@@ -11,13 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.config import Config, settle
+from mnist_hydra.config import Config, SweepConfig, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import Plan, check_grid, check_search, parse, quoted
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.identity import base_settings, identity
 from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
-from mnist_hydra.sweep.settings import SweepConfig
 
 
 @dataclass(frozen=True)

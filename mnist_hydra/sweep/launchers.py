@@ -11,8 +11,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.settings import SweepConfig
 
 
 def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:

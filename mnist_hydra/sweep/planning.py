@@ -8,12 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import Axis, Plan, title
 from mnist_hydra.sweep.child import kind_of
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.settings import SweepConfig
 
 MAX_KINDS = 100
 ALMOST = 1 - 1e-9

@@ -9,13 +9,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import Plan, title
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.settings import SweepConfig
 from mnist_hydra.sweep.trial import DIED, FAILURES, FINISHED, PRUNED, RUNNING, Planned, Point, Trial
 
 log = logging.getLogger(__name__)
