@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -313,6 +314,22 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
     history = client(tmp_path).get_metric_history(stopped.info.run_id, "train/loss")
     assert sorted(row.step for row in history) == [1, 2, 3, 4, 5, 6]
+
+
+def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=3", "sweep.keep=0")
+
+    def press_ctrl_c() -> None:
+        wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
+    assert run(*words, "seed=1,2", cwd=tmp_path).code == 130
+    again = run(*words, "seed=1,2", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "2 of 2 trials done" in again.err
 
 
 def test_a_second_process_joins_and_no_trial_is_trained_twice(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -112,6 +113,4 @@ def _run(job: WorkerJob, sweeper: int) -> JobReturn:
 def _stop_without(sweeper: int) -> None:
     while os.getppid() == sweeper:
         time.sleep(1)
-    from mnist_hydra.sweep import worker
-
-    worker.STOP.set()
+    os.kill(os.getpid(), signal.SIGTERM)

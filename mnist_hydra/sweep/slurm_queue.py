@@ -5,6 +5,7 @@ Slurm is asked no more often than every few seconds, and no answer is no news.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -97,15 +98,13 @@ class RequeueableRun:
     """
 
     def __call__(self, job: WorkerJob) -> JobReturn:
-        from mnist_hydra.sweep import worker
-
         environment = import_module("submitit.core.job_environment").JobEnvironment
         warning = signal.Signals[f"SIG{environment.USR_SIG}"]
         warned: list[int] = []
 
         def stop(number: int, frame: FrameType | None) -> None:
             warned.append(number)
-            worker.STOP.set()
+            os.kill(os.getpid(), signal.SIGTERM)
 
         requeue: Any = signal.signal(warning, stop)
         result = job()

@@ -17,6 +17,7 @@ from types import FrameType
 import psutil  # type: ignore[import-untyped]
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 from rich.console import Console
 
 from mnist_hydra.errors import UserError
@@ -93,8 +94,18 @@ class Sweep:
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
         self.signals = 0
-        self.stopping = False
+        self.stop = threading.Event()
         self.problem: str | None = None
+        if launchers.in_process(launcher):
+            job = command.job
+            launcher.setup(
+                hydra_context=job.context, task_function=self._work_here, config=job.config
+            )
+
+    def _work_here(self, cfg: DictConfig) -> None:
+        """What a launcher runs in this very process."""
+        assert self.follower is not None
+        worker.work(cfg, self.stop, self.follower.look)
 
     def run(self) -> int:
         """Run what is missing, wait for what others run, show the results."""
@@ -104,10 +115,8 @@ class Sweep:
         try:
             ledger = entry.ledger_of(self.tracker, self.parent)
             with display, Follower(ledger, display, self._shown, self.by) as self.follower:
-                worker.AFTER_ATTEMPT.append(self.follower.look)
                 self._run_what_is_missing()
         finally:
-            worker.AFTER_ATTEMPT.clear()
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self._end()
@@ -152,7 +161,7 @@ class Sweep:
 
     def _run_what_is_missing(self) -> None:
         vain = 0
-        while not self.stopping:
+        while not self.stop.is_set():
             view = bury(self.ledger, self.ledger.read(fresh=True), self.observer)
             if self.by in view.stops:
                 return
@@ -212,8 +221,7 @@ class Sweep:
         self.signals += 1
         if self.signals > 1:
             _leave_at_once()
-        self.stopping = True
-        worker.STOP.set()
+        self.stop.set()
         launchers.stop(self.launcher)
         if self.follower is not None:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")

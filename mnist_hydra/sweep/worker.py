@@ -37,19 +37,20 @@ from mnist_hydra.sweep.trial import (
     Trial,
 )
 
-STOP = threading.Event()
-"""Set where this process is asked to stop: its trials write a checkpoint and end."""
-AFTER_ATTEMPT: list[Callable[[], None]] = []
-"""Called when an attempt has ended in this process: a display need not wait for its next look."""
-
 log = logging.getLogger(__name__)
 
 
-def work(cfg: DictConfig) -> None:
+def work(
+    cfg: DictConfig,
+    stop: threading.Event | None = None,
+    after_attempt: Callable[[], None] = lambda: None,
+) -> None:
     """Work on a sweep's trials, as the job of a launcher, until none is left that could be taken.
 
     Args:
         cfg: the job's configuration, with what the sweeper sets below `sweep`.
+        stop: set when the trials are to write a checkpoint and end.
+        after_attempt: called when an attempt has ended.
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
@@ -99,9 +100,10 @@ def work(cfg: DictConfig) -> None:
         fail_fast=settings.fail_fast,
         timeout_s=settings.trial_timeout_s,
     )
+    stop = stop or threading.Event()
     # In the sweeper's own process the signals are the sweeper's.
-    with nullcontext() if made_here(settings.by) else stopping_on_signals():
-        pull(ledger, source, train, rules)
+    with nullcontext() if made_here(settings.by) else stopping_on_signals(stop):
+        pull(ledger, source, train, rules, stop, after_attempt)
 
 
 class Source(Protocol):
@@ -151,12 +153,17 @@ def pull(
     source: Source,
     train: Train,
     rules: Rules,
-    stop: threading.Event = STOP,
+    stop: threading.Event,
+    after_attempt: Callable[[], None] = lambda: None,
 ) -> None:
     """Take and train trials until there is none that could be taken now.
 
     It does not wait for trials that other processes are at. A trial's failure is recorded and never
     raised.
+
+    Args:
+        stop: set when the trials are to write a checkpoint and end.
+        after_attempt: called when an attempt has ended.
     """
     observer = Observer(time.monotonic)
     turn = rules.number
@@ -182,6 +189,7 @@ def pull(
                 continue
             planned, trial = taken
             attempt(ledger, planned, trial, source, train, rules, stop)
+            after_attempt()
 
 
 def bury(ledger: Ledger, view: View, observer: Observer) -> View:
@@ -315,8 +323,6 @@ def attempt(
         _keep_evidence(ledger, planned, trial, error, transcript.text())
         _free_memory()
     ledger.end(trial, end, seconds=watch.seconds, error=error)
-    for tell in AFTER_ATTEMPT:
-        tell()
 
 
 def _keep_evidence(
@@ -342,7 +348,7 @@ def _free_memory() -> None:
 
 
 @contextmanager
-def stopping_on_signals(stop: threading.Event = STOP) -> Iterator[None]:
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     """In a worker's own process SIGTERM asks its trial to stop, and Ctrl-C unless it is ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
