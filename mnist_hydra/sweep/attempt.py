@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 BEAT_S = 3.0
 GRACE_S = 20.0
 """How long a trial past its time limit has for its checkpoint, before it is ended by force."""
-STOP_LOOK_SHARE = 0.02
-"""Looking for stop requests takes at most this share of the time, however large the sweep."""
 HUNG_EXIT_CODE = 1
 
 log = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ class Watch:
         self._grace_s = grace_s
         self._began = time.monotonic()
         self._deadline = self._began + timeout_s if timeout_s is not None else float("inf")
-        self._stop_tag = False
+        self._told_to_stop = False
         self._lost = False
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
@@ -99,11 +97,11 @@ class Watch:
         """
         if self._lost:
             raise ClaimLost(f"{self._trial.name}: another process has taken this trial over")
-        if not (self._stop_tag or self._stop.is_set() or time.monotonic() > self._deadline):
+        if not (self._told_to_stop or self._stop.is_set() or time.monotonic() > self._deadline):
             return None
         from mnist_hydra.trainer import StopReason  # torch; whoever trains has it
 
-        if self._stop_tag or self._stop.is_set():
+        if self._told_to_stop or self._stop.is_set():
             return StopReason.INTERRUPTED
         return StopReason.TIMEOUT
 
@@ -140,6 +138,7 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
+        self._beating.join()  # its last word must not come after the attempt's end
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._alarm_before is not None:
@@ -149,16 +148,11 @@ class Watch:
     def _beat(self) -> None:
         """Beat, and look for a request to stop; at first whoever took the trial has just looked."""
         count = 0
-        look_again_at = 0.0
         silent = False
         while not self._over.wait(self._beat_s):
             count += 1
             try:
-                if time.monotonic() >= look_again_at and not self._stop_tag:
-                    started = time.monotonic()
-                    self._stop_tag = self._ledger.stopped(self._by) is not None
-                    now = time.monotonic()
-                    look_again_at = now + (now - started) / STOP_LOOK_SHARE
+                self._told_to_stop = self._told_to_stop or self._ledger.stopped(self._by)
                 if not self._ledger.beat(self._trial, count):
                     self._lost = True
                     return

@@ -9,12 +9,11 @@ from mnist_hydra.sweep import identity
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
-from mnist_hydra.sweep.trial import OWN
-from mnist_hydra.tracking import Tracker, provenance
+from mnist_hydra.tracking import PREFIX, Tracker, provenance
 
-BASE_TAG = OWN + "base/"
-AXES_TAG = OWN + "axes"
-OBJECTIVE_TAG = OWN + "objective"
+BASE_TAG = "mlflow.mnist_hydra.base/"
+AXES_TAG = PREFIX + "axes"
+OBJECTIVE_TAG = PREFIX + "objective"
 PART = 4_000
 """Characters of a tag that every MLflow store keeps."""
 
@@ -62,7 +61,7 @@ def enter(command: Command, tracker: Tracker) -> Parent:
 
 def ledger_of(tracker: Tracker, parent: Parent) -> Ledger:
     """A ledger of its own, since one must not be shared between threads."""
-    return Ledger(tracker.client, tracker.experiment_id, parent.run_id)
+    return Ledger(tracker.client, parent.run_id)
 
 
 def _check_base(command: Command, parent: Parent) -> None:

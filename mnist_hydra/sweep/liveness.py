@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from mnist_hydra.sweep.trial import Owner, Trial
+from mnist_hydra.sweep.trial import Owner
 
 SILENT_S = 60.0
 """An owner elsewhere whose heartbeat has stood still for so long is gone."""
@@ -94,18 +94,8 @@ class Observer:
         self._clock = clock
         self._seen: dict[str, tuple[str, float, float]] = {}
 
-    def is_gone(self, trial: Trial) -> bool:
-        """Whether the owner of the trial's last attempt is gone; call it again and again.
-
-        A trial that nobody has claimed, or of which only the result was read, has none to lose.
-        """
-        claim = trial.attempts[-1].claim if trial.attempts else None
-        if claim is None:
-            return False
-        return self.owner_is_gone(claim.owner, trial.heartbeat)
-
-    def owner_is_gone(self, owner: Owner, heartbeat: str) -> bool:
-        """As `is_gone`, from an owner and its last heartbeat."""
+    def is_gone(self, owner: Owner, heartbeat: str = "") -> bool:
+        """Whether an owner is gone, from its last heartbeat; call it again and again."""
         now = self._clock()
         text, looked, silent_s = self._seen.get(owner.token, (heartbeat, now, 0.0))
         silent_s = silent_s + min(now - looked, LONGEST_GAP_S) if text == heartbeat else 0.0

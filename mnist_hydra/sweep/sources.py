@@ -91,7 +91,7 @@ class SearchSource:
         if not found:
             log.warning("the search has tried every point of its axes: %d of them", number)
             return False
-        self._ledger.propose(number, found[-1])
+        self._ledger.propose(found[-1])
         return True
 
     def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:

@@ -24,13 +24,13 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.sweep import child, entry, finish, launchers, notices, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import Command, Job, read
-from mnist_hydra.sweep.decide import TO_DO, Action, forgivable, next_action
+from mnist_hydra.sweep.decide import TO_DO, Action, next_action
 from mnist_hydra.sweep.display import Display, Shown, shown
 from mnist_hydra.sweep.follow import Follower
 from mnist_hydra.sweep.ledger import View
 from mnist_hydra.sweep.liveness import Observer, new_token
 from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
-from mnist_hydra.sweep.worker import actions_of, bury
+from mnist_hydra.sweep.worker import actions_of, mark_dead
 from mnist_hydra.tracking import Tracker, import_mlflow
 from mnist_hydra.train import import_user_code_from
 
@@ -122,15 +122,11 @@ class Sweep:
         return self._end()
 
     def _begin(self) -> None:
-        """Say what is there, and let trials that failed in earlier commands be tried again."""
-        view = bury(self.ledger, self.ledger.read(), self.observer)
+        """Say what is there."""
+        view = mark_dead(self.ledger, self.ledger.read(), self.observer)
         wanted = wanted_of(self.command, view)
         trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
         known = {key: trial for key, trial in trials.items() if trial is not None}
-        forgiven = forgivable(known.values())
-        if forgiven:
-            self.ledger.begin_command(self.by, forgiven)
-            view = View(view.trials, view.points, view.stops, {self.by: forgiven})
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, notices.overview(self._actions(view), self.command.total))
         warning = notices.other_origin(known, finish.origin(self.command.config))
@@ -162,7 +158,7 @@ class Sweep:
     def _run_what_is_missing(self) -> None:
         vain = 0
         while not self.stop.is_set():
-            view = bury(self.ledger, self.ledger.read(fresh=True), self.observer)
+            view = mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
             if self.by in view.stops:
                 return
             actions = self._actions(view)
@@ -259,12 +255,13 @@ def _list(command: Command, view: View) -> None:
     observer = Observer(time.monotonic)
     wanted = wanted_of(command, view)
     trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
-    forgiven = forgivable(trial for trial in trials.values() if trial is not None)
     actions = {
         key: next_action(
             trial,
-            gone=trial is not None and trial.state == RUNNING and observer.is_gone(trial),
-            forgiven=forgiven.get(key, 0),
+            gone=trial is not None
+            and trial.state == RUNNING
+            and observer.is_gone(trial.attempts[-1].owner),
+            by="",
             retries=command.settings.retries,
         )
         for key, trial in trials.items()

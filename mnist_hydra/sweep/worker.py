@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, ClaimLost, TimedOut, Watch, timeout_text
-from mnist_hydra.sweep.decide import TO_DO, Action, in_order, next_action
+from mnist_hydra.sweep.decide import Action, in_order, next_action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.liveness import Observer, Working, made_here
 from mnist_hydra.sweep.transcript import Transcript
@@ -64,7 +64,7 @@ def work(
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
     tracker = Tracker(config)
-    ledger = Ledger(tracker.client, tracker.experiment_id, settings.parent)
+    ledger = Ledger(tracker.client, settings.parent)
     composer = Composer.here()
     plan = parse(settings.arguments, composer.options)
     source: Source = (
@@ -167,11 +167,12 @@ def pull(
     """
     observer = Observer(time.monotonic)
     turn = rules.number
+    fresh = False
     with Working() as owner:
         if rules.number == 0:
-            tidy(ledger, ledger.read(), observer)
+            finish_half_done(ledger, observer)
         while not stop.is_set():
-            view = bury(ledger, ledger.read(), observer)
+            view = mark_dead(ledger, ledger.read(fresh), observer)
             if rules.by in view.stops:
                 return
             wanted = source.wanted(view)
@@ -181,8 +182,11 @@ def pull(
                 ledger.stop(rules.by, f"sweep.fail_fast: {given_up[0]}")
                 return
             taken = _take(ledger, source, view, wanted, actions, rules, owner, turn)
-            if taken is None:
+            if taken is None and fresh:
                 return
+            fresh = taken is None  # before it leaves, it looks once more
+            if taken is None:
+                continue
             turn = rules.number
             if isinstance(taken, _Again):
                 turn = random.randrange(1_000_000)
@@ -192,50 +196,40 @@ def pull(
             after_attempt()
 
 
-def bury(ledger: Ledger, view: View, observer: Observer) -> View:
+def mark_dead(ledger: Ledger, view: View, observer: Observer) -> View:
     """Record the death of every owner that is gone, so that all processes know.
 
     Returns:
         the view, with what that changed.
     """
-    changed = {}
-    for fingerprint, trial in view.trials.items():
-        if trial.state == RUNNING and observer.is_gone(trial):
-            ledger.end(trial, DIED, error=_death_notice(trial))
-            now = ledger.read_trial(trial)
-            if now is not None:
-                changed[fingerprint] = now
-    if not changed:
-        return view
-    return View({**view.trials, **changed}, view.points, view.stops, view.forgiven)
+    dead = [
+        trial
+        for trial in view.trials.values()
+        if trial.state == RUNNING and observer.is_gone(trial.attempts[-1].owner, trial.heartbeat)
+    ]
+    for trial in dead:
+        owner = trial.attempts[-1].owner
+        notice = f"process {owner.pid} on {owner.machine} is gone (killed, out of memory?)"
+        ledger.end(trial, DIED, error=notice)
+    return ledger.read(fresh=True) if dead else view
 
 
-def _death_notice(trial: Trial) -> str:
-    claim = trial.attempts[-1].claim
-    assert claim is not None
-    return f"process {claim.owner.pid} on {claim.owner.machine} is gone (killed, out of memory?)"
-
-
-def tidy(ledger: Ledger, view: View, observer: Observer) -> None:
-    """Finish what processes that are gone left half written; may be repeated by anyone."""
-    for trial in view.trials.values():
-        # One of which only the result was read is closed already, and has no owner to be gone.
-        if trial.state != RUNNING and observer.is_gone(trial):
-            ledger.close(trial)
-    for run_id, owner in ledger.orphans():
-        if observer.owner_is_gone(owner, ""):
+def finish_half_done(ledger: Ledger, observer: Observer) -> None:
+    """Close or delete the runs that dead processes left open; may be repeated by anyone."""
+    for run_id, owner, trial in ledger.half_done():
+        if not observer.is_gone(owner):
+            continue
+        if trial is None:
             ledger.client.delete_run(run_id)
+        else:
+            ledger.close(run_id, trial.state, trial.error)
 
 
 def actions_of(view: View, wanted: Sequence[Planned], by: str, retries: int) -> dict[str, Action]:
     """The next step of every wanted trial, by fingerprint, within the command of sweeper `by`."""
-    forgiven = view.forgiven.get(by, {})
     return {
         planned.fingerprint: next_action(
-            view.trials.get(planned.fingerprint),
-            gone=False,
-            forgiven=forgiven.get(planned.fingerprint, 0),
-            retries=retries,
+            view.trials.get(planned.fingerprint), gone=False, by=by, retries=retries
         )
         for planned in wanted
     }
@@ -266,16 +260,7 @@ def _take(
                 return _Again()
         planned = by_fingerprint[fingerprint]
         trial = view.trials.get(fingerprint)
-        if trial is None:
-            trial = ledger.register(fingerprint, planned.name, owner)
-        else:
-            trial = ledger.read_trial(trial)
-        if trial is None:
-            return _Again()
-        forgiven = view.forgiven.get(rules.by, {}).get(fingerprint, 0)
-        if next_action(trial, gone=False, forgiven=forgiven, retries=rules.retries) not in TO_DO:
-            continue
-        claimed = ledger.claim(trial, owner, rules.by)
+        claimed = ledger.claim(fingerprint, planned.name, trial, owner, rules.by)
         return _Again() if claimed is None else (planned, claimed)
     if not proposed and source.propose(view):
         return _Again()
@@ -330,7 +315,7 @@ def _keep_evidence(
 ) -> None:
     """The full traceback and the log of a failed attempt, as artifacts of its run."""
     folder = f"failures/attempt-{trial.number}"
-    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].claim}\n\n"
+    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
     try:
         ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
         ledger.client.log_text(trial.run_id, about + transcript, f"{folder}/log.txt")
