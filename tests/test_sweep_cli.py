@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from mnist_hydra import idx, train
+from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
 MODEL = '''
@@ -125,8 +127,8 @@ def runs(folder: Path) -> tuple[list[Run], dict[str, Run]]:
     return parents, {str(run.info.run_name): run for run in trials}
 
 
-def attempts(run: Run) -> int:
-    return sum(key.startswith("claim/") for key in run.data.params)
+def attempts(folder: Path, run: Run) -> int:
+    return len(claims(client(folder), run))
 
 
 def wait_for(what: Any, seconds: float = 120.0) -> None:
@@ -230,7 +232,7 @@ def test_the_same_command_again_trains_nothing_and_shows_the_same_table_without_
     imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
     assert "mlflow" in imported and not {"torch", "albumentations", "optuna"} & imported
     [_], trials = runs(folder)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1, 1]
+    assert [attempts(folder, trial) for trial in trials.values()] == [1, 1, 1, 1]
 
 
 def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
@@ -258,7 +260,7 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
     assert axis.code == 0 and "2 to run, 2 done and skipped" in axis.err
     parents, trials = runs(tmp_path)
     assert [parent.info.run_name for parent in parents] == ["mine"]
-    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1, 1]
     refused = run(*common, "dropout=0.02,0.04", "seed=1", "batch_size=64", cwd=tmp_path)
     assert refused.code == 2
     assert "batch_size: 50 -> 64" in refused.err and "Traceback" not in refused.err
@@ -278,7 +280,7 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     assert parent.info.status == "FAILED"
     assert trials["model.mood=fine"].info.status == "FINISHED"
     assert trials["model.mood=angry"].info.status == "FAILED"
-    assert attempts(trials["model.mood=angry"]) == 2  # sweep.retries=1
+    assert attempts(tmp_path, trials["model.mood=angry"]) == 2  # sweep.retries=1
     told = failed.err
     assert "model.mood=angry: FAILED in attempt 1" in told
     assert "RuntimeError: not in the mood" in told
@@ -288,7 +290,7 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     assert again.code == 0, again.err
     assert "1 to be tried again, 1 done and skipped" in again.err
     [parent], trials = runs(tmp_path)
-    assert attempts(trials["model.mood=angry"]) == 3
+    assert attempts(tmp_path, trials["model.mood=angry"]) == 3
     assert parent.info.status == trials["model.mood=angry"].info.status == "FINISHED"
 
 
@@ -311,7 +313,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     assert again.code == 0, again.err
     assert "1 to run, 1 to be continued" in again.err
     _, trials = runs(tmp_path)
-    assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
+    assert sorted(attempts(tmp_path, trial) for trial in trials.values()) == [1, 2]
     history = client(tmp_path).get_metric_history(stopped.info.run_id, "train/loss")
     assert sorted(row.step for row in history) == [1, 2, 3, 4, 5, 6]
 
@@ -343,9 +345,9 @@ def test_a_second_process_joins_and_no_trial_is_trained_twice(
     assert [done.code for done in ends] == [0, 0], ends
     assert ends[0].out == ends[1].out
     [parent], trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1] * 6
-    claims = [trial.data.params["claim/1"] for trial in trials.values()]
-    assert len({claim.partition('"token"')[2][:24] for claim in claims}) >= 2
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1] * 6
+    owners = [claims(client(tmp_path), trial)[0]["owner"] for trial in trials.values()]
+    assert len({owner["pid"] for owner in owners}) == 2, "both took part"
     assert parent.info.status == "FINISHED"
 
 
@@ -355,7 +357,7 @@ def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     _, trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "joblib" in imported and not {"torch", "albumentations"} & imported
 
@@ -402,7 +404,7 @@ def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
     again = run(*words, "seed=1,2", cwd=tmp_path)
     assert again.code == 0, again.err
     _, trials = runs(tmp_path)
-    assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
+    assert sorted(attempts(tmp_path, trial) for trial in trials.values()) == [1, 2]
     for trial in trials.values():
         history = client(tmp_path).get_metric_history(trial.info.run_id, "train/loss")
         assert [row.step for row in history] == [1, 2, 3, 4, 5, 6]
@@ -430,9 +432,11 @@ def test_a_search_goes_on_toward_its_total_and_proposes_nothing_twice(
     assert more.code == 0 and "3 done and skipped, 2 to be proposed" in more.err
     [parent], trials = runs(tmp_path)
     assert len(trials) == 5
-    assert [attempts(trial) for trial in trials.values()] == [1] * 5
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1] * 5
     assert {trial.data.tags["mnist_hydra.fingerprint"] for trial in trials.values()} == {
-        key.removeprefix("trial/") for key in parent.data.params if key.startswith("trial/")
+        json.loads(text)["fingerprint"]
+        for key, text in entries(client(tmp_path), parent).items()
+        if key.startswith("point/")
     }
     assert "Configurations by val/acc on the hold-out" in more.out
 
@@ -472,7 +476,7 @@ def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky:
     done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", cwd=tmp_path)
     assert done.code == 0, done.err
     _, trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
 
 
 def test_a_launcher_that_always_raises_ends_the_command_and_says_why(

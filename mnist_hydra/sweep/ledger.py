@@ -108,7 +108,7 @@ class Ledger:
         read_now = self._read_entries(0.0 if fresh else self._read_s / SHARE_OF_TIME)
         opened = {run.info.run_id: run for run in self._children("attributes.status = 'RUNNING'")}
         trials = dict(self._trials)
-        for fingerprint, trial in self._trials.items():
+        for fingerprint, trial in list(self._trials.items()):
             if trial.state == RUNNING:
                 now = self._as_running(trial, opened.get(trial.run_id), read_now)
                 if now is None:
@@ -248,7 +248,7 @@ class Ledger:
     def _make_run(
         self, fingerprint: str, name: str, owner: Owner, heartbeat: Mapping[str, str]
     ) -> str:
-        """A new run for a trial; its maker's name tells, should that die now, that it is nobody's."""
+        """A new run for a trial, with its maker's name, should that die before it claims it."""
         tags = {PARENT_TAG: self.parent_id, FINGERPRINT_TAG: fingerprint, **heartbeat}
         name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
         tags[CREATOR_TAG] = owner.text()
@@ -264,8 +264,8 @@ class Ledger:
         book = self.client.get_run(self._book.run_id)
         if book.info.lifecycle_stage == "deleted":
             raise UserError(
-                f"the entries of this sweep (run {self._book.run_id}) were deleted in MLflow; right: "
-                "restore that run with `mlflow runs restore`, or sweep.fresh=true to start over"
+                f"the entries of this sweep (run {self._book.run_id}) were deleted in MLflow; "
+                "right: restore that run with `mlflow runs restore`, or sweep.fresh=true to start over"
             )
         self._read_at = time.monotonic()
         self._read_s = self._read_at - started
@@ -294,7 +294,7 @@ class Ledger:
         """An attempted trial with what its run says; `None` if that was deleted.
 
         Args:
-            run: `None` where it is not open: the attempt may have ended since the entries were read.
+            run: `None` where it is not open: the attempt may have ended since the last reading.
             exact: the entries were read just now, so that it cannot have.
         """
         if run is None and exact:

@@ -32,9 +32,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:
-                entered = ledger.register(planned.fingerprint, planned.name, owner)
-                assert entered is not None
-                trial = ledger.claim(entered, owner, by)
+                trial = ledger.claim(planned.fingerprint, planned.name, None, owner, by)
                 assert trial is not None
                 _record(command, tracker, trial, planned, number, made_by)
                 assert ledger.end(trial, FINISHED, seconds=1.0)

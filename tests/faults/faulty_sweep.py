@@ -5,7 +5,6 @@ Each fault happens once, however often and wherever its trial is tried.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -148,12 +146,6 @@ class FaultySweep:
             history = client.get_metric_history(run.info.run_id, "train/loss")
             assert len({metric.step for metric in history}) == len(history) == self.epochs
         return trials
-
-
-def claims(run: Run) -> list[dict[str, Any]]:
-    """A trial's attempts, the first one first."""
-    found = {k: v for k, v in run.data.params.items() if k.startswith("claim/")}
-    return [json.loads(found[key]) for key in sorted(found)]
 
 
 def finish(sweep: subprocess.Popen[str], seconds: float = 240.0) -> tuple[int, str]:

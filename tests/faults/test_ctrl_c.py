@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.faulty_sweep import FaultySweep, claims, finish, wait_for
+from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.slurm import Slurm
+from tests.sweep_entries import claims
 
 INTERRUPTED = 130
 
@@ -49,13 +50,13 @@ def test_ctrl_c_leaves_checkpoints_that_the_same_command_goes_on_from(
     assert "Traceback" not in said
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
-    begun = [run for run in client.search_runs([experiment.experiment_id]) if claims(run)]
+    begun = [run for run in client.search_runs([experiment.experiment_id]) if claims(client, run)]
     assert {run.data.tags["mnist_hydra.state"] for run in begun} == {"interrupted"}
 
     code, said = finish(sweep.start(*command, environment=environment))
     assert code == 0, said
     trials = sweep.trials(client)
     assert len(trials) == 3
-    resumed = [claims(run)[1] for run in trials if len(claims(run)) == 2]
+    resumed = [claims(client, run)[1] for run in trials if len(claims(client, run)) == 2]
     assert len(resumed) == 2
     assert all(claim["from_step"] > -1 for claim in resumed)

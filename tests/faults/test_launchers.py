@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.faulty_sweep import FaultySweep, claims, finish
+from tests.faults.faulty_sweep import FaultySweep, finish
 from tests.faults.ray_cluster import RayCluster
 from tests.faults.slurm import Slurm
+from tests.sweep_entries import claims
 
 VICTIM = {"FAULTS_VICTIMS": "1"}
 
@@ -83,7 +84,7 @@ def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
     code, said = finish(going)
     assert code == 0, said
     [trial] = sweep.trials(client)
-    assert len(claims(trial)) == 5
+    assert len(claims(client, trial)) == 5
 
 
 def _fails_once_and_then_ends(
@@ -108,7 +109,7 @@ def _check(nine_trials: FaultySweep, client: MlflowClient) -> None:
     """The ledger is complete, and no trial was trained twice."""
     trials = nine_trials.trials(client)
     assert len(trials) == 9
-    again = [claims(run) for run in trials if len(claims(run)) > 1]
+    again = [claims(client, run) for run in trials if len(claims(client, run)) > 1]
     assert [len(attempts) for attempts in again] == [2, 2]
     from_steps = sorted(attempts[1]["from_step"] for attempts in again)
     assert from_steps[0] == -1 < from_steps[1], "one anew, one from where it was killed"
