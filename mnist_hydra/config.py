@@ -107,6 +107,8 @@ class SweepConfig:
     """Set by the sweeper for its workers: `grid` or `search`."""
     arguments: list[str] = field(default_factory=list)
     """Set by the sweeper for its workers: all its overrides, swept ones too (`axes.parse`)."""
+    ends_with_stdin: bool = False
+    """Set by a launcher for its workers: the end of standard input asks them to stop."""
 
     def __post_init__(self) -> None:
         _flag("sweep.fresh", self.fresh)

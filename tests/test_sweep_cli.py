@@ -359,7 +359,20 @@ def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_
     _, trials = runs(tmp_path)
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "joblib" in imported and not {"torch", "albumentations"} & imported
+    assert "mlflow" in imported and not {"torch", "albumentations"} & imported
+
+
+def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apart(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = ("--config-dir=mine", tiny, *QUICK, "model=moody", "sweep.keep=0")
+    done = end(start(*words, "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
+    assert done.code == 0, done.err
+    [parent], trials = runs(tmp_path)
+    assert [attempts(trial) for trial in trials.values()] == [1, 1]
+    logs = tmp_path / "outputs" / "workers" / parent.info.run_id
+    assert any("data.root" in log.read_text() for log in logs.glob("worker-*.log"))
+    assert "data.root" not in done.err
 
 
 @pytest.mark.parametrize(

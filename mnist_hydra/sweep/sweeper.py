@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -100,6 +101,10 @@ class Sweep:
             job = command.job
             launcher.setup(
                 hydra_context=job.context, task_function=self._work_here, config=job.config
+            )
+        if isinstance(launcher, launchers.CommandLauncher):
+            launcher.log_folder = (
+                Path(command.config.output_dir) / "workers" / self.parent.run_id
             )
 
     def _work_here(self, cfg: DictConfig) -> None:
@@ -218,7 +223,8 @@ class Sweep:
         if self.signals > 1:
             _leave_at_once()
         self.stop.set()
-        launchers.stop(self.launcher)
+        if isinstance(self.launcher, launchers.CommandLauncher):
+            self.launcher.stop()
         if self.follower is not None:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
 
@@ -288,7 +294,8 @@ def _store_exists(command: Command) -> bool:
 def _leave_at_once() -> None:
     """End this process and those that it started; the ledger stays as it is."""
     for process in psutil.Process().children(recursive=True):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")
     os._exit(INTERRUPTED)
 

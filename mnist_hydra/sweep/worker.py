@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -101,6 +102,8 @@ def work(
         timeout_s=settings.trial_timeout_s,
     )
     stop = stop or threading.Event()
+    if settings.ends_with_stdin:
+        threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
     # In the sweeper's own process the signals are the sweeper's.
     with nullcontext() if made_here(settings.by) else stopping_on_signals(stop):
         pull(ledger, source, train, rules, stop, after_attempt)
@@ -330,6 +333,13 @@ def _free_memory() -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _stop_at_end_of_stdin(stop: threading.Event) -> None:
+    """Whoever started this worker holds the other end: it was closed, or its process is gone."""
+    while os.read(0, 1024):
+        pass
+    stop.set()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -155,6 +156,14 @@ def finish(sweep: subprocess.Popen[str], seconds: float = 240.0) -> tuple[int, s
     finally:
         sweep.kill()
     return sweep.returncode, said
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that only waits to be collected does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(what: Callable[[], bool], sweep: subprocess.Popen[str], seconds: float) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.faulty_sweep import FaultySweep, finish
+from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.ray_cluster import RayCluster
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims
@@ -71,6 +72,29 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
         cluster.kill_second_node()
         ended = finish(sweep)
         _fails_once_and_then_ends(nine_trials, client, ended, launcher, inside, environment)
+
+
+def test_the_workers_of_a_killed_sweeper_write_a_checkpoint_and_end(
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "orphans", ["seed=1,2,3,4", f"output_dir={store}"])
+    launcher = ["hydra/launcher=joblib", "sweep.workers=2"]
+    going = sweep.start(*launcher, environment={"FAULTS_SLOW": "0.5"})
+    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, going, 180)
+    workers = [int(path.name.removeprefix("slow-")) for path in sweep.faults.glob("slow-*")]
+    going.kill()
+    going.wait()
+    until = time.monotonic() + 30
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < until, "a worker goes on without its sweeper"
+        time.sleep(0.1)
+    code, said = finish(sweep.start(*launcher))
+    assert code == 0, said
+    assert "2 to run, 2 to be continued" in said
+    attempts = [claims(client, run) for run in sweep.trials(client)]
+    resumed = [each[1] for each in attempts if len(each) == 2]
+    assert len(resumed) == 2
+    assert all(claim["from_step"] > -1 for claim in resumed)
 
 
 def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
