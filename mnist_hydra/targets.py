@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from typing import Any, TypeVar
+
+from hydra.conf import ConfigSourceInfo
 
 from mnist_hydra.errors import UserError
 
@@ -72,3 +76,10 @@ def _has_target(value: Any) -> bool:
     if isinstance(value, dict):
         return "_target_" in value or any(_has_target(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_target(inner) for inner in value)
+
+
+def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
+    """Let Python files beside the YAML files of `--config-dir` be imported."""
+    for source in config_sources:
+        if source.schema == "file" and source.path and source.path not in sys.path:
+            sys.path.insert(0, os.path.abspath(source.path))

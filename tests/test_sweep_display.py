@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mnist_hydra.sweep.display import Display, Shown, duration, events, shown, summary, time_left
+from mnist_hydra.sweep.show import Display, Shown, duration, events, shown, summary, time_left
 from mnist_hydra.sweep.trial import Attempt, Trial
 
 ONE = Shown("model=model1", "waiting", epochs=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mnist_hydra.sweep.decide import Action
-from mnist_hydra.sweep.notices import line, other_origin, outcome, overview
+from mnist_hydra.sweep.show import other_origin, outcome, overview, trial_line
 from mnist_hydra.sweep.trial import Attempt, Trial
 
 COMMIT = "mlflow.source.git.commit"
@@ -32,13 +32,14 @@ def test_the_end_is_told_in_one_line() -> None:
 
 
 def test_each_trial_is_listed_with_what_will_be_done_and_why() -> None:
-    assert line("lr=0.1", Action.START, None, "val/acc").split() == ["to", "run", "lr=0.1"]
-    assert line("lr=0.1", Action.DONE, trial("finished"), "val/acc").endswith(
+    assert trial_line("lr=0.1", Action.START, None, "val/acc").split() == ["to", "run", "lr=0.1"]
+    assert trial_line("lr=0.1", Action.DONE, trial("finished"), "val/acc").endswith(
         "lr=0.1 (finished after epoch 3, val/acc 0.9875; run run1)"
     )
-    assert "(stopped, after epoch 3" in line("x", Action.RESUME, trial("interrupted"), "val/acc")
-    assert "(failed in attempt 1" in line("x", Action.RETRY, trial("failed"), "val/acc")
-    assert "(running, after epoch 3" in line("x", Action.WAIT, trial(None), "val/acc")
+    resumed = trial_line("x", Action.RESUME, trial("interrupted"), "val/acc")
+    assert "(stopped, after epoch 3" in resumed
+    assert "(failed in attempt 1" in trial_line("x", Action.RETRY, trial("failed"), "val/acc")
+    assert "(running, after epoch 3" in trial_line("x", Action.WAIT, trial(None), "val/acc")
 
 
 def test_results_of_other_code_or_data_are_used_with_one_warning() -> None:

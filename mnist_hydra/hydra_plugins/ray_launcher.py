@@ -24,6 +24,7 @@ from mnist_hydra.sweep.launchers import (
     CommandLauncher,
     Ended,
     followed,
+    last_line,
     start_process,
 )
 
@@ -101,7 +102,7 @@ class RayLauncher(CommandLauncher):
         except ray.exceptions.TaskCancelledError:
             return Ended(0)
         except ray.exceptions.RayError as error:
-            return Ended(None, str(error).strip().splitlines()[0])
+            return Ended(None, last_line(str(error)))
         return ended
 
     def drop_waiting(self, running: Collection[Any]) -> None:

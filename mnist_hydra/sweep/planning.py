@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import Axis, Plan, title
-from mnist_hydra.sweep.child import kind_of
 from mnist_hydra.sweep.compose import Composer
+from mnist_hydra.sweep.torch_tasks import kind_of
 
 MAX_KINDS = 100
 ALMOST = 1 - 1e-9
@@ -27,7 +27,7 @@ class Planned:
     """The swept overrides."""
     epochs: int
     kind: str
-    """What there is to check about it with torch, see `child.kind_of`."""
+    """What there is to check about it with torch, see `torch_tasks.kind_of`."""
 
     @property
     def title(self) -> str:

@@ -9,11 +9,11 @@ import csv
 import io
 import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mnist_hydra.sweep.student_t import half_width, mean
 from mnist_hydra.sweep.trial import FINISHED, PRUNED
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SEED = "seed"
 PROGRAM = ("python", "-m", "mnist_hydra.train")
 MAX_ROWS = 20
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Results:
         return self.objective.startswith("test/")
 
 
-def build(
+def ranked(
     records: Sequence[Record],
     axes: Sequence[str],
     objective: str,
@@ -115,7 +116,8 @@ def build(
         finished = tuple(record for record in group if record.counts)
         if finished:
             scores = [float(record.objective or 0.0) for record in finished]
-            scored.append((mean(scores), values, finished, len(group), half_width(scores)))
+            mean = statistics.fmean(scores)
+            scored.append((mean, values, finished, len(group), half_width(scores)))
     scored.sort(key=lambda entry: entry[0] if minimize else -entry[0])
     rows: list[Row] = []
     for place, (score, values, finished, trials, width) in enumerate(scored, start=1):
@@ -129,6 +131,16 @@ def build(
         tuple(rows),
         tuple(record for record in records if not record.counts),
     )
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean of normal values; `None` for less than two."""
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    quantile = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
+    return float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def best_command(results: Results, program: Sequence[str] = PROGRAM) -> str | None:

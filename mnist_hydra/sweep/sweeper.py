@@ -5,6 +5,7 @@ It may be killed at any moment: whoever gives the same command again goes on fro
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -21,19 +22,28 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from rich.console import Console
 
+import mnist_hydra
+from mnist_hydra.config import Config
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep import child, entry, finish, launchers, notices, worker
+from mnist_hydra.idx import FILES
+from mnist_hydra.sweep import ending, entry, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import Command, Job, read
 from mnist_hydra.sweep.decide import TO_DO, Action, next_action
-from mnist_hydra.sweep.display import Display, Shown, shown
-from mnist_hydra.sweep.follow import Follower
 from mnist_hydra.sweep.ledger import View
 from mnist_hydra.sweep.liveness import Observer, new_token
-from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
+from mnist_hydra.sweep.show import Display, Follower, Shown, shown
+from mnist_hydra.sweep.trial import DONE, OWN, RUNNING, Planned
 from mnist_hydra.sweep.worker import actions_of, mark_dead
-from mnist_hydra.tracking import Tracker, import_mlflow
-from mnist_hydra.train import import_user_code_from
+from mnist_hydra.targets import import_user_code_from
+from mnist_hydra.tracking import (
+    COMMIT_TAG,
+    DATA_TAG,
+    DIRTY_TAG,
+    Tracker,
+    git_state,
+    import_mlflow,
+)
 
 POLL_S = 2.0
 MAX_VAIN_LAUNCHES = 3
@@ -133,8 +143,8 @@ class Sweep:
         trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
         known = {key: trial for key, trial in trials.items() if trial is not None}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
-        _say(self.console, notices.overview(self._actions(view), self.command.total))
-        warning = notices.other_origin(known, finish.origin(self.command.config))
+        _say(self.console, show.overview(self._actions(view), self.command.total))
+        warning = show.other_origin(known, _origin(self.command.config))
         if warning is not None:
             _say(self.console, warning)
 
@@ -143,14 +153,14 @@ class Sweep:
         ledger = entry.ledger_of(self.tracker, self.parent)
         view = ledger.read()
         wanted, actions = wanted_of(self.command, view), self._actions(view)
-        found = finish.results_of(self.command, ledger, view, wanted)
+        found = ending.results_of(self.command, ledger, view, wanted)
         interrupted = self.signals > 0
-        finish.record(self.tracker, self.parent, found, actions, interrupted)
-        _say(self.console, notices.outcome(actions))
-        finish.show(found)
+        ending.keep(self.tracker, self.parent, found, actions, interrupted)
+        _say(self.console, show.outcome(actions))
+        ending.show(found)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
-            finish.complete_best(self.command, self.tracker, found, self.by, in_process)
+            ending.complete_best(self.command, self.tracker, found, self.by, in_process)
         print(self.tracker.ui_command())
         if self.tracker.is_local:
             print(f"and open {self.tracker.ui_page()}")
@@ -250,10 +260,10 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
         return
     elsewhere = not launchers.on_this_machine(launcher)
     if launchers.in_process(launcher):
-        child.check(samples, elsewhere)
+        torch_tasks.check_trials(samples, elsewhere)
     else:
         threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
-        child.in_child("check", samples, elsewhere)
+        torch_tasks.in_child("check_trials", samples, elsewhere)
 
 
 def _list(command: Command, view: View) -> None:
@@ -272,10 +282,10 @@ def _list(command: Command, view: View) -> None:
         )
         for key, trial in trials.items()
     }
-    print(notices.overview(actions, command.total))
+    print(show.overview(actions, command.total))
     for planned in wanted:
         key = planned.fingerprint
-        print("  " + notices.line(planned.name, actions[key], trials[key], command.objective))
+        print("  " + show.trial_line(planned.name, actions[key], trials[key], command.objective))
 
 
 def _progress(view: View) -> tuple[int, ...]:
@@ -283,6 +293,17 @@ def _progress(view: View) -> tuple[int, ...]:
     trials = view.trials.values()
     ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
     return len(view.points), ended, sum(trial.number for trial in trials)
+
+
+def _origin(config: Config) -> dict[str, str]:
+    """This program's code and, where the configuration knows it, data, as runs are tagged."""
+    tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
+    tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
+    known = config.data.sha256
+    if known is not None and all(name in known for name in FILES):
+        digests = "".join(known[name] for name in FILES)
+        tags[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
+    return tags
 
 
 def _store_exists(command: Command) -> bool:

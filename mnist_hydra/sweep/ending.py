@@ -1,8 +1,7 @@
-"""What a sweep ends with: its table, the best as a command line, pictures, the parent run."""
+"""The end of a sweep: its table, on the terminal and on the parent run, and its best trials."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,32 +10,18 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-import mnist_hydra
-from mnist_hydra.config import Config
-from mnist_hydra.idx import FILES
-from mnist_hydra.sweep import child, results, search
+from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
 from mnist_hydra.sweep.trial import FINISHED, OWN, Planned, Trial
-from mnist_hydra.tracking import COMMIT_TAG, DATA_TAG, DIRTY_TAG, Tracker, git_state
+from mnist_hydra.tracking import Tracker
 
 COMPLETE_PARAM = "complete/"
 COMPLETED_TAG = OWN + "completed"
 BEST_TAG = OWN + "best"
-
-
-def origin(config: Config) -> dict[str, str]:
-    """This program's code and, where the configuration knows it, data, as runs are tagged."""
-    tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
-    tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
-    known = config.data.sha256
-    if known is not None and all(name in known for name in FILES):
-        digests = "".join(known[name] for name in FILES)
-        tags[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
-    return tags
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
@@ -59,7 +44,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         )
     minimize = search.is_minimized(command.objective)
     at = command.settings.objective_at if command.is_search else "last"
-    return results.build(records, axes, command.objective, minimize=minimize, at=at)
+    return results.ranked(records, axes, command.objective, minimize=minimize, at=at)
 
 
 def show(found: Results) -> None:
@@ -83,7 +68,7 @@ def program() -> list[str]:
     return words
 
 
-def record(
+def keep(
     tracker: Tracker,
     parent: Parent,
     found: Results,
@@ -118,9 +103,9 @@ def complete_best(
     raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
     try:
         if in_process:
-            child.complete(raw, mine)
+            torch_tasks.complete(raw, mine)
         else:
-            child.in_child("complete", raw, mine)
+            torch_tasks.in_child("complete", raw, mine)
     except Exception as error:  # the results stand without them
         print(f"no pictures of the best trials: {error}", file=sys.stderr)
         return
