@@ -369,7 +369,7 @@ def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apar
     done = end(start(*words, "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
     assert done.code == 0, done.err
     [parent], trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
     logs = tmp_path / "outputs" / "workers" / parent.info.run_id
     assert any("data.root" in log.read_text() for log in logs.glob("worker-*.log"))
     assert "data.root" not in done.err

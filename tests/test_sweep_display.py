@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mnist_hydra.sweep.show import Display, Shown, duration, events, shown, summary, time_left
-from mnist_hydra.sweep.trial import Attempt, Trial
+from mnist_hydra.sweep.trial import Attempt, Owner, Trial
 
 ONE = Shown("model=model1", "waiting", epochs=4)
 TWO = Shown("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, ends=(None,))
@@ -48,7 +48,8 @@ def test_no_attempt_is_passed_over_however_long_nobody_looked() -> None:
 
 
 def test_what_a_trial_is_shown_as_follows_from_the_ledger() -> None:
-    attempts = (Attempt(1, -1, "died"), Attempt(2, 8, None))
+    owner = Owner("token", "host", 1, 0.0)
+    attempts = (Attempt(1, owner, "by", -1, "died"), Attempt(2, owner, "by", 8))
     trial = Trial("f", "run", "x", attempts, epoch=2, metrics={"test/acc": 0.5, "val/acc": 0.75})
     assert shown("lr=0.1", 4, trial) == Shown("lr=0.1", "running", 4, 2, 0.75, ("died", None), "")
     assert shown("lr=0.1", 4, None) == Shown("lr=0.1", "waiting", 4)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.show import other_origin, outcome, overview, trial_line
-from mnist_hydra.sweep.trial import Attempt, Trial
+from mnist_hydra.sweep.trial import Attempt, Owner, Trial
 
 COMMIT = "mlflow.source.git.commit"
 DATA = "mnist_hydra.data_sha256"
+OWNER = Owner("token", "host", 1, 0.0)
 
 
 def trial(end: str | None, epoch: int = 3, **made_by: str) -> Trial:
+    attempts = (Attempt(1, OWNER, "sweeper", -1, end),)
+    metrics = {"val/acc": 0.9875}
     return Trial(
-        "f", "run1", "lr=0.1", (Attempt(1, -1, end),), epoch=epoch, metrics={"val/acc": 0.9875},
-        made_by=made_by,
-    )  # fmt: skip
+        "f", "run1", "lr=0.1", attempts, epoch=epoch, metrics=metrics, made_by=made_by
+    )
 
 
 def test_the_overview_counts_what_becomes_of_the_trials() -> None:

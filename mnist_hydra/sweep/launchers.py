@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -271,7 +270,8 @@ def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launc
 
 def in_process(launcher: Launcher) -> bool:
     """Whether trials run in the sweeper's own process, one after another."""
-    return isinstance(launcher, BasicLauncher)
+    # By name, since Hydra's scan for plugins makes its classes anew.
+    return any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
 
 
 def on_this_machine(launcher: Launcher) -> bool:

@@ -160,7 +160,7 @@ class Sweep:
         ending.show(found)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
-            ending.complete_best(self.command, self.tracker, found, self.by, in_process)
+            ending.complete_best(self.command, self.tracker, ledger, found, in_process)
         print(self.tracker.ui_command())
         if self.tracker.is_local:
             print(f"and open {self.tracker.ui_page()}")
