@@ -15,7 +15,7 @@ from mnist_hydra.errors import UserError
 T = TypeVar("T")
 
 
-def resolve(path: str, base: type[T], key: str) -> type[T]:
+def find_class(path: str, base: type[T], key: str) -> type[T]:
     """Find the class at a dotted path and insist that it is a kind of `base`.
 
     Nothing but a subclass of `base` is ever returned, so no path can name a function, a module or
@@ -48,7 +48,7 @@ def resolve(path: str, base: type[T], key: str) -> type[T]:
     return found
 
 
-def build(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) -> T:
+def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) -> T:
     """Make an instance of `kind` from configured arguments and those that the program gives.
 
     Raises:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mnist_hydra import data, kernel
+from mnist_hydra import kernel
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data.load import load_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +21,7 @@ def mnist() -> Path:
     entry = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / "mnist.yaml"))
     assert isinstance(entry, dict)
     folder = ROOT / "outputs" / "data"
-    data.load(DataConfig(**{str(key): value for key, value in entry.items()}), folder)
+    load_dataset(DataConfig(**{str(key): value for key, value in entry.items()}), folder)
     return folder
 
 

@@ -27,7 +27,8 @@ from hydra.core.plugins import Plugins
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from mnist_hydra import idx, train
+from mnist_hydra import train
+from mnist_hydra.data import idx
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
