@@ -24,8 +24,8 @@ from rich.console import Console
 
 import mnist_hydra
 from mnist_hydra.config import Config
+from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
-from mnist_hydra.idx import FILES
 from mnist_hydra.sweep import ending, entry, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import Command, Job, read
