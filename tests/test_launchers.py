@@ -65,7 +65,7 @@ def launcher(tmp_path: Path) -> Iterator[Any]:
 
     def made(**settings: Any) -> ScriptLauncher:
         launcher = ScriptLauncher(**settings)
-        launcher.folder = launcher.log_folder = tmp_path
+        launcher.folder, launcher.log_folder = tmp_path, str(tmp_path)
         config = OmegaConf.create({"device": "cpu"})
         launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
         return launcher
@@ -133,7 +133,7 @@ def test_workers_that_are_asked_to_stop_see_the_end_of_their_input(
     def stop() -> None:
         while len(list(tmp_path.glob("waits-for-stdin-*"))) < 2:
             time.sleep(0.05)
-        made.stop()
+        made.stopping.set()
 
     threading.Thread(target=stop, daemon=True).start()
     results = launch(made, "waits-for-stdin", "waits-for-stdin")

@@ -90,8 +90,7 @@ class JoblibLauncher(CommandLauncher):
         self._count = 0
 
     def _log(self, number: int) -> Path:
-        folder = self.log_folder or Path(self.config.output_dir) / "workers"
-        return folder / f"worker-{number}.log"
+        return Path(self.log_folder, f"worker-{number}.log")
 
 
 def room(gpus: Sequence[str], *, trials_per_gpu: int, cores: int) -> int:

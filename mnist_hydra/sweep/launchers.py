@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from hydra.core.plugins import Plugins
@@ -69,9 +68,10 @@ class CommandLauncher(Launcher):
 
     def __init__(self, workers: int | None, restarts: int) -> None:
         self.workers, self.restarts = workers, restarts
-        self.log_folder: Path | None = None
-        """Where the workers' output is kept, as far as this machine sees it."""
-        self._stop = threading.Event()
+        self.log_folder = "workers"
+        """Where what the workers print is kept, as far as this machine sees it."""
+        self.stopping = threading.Event()
+        """Once it is set, no worker is started, and running ones are asked to stop."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -88,13 +88,6 @@ class CommandLauncher(Launcher):
         """
         room = self.room()
         return self.workers or room
-
-    def stop(self) -> None:
-        """Ask the workers to end as far as the engine can, and start none any more.
-
-        Any thread and any signal handler may call it.
-        """
-        self._stop.set()
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -138,10 +131,10 @@ class CommandLauncher(Launcher):
                         restarts -= 1
                         with suppress(UserError):  # then it stays dead
                             running |= self.start({number: jobs[number]})
-                if not over and (self._stop.is_set() or any(e.code == 0 for e in ends.values())):
+                if not over and (self.stopping.is_set() or any(e.code == 0 for e in ends.values())):
                     over = True
                     self.drop_waiting(running.values())
-                if self._stop.is_set():
+                if self.stopping.is_set():
                     self.ask_to_stop(running.values())
         finally:
             self.close(running.values())

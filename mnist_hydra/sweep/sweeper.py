@@ -46,7 +46,8 @@ from mnist_hydra.tracking import (
 )
 
 POLL_S = 2.0
-MAX_VAIN_LAUNCHES = 3
+MAX_IDLE_LAUNCHES = 3
+"""So many launches in a row that changed nothing end the command."""
 SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -113,9 +114,8 @@ class Sweep:
                 hydra_context=job.context, task_function=self._work_here, config=job.config
             )
         if isinstance(launcher, launchers.CommandLauncher):
-            launcher.log_folder = (
-                Path(command.config.output_dir) / "workers" / self.parent.run_id
-            )
+            launcher.stopping = self.stop
+            launcher.log_folder = f"{command.config.output_dir}/workers/{self.parent.run_id}"
 
     def _work_here(self, cfg: DictConfig) -> None:
         """What a launcher runs in this very process."""
@@ -171,7 +171,7 @@ class Sweep:
         return SUCCESS if done and self.problem is None else FAILURE
 
     def _run_what_is_missing(self) -> None:
-        vain = 0
+        idle_launches = 0
         while not self.stop.is_set():
             view = mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
             if self.by in view.stops:
@@ -180,18 +180,19 @@ class Sweep:
             known = sum(action in TO_DO for action in actions.values())
             to_do = known + max(0, self.command.total - len(actions))
             # A search that proposed nothing has tried every point of its axes.
-            exhausted = bool(vain) and not known and self.problem is None
-            if to_do == 0 or exhausted or vain == MAX_VAIN_LAUNCHES:
+            exhausted = bool(idle_launches) and not known and self.problem is None
+            if to_do == 0 or exhausted or idle_launches == MAX_IDLE_LAUNCHES:
                 if Action.WAIT not in actions.values():
                     return
                 time.sleep(POLL_S)
                 continue
-            before = _progress(view)
+            before = _work_done(view)
             told, self.problem = self.problem, self._launch(min(self.room, to_do))
             if self.problem is not None and self.problem != told:
                 _say(self.console, self.problem)
-            vain = 0 if _progress(self.ledger.read(fresh=True)) != before else vain + 1
-            time.sleep(vain)
+            idle = _work_done(self.ledger.read(fresh=True)) == before
+            idle_launches = idle_launches + 1 if idle else 0
+            time.sleep(idle_launches)
 
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; says what went wrong with one."""
@@ -233,8 +234,6 @@ class Sweep:
         if self.signals > 1:
             _leave_at_once()
         self.stop.set()
-        if isinstance(self.launcher, launchers.CommandLauncher):
-            self.launcher.stop()
         if self.follower is not None:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
 
@@ -288,7 +287,7 @@ def _list(command: Command, view: View) -> None:
         print("  " + show.trial_line(planned.name, actions[key], trials[key], command.objective))
 
 
-def _progress(view: View) -> tuple[int, ...]:
+def _work_done(view: View) -> tuple[int, ...]:
     """Changes whenever a worker has done anything worth launching it for."""
     trials = view.trials.values()
     ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
