@@ -65,8 +65,8 @@ def launcher(tmp_path: Path) -> Iterator[Any]:
 
     def made(**settings: Any) -> ScriptLauncher:
         launcher = ScriptLauncher(**settings)
-        launcher.folder, launcher.log_folder = tmp_path, str(tmp_path)
-        config = OmegaConf.create({"device": "cpu"})
+        launcher.folder = tmp_path
+        config = OmegaConf.create({"device": "cpu", "output_dir": str(tmp_path)})
         launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
         return launcher
 
@@ -106,7 +106,7 @@ def test_a_worker_that_always_dies_comes_back_as_failed_with_what_it_said_last(
     told = capfd.readouterr().err.splitlines()
     assert told[0].startswith("worker 0 died and is started again: SIGKILL: almost there")
     assert told[1].startswith("worker 0 died: SIGKILL: almost there")
-    assert str(tmp_path / "worker-0.log") in told[1]
+    assert str(tmp_path / "workers" / "worker-0.log") in told[1]
 
 
 def test_what_a_worker_raises_comes_back_as_its_last_line(launcher: Any) -> None:
@@ -161,7 +161,7 @@ def test_a_worker_gets_hydras_own_flags_and_settings_of_the_command_line(tmp_pat
         "overrides": {"hydra": settings},
     }
     made = JoblibLauncher()
-    config = OmegaConf.create({"hydra": hydra})
+    config = OmegaConf.create({"hydra": hydra, "output_dir": "outputs"})
     made.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
     head, rest = made.command(["seed=1"])
     assert head == [

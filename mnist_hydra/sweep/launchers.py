@@ -63,13 +63,13 @@ class CommandLauncher(Launcher):
     hydra_context: HydraContext
     task_function: TaskFunction
     config: DictConfig
+    log_folder: str
+    """Where what the workers print is kept, as far as this machine sees it."""
     on_this_machine = False
     """Whether the workers run on the sweeper's own machine, so that its devices are theirs."""
 
     def __init__(self, workers: int | None, restarts: int) -> None:
         self.workers, self.restarts = workers, restarts
-        self.log_folder = "workers"
-        """Where what the workers print is kept, as far as this machine sees it."""
         self.stopping = threading.Event()
         """Once it is set, no worker is started, and running ones are asked to stop."""
 
@@ -79,6 +79,7 @@ class CommandLauncher(Launcher):
         """Hydra's own call, before anything else."""
         self.hydra_context, self.task_function = hydra_context, task_function
         self.config = config
+        self.log_folder = f"{config.output_dir}/workers"
 
     def slots(self) -> int:
         """How many workers are to run side by side.
