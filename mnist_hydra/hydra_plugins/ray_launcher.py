@@ -185,12 +185,12 @@ def joined(address: str) -> Any:
         if address == LOCAL:
             settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         else:
-            check(address)
+            check_address(address)
         ray.init(address, **settings)
     return ray
 
 
-def check(address: str) -> None:
+def check_address(address: str) -> None:
     """Try a connection, then to join from a process that can be given up on.
 
     Raises:

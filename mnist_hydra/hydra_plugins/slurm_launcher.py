@@ -90,7 +90,7 @@ class SlurmLauncher(CommandLauncher):
         """Submit the workers as one array."""
         threads = {"OMP_NUM_THREADS": str(self.parameters.get("cpus_per_task") or 1)}
         lines = [self.command(overrides) for overrides in jobs.values()]
-        commands = [WorkerCommand([*head, *rest], threads, os.getcwd()) for head, rest in lines]
+        commands = [WorkerJob([*head, *rest], threads, os.getcwd()) for head, rest in lines]
         # What submitit starts here is not to see a Ctrl-C, which is for the sweeper alone.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -149,7 +149,7 @@ class SlurmLauncher(CommandLauncher):
 
 
 @dataclass(frozen=True)
-class WorkerCommand:
+class WorkerJob:
     """What submitit runs: a worker, which goes back to the queue as it is when its time is over.
 
     Submitit's own handler would requeue it in the middle of a step: the worker ends first, with a

@@ -52,7 +52,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
     return results.ranked(records, axes, command.objective, minimize=minimize, at=at)
 
 
-def show(found: Results) -> None:
+def print_results(found: Results) -> None:
     """The table, and the best configuration as a command line, to stdout."""
     console = Console()
     if found.rows and console.is_terminal:
@@ -73,7 +73,7 @@ def program() -> list[str]:
     return words
 
 
-def keep(
+def record_results(
     tracker: Tracker,
     parent: Parent,
     found: Results,

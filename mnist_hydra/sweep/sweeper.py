@@ -58,7 +58,7 @@ def main(job: Job, arguments: Sequence[str]) -> None:
         SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C.
     """
     try:
-        code = run(job, arguments)
+        code = run_sweep(job, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
@@ -68,7 +68,7 @@ def main(job: Job, arguments: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def run(job: Job, arguments: Sequence[str]) -> int:
+def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     """Check a sweep's command line, then run it; returns the exit code.
 
     Raises:
@@ -88,8 +88,7 @@ def run(job: Job, arguments: Sequence[str]) -> int:
         return SUCCESS
     room = launchers.slots(launcher, command.settings)
     _check_with_torch(command, launcher, view)
-    sweep = Sweep(command, launcher, room, tracker or Tracker(command.config), console)
-    return sweep.run()
+    return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
 
 
 class Sweep:
@@ -155,9 +154,9 @@ class Sweep:
         wanted, actions = wanted_of(self.command, view), self._actions(view)
         found = ending.results_of(self.command, ledger, view, wanted)
         interrupted = self.signals > 0
-        ending.keep(self.tracker, self.parent, found, actions, interrupted)
+        ending.record_results(self.tracker, self.parent, found, actions, interrupted)
         _say(self.console, show.outcome(actions))
-        ending.show(found)
+        ending.print_results(found)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.tracker, ledger, found, in_process)
