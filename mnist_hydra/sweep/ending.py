@@ -92,9 +92,7 @@ def record_results(
     tracker.end(parent.run_id, "KILLED" if interrupted else "FAILED" if failed else "FINISHED")
 
 
-def complete_best(
-    command: Command, tracker: Tracker, ledger: Ledger, found: Results, in_process: bool
-) -> None:
+def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:
     """Give the best trials their pictures and the exported model, each of them once.
 
     Args:

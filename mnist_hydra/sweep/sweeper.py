@@ -159,7 +159,7 @@ class Sweep:
         ending.print_results(found)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
-            ending.complete_best(self.command, self.tracker, ledger, found, in_process)
+            ending.complete_best(self.command, ledger, found, in_process)
         print(self.tracker.ui_command())
         if self.tracker.is_local:
             print(f"and open {self.tracker.ui_page()}")
