@@ -103,10 +103,6 @@ class SweepConfig:
     """Set by the sweeper for its workers: which sweeper process started them."""
     worker: int | None = None
     """Set by the sweeper for its workers: the worker's number."""
-    kind: str = "grid"
-    """Set by the sweeper for its workers: `grid` or `search`."""
-    arguments: list[str] = field(default_factory=list)
-    """Set by the sweeper for its workers: all its overrides, swept ones too (`axes.parse`)."""
     ends_with_stdin: bool = False
     """Set by a launcher for its workers: the end of standard input asks them to stop."""
 

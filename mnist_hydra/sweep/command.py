@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.config import Config, SweepConfig, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Plan, check_grid, check_search, parse, quoted
+from mnist_hydra.sweep.axes import Arguments, check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.identity import base_settings, identity
-from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
+from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Command:
     """A sweep's command line, checked."""
 
     job: Job
-    plan: Plan
+    arguments: Arguments
     trials: Trials
     """All of a grid's; of a search the corners, which stand for what it may propose."""
     config: Config
@@ -62,9 +62,14 @@ class Command:
         """How many trials there are to be; of a search at most as many as its axes allow."""
         if not self.is_search:
             return len(self.trials.planned)
-        finite = all(axis.values for axis in self.plan.axes)
+        finite = all(axis.values for axis in self.arguments.axes)
         most = self.settings.n_trials
-        return min(most, self.plan.count()) if finite else most
+        return min(most, self.arguments.count()) if finite else most
+
+    def plan(self) -> Plan:
+        """What its workers are to read."""
+        trials = () if self.is_search else tuple(self.trials.planned.values())
+        return Plan(self.job.kind, self.arguments, trials)
 
     def worker_overrides(self, parent: str, by: str, worker: int) -> list[str]:
         """What a launcher is to start a worker with.
@@ -75,16 +80,14 @@ class Command:
             worker: the worker's number, from 0.
         """
         return [
-            *self.plan.fixed,
-            f"++sweep.kind={self.job.kind}",
-            f"++sweep.arguments={quoted(self.plan.arguments)}",
+            *self.arguments.fixed,
             f"++sweep.parent={parent}",
             f"++sweep.by='{by}'",
             f"++sweep.worker={worker}",
         ]
 
 
-def read(job: Job, arguments: Sequence[str]) -> Command:
+def read_command(job: Job, overrides: Sequence[str]) -> Command:
     """Read and check a sweep's command line.
 
     Raises:
@@ -95,24 +98,24 @@ def read(job: Job, arguments: Sequence[str]) -> Command:
     assert isinstance(loader, ConfigLoaderImpl)
     _check_settings(job.config)
     composer = Composer.of_master(loader, job.config)
-    plan = parse(arguments, composer.options, job.params)
+    arguments = parse(overrides, composer.options, job.params)
     if job.kind == "search":
-        check_search(plan)
-        points: Any = corners(plan)
+        check_search(arguments)
+        points: Any = corners(arguments)
     else:
-        check_grid(plan)
-        points = plan.points()
-    trials = check_points(plan, points, composer)
-    config = settle(composer.compose(plan.overrides(trials.first)))
-    base = base_settings(composer.base(plan.fixed), job.kind)
+        check_grid(arguments)
+        points = arguments.points()
+    trials = check_points(arguments, points, composer)
+    config = settle(composer.compose(arguments.overrides(trials.first)))
+    base = base_settings(composer.base(arguments.fixed), job.kind)
     return Command(
         job,
-        plan,
+        arguments,
         trials,
         config,
         objective(config.sweep, job.kind, trials),
         base,
-        identity(config.sweep.name, base, plan.axes),
+        identity(config.sweep.name, base, arguments.axes),
     )
 
 

@@ -31,7 +31,7 @@ BEST_TAG = OWN + "best"
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
     """The trials that the ledger knows, ranked by the objective."""
-    axes = [axis.key for axis in command.plan.axes]
+    axes = [axis.key for axis in command.arguments.axes]
     records = []
     for planned in wanted:
         trial = view.trials.get(planned.fingerprint)
@@ -40,7 +40,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         records.append(
             Record(
                 values=dict(zip(axes, (p.partition("=")[2] for p in planned.overrides))),
-                overrides=command.plan.overrides(planned.overrides),
+                overrides=command.arguments.overrides(planned.overrides),
                 state=trial.state,
                 objective=_objective(command, ledger, trial) if trial.state == FINISHED else None,
                 run_id=trial.run_id,

@@ -9,6 +9,7 @@ from mnist_hydra.sweep import identity
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
+from mnist_hydra.sweep.plan import plan_file
 from mnist_hydra.tracking import PREFIX, Tracker, provenance
 
 BASE_TAG = "mlflow.mnist_hydra.base/"
@@ -39,7 +40,7 @@ def enter(command: Command, tracker: Tracker) -> Parent:
     Raises:
         UserError: as `look`.
     """
-    mine = {axis.key: axis.text for axis in command.plan.axes}
+    mine = {axis.key: axis.text for axis in command.arguments.axes}
     base = json.dumps(dict(command.base), sort_keys=True)
     parts = {f"{BASE_TAG}{n}": part for n, part in enumerate(_parts(base))}
     about = {AXES_TAG: json.dumps(mine)[:PART], OBJECTIVE_TAG: command.objective}
@@ -59,6 +60,15 @@ def enter(command: Command, tracker: Tracker) -> Parent:
     return parent
 
 
+def write_plan(command: Command, tracker: Tracker, parent: Parent, by: str) -> None:
+    """Put the plan where the command's workers find it.
+
+    Args:
+        by: the command's sweeper.
+    """
+    tracker.log_text(parent.run_id, command.plan().text(), plan_file(by))
+
+
 def ledger_of(tracker: Tracker, parent: Parent) -> Ledger:
     """A ledger of its own, since one must not be shared between threads."""
     return Ledger(tracker.client, parent.run_id)
@@ -68,7 +78,7 @@ def _check_base(command: Command, parent: Parent) -> None:
     """Without a name the base is part of the identity, so there is nothing to check."""
     if command.settings.name is None:
         return
-    swept = _axes(parent).keys() | {axis.key for axis in command.plan.axes}
+    swept = _axes(parent).keys() | {axis.key for axis in command.arguments.axes}
     identity.check_same_base(command.settings.name, _base(parent), command.base, swept)
 
 

@@ -265,7 +265,7 @@ class Ledger:
         if book.info.lifecycle_stage == "deleted":
             raise UserError(
                 f"the entries of this sweep (run {self._book.run_id}) were deleted in MLflow; "
-                "right: restore that run with `mlflow runs restore`, or sweep.fresh=true to start over"
+                "right: restore that run with `mlflow runs restore`, or sweep.fresh=true"
             )
         self._read_at = time.monotonic()
         self._read_s = self._read_at - started

@@ -1,7 +1,4 @@
-"""Where a worker's trials come from: the points of a grid, or a search that goes on and on.
-
-Both read a sweep's command line alone, so that every process finds the same trials.
-"""
+"""Where a worker's trials come from: the plan of a grid, or a search that goes on and on."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
+from mnist_hydra.config import SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep import search
-from mnist_hydra.sweep.axes import Plan, title
+from mnist_hydra.sweep.axes import Arguments, title
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.trial import DIED, FAILURES, FINISHED, PRUNED, RUNNING, Planned, Point, Trial
@@ -21,14 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class GridSource:
-    """All combinations of a command line's axes."""
+    """The trials of a plan."""
 
-    def __init__(self, plan: Plan, composer: Composer) -> None:
-        found: dict[str, Planned] = {}
-        for point in plan.points():
-            key = fingerprint(_settled(plan, composer, point))
-            found.setdefault(key, Planned(key, point, title(point)))
-        self._planned = list(found.values())
+    def __init__(self, planned: Sequence[Planned]) -> None:
+        self._planned = planned
 
     def wanted(self, view: View) -> Sequence[Planned]:
         return self._planned
@@ -45,22 +38,27 @@ class SearchSource:
 
     Args:
         ledger: for the points, and the metrics of those that are done.
-        plan: its axes are what is searched.
+        arguments: their axes are what is searched.
         composer: for a point's fingerprint.
         settings: of the search.
         seed: of the search.
     """
 
     def __init__(
-        self, ledger: Ledger, plan: Plan, composer: Composer, settings: SweepConfig, seed: int
+        self,
+        ledger: Ledger,
+        arguments: Arguments,
+        composer: Composer,
+        settings: SweepConfig,
+        seed: int,
     ) -> None:
         self._ledger = ledger
-        self._plan = plan
+        self._arguments = arguments
         self._composer = composer
         self._settings = settings
         self._seed = seed
         self._minimize = search.is_minimized(settings.objective)
-        self._space = {axis.key: axis.space() for axis in plan.axes}
+        self._space = {axis.key: axis.space() for axis in arguments.axes}
         self._histories: dict[tuple[str, int], Mapping[int, float]] = {}
 
     def wanted(self, view: View) -> Sequence[Planned]:
@@ -115,7 +113,7 @@ class SearchSource:
     def _point(self, number: int, values: Mapping[str, Any]) -> Point | None:
         """A proposal as a point; `None` if no trial can be made of it."""
         overrides, chosen = [], {}
-        for axis in self._plan.axes:
+        for axis in self._arguments.axes:
             override = axis.override(values[axis.key])
             overrides.append(override)
             value = values[axis.key]
@@ -123,7 +121,8 @@ class SearchSource:
                 value = type(value)(float(override.partition("=")[2]))
             chosen[axis.key] = value
         try:
-            key = fingerprint(_settled(self._plan, self._composer, overrides))
+            composed = self._composer.compose(self._arguments.overrides(overrides))
+            key = fingerprint(settle(composed))
         except UserError as error:
             log.warning("the search passes over %s: %s", title(overrides), error)
             return None
@@ -156,7 +155,3 @@ class SearchSource:
         if trial.state != RUNNING:
             self._histories[key] = history
         return history
-
-
-def _settled(plan: Plan, composer: Composer, point: Sequence[str]) -> Config:
-    return settle(composer.compose(plan.overrides(point)))

@@ -28,7 +28,7 @@ from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep import ending, entry, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
-from mnist_hydra.sweep.command import Command, Job, read
+from mnist_hydra.sweep.command import Command, Job, read_command
 from mnist_hydra.sweep.decide import TO_DO, Action, next_action
 from mnist_hydra.sweep.ledger import View
 from mnist_hydra.sweep.liveness import Observer, new_token
@@ -76,7 +76,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     """
     import_user_code_from(job.config.hydra.runtime.config_sources)
     console = Console(stderr=True)
-    command = read(job, arguments)
+    command = read_command(job, arguments)
     for one, other in command.trials.repeated[:5]:
         _say(console, f"{one} is the same trial as {other}")
     launcher = launchers.make(job.context, job.task, job.config)
@@ -107,6 +107,7 @@ class Sweep:
         self.signals = 0
         self.stop = threading.Event()
         self.problem: str | None = None
+        self.plan_is_written = False
         if launchers.in_process(launcher):
             job = command.job
             launcher.setup(
@@ -195,6 +196,9 @@ class Sweep:
 
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; says what went wrong with one."""
+        if not self.plan_is_written:
+            entry.write_plan(self.command, self.tracker, self.parent, self.by)
+            self.plan_is_written = True
         overrides = [
             self.command.worker_overrides(self.parent.run_id, self.by, number)
             for number in range(workers)
@@ -218,13 +222,9 @@ class Sweep:
         return actions_of(view, wanted, self.by, self.command.settings.retries)
 
     def _shown(self, view: View) -> dict[str, Shown]:
-        planned, most = self.command.trials.planned, self.command.trials.epochs
+        most = self.command.trials.epochs
         return {
-            p.fingerprint: shown(
-                p.name,
-                planned[p.fingerprint].epochs if p.fingerprint in planned else most,
-                view.trials.get(p.fingerprint),
-            )
+            p.fingerprint: shown(p.name, p.epochs or most, view.trials.get(p.fingerprint))
             for p in wanted_of(self.command, view)
         }
 
@@ -241,7 +241,7 @@ def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known by now, in order."""
     if command.is_search:
         return [Planned(p.fingerprint, p.overrides, title(p.overrides)) for p in view.points]
-    return [Planned(k, p.point, p.title) for k, p in command.trials.planned.items()]
+    return list(command.trials.planned.values())
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
@@ -250,7 +250,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     kinds = set(trials.samples)
     if not command.is_search:
         done = {key for key, trial in view.trials.items() if trial.state in DONE}
-        kinds &= {p.kind for key, p in trials.planned.items() if key not in done}
+        kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
     elif len(view.points) >= command.total:
         kinds = set()
     samples = dict(trials.samples[kind] for kind in trials.samples if kind in kinds)

@@ -168,6 +168,8 @@ class Planned:
     """The swept ones."""
     name: str
     """For people: `model=model3, dropout=0.02`."""
+    epochs: int | None = None
+    """How many it is to have; `None` where that is not known before it is composed."""
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ def work(
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import Recording, train_run
-    from mnist_hydra.sweep.axes import parse
     from mnist_hydra.sweep.compose import Composer
+    from mnist_hydra.sweep.plan import plan_file, read_plan
     from mnist_hydra.sweep.sources import GridSource, SearchSource
     from mnist_hydra.tracking import Tracker
 
@@ -67,15 +67,15 @@ def work(
     tracker = Tracker(config)
     ledger = Ledger(tracker.client, settings.parent)
     composer = Composer.here()
-    plan = parse(settings.arguments, composer.options)
+    plan = read_plan(tracker.read_text(settings.parent, plan_file(settings.by)))
     source: Source = (
-        SearchSource(ledger, plan, composer, settings, config.seed)
-        if settings.kind == "search"
-        else GridSource(plan, composer)
+        SearchSource(ledger, plan.arguments, composer, settings, config.seed)
+        if plan.kind == "search"
+        else GridSource(plan.trials)
     )
 
     def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
-        overrides = plan.overrides(planned.overrides)
+        overrides = plan.arguments.overrides(planned.overrides)
         trial = settle(composer.compose(overrides))
         watch.epochs = trial.epochs
 

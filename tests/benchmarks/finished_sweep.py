@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from mnist_hydra import train
 from mnist_hydra.config import flatten
 from mnist_hydra.sweep import entry, finish, sweeper
-from mnist_hydra.sweep.command import Command, Job, read
+from mnist_hydra.sweep.command import Command, Job, read_command
 from mnist_hydra.sweep.liveness import Working, new_token
 from mnist_hydra.sweep.trial import FINISHED, Planned, Trial
 from mnist_hydra.tracking import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker, provenance
@@ -23,7 +23,7 @@ EPOCH_METRICS = ("train/loss", "train/acc", "lr", "images_per_s", "epoch_s")
 
 def fill(job: Job, arguments: Sequence[str]) -> None:
     """In place of `sweeper.main`: finish the trials that the ledger does not have yet."""
-    command = read(job, arguments)
+    command = read_command(job, arguments)
     tracker = Tracker(command.config)
     parent = entry.enter(command, tracker)
     ledger = entry.ledger_of(tracker, parent)
@@ -48,7 +48,7 @@ def _record(
     made_by: Mapping[str, str],
 ) -> None:
     """Record what a training would have: settings, tags and metrics."""
-    config, overrides = command.config, command.plan.overrides(planned.overrides)
+    config, overrides = command.config, command.arguments.overrides(planned.overrides)
     swept = dict(text.split("=", 1) for text in planned.overrides)
     tracker.log_settings(trial.run_id, flatten(config) | swept)
     checkpoint = {"slot": 0, "sha256": "", "epoch": config.epochs, "step": config.epochs}
