@@ -66,7 +66,7 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
 ) -> None:
     with RayCluster(ray_folder, hidden=nine_trials.config, second_node=VICTIM) as cluster:
         launcher = ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}"]
-        launcher.append("model.together=2")  # the victim's node is not to come too late
+        launcher.append("+model.together=2")  # the victim's node is not to come too late
         inside, environment = cluster.inside, cluster.environment
         sweep = nine_trials.start(*launcher, inside=inside, environment=environment)
         assert nine_trials.victim(sweep) in cluster.processes_of_second_node()
