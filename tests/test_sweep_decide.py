@@ -10,13 +10,12 @@ import pytest
 
 from mnist_hydra.sweep.decide import (
     Action,
-    completion_to_claim,
     deaths_in_a_row,
     in_order,
     next_action,
 )
-from mnist_hydra.sweep.liveness import HIDDEN, Observer, is_gone, myself, start_time
-from mnist_hydra.sweep.trial import Attempt, Owner, Trial, read_owner
+from mnist_hydra.sweep.owner import HIDDEN, Observer, Owner, is_gone, myself, read_owner, start_time
+from mnist_hydra.sweep.trial import Attempt, Trial
 
 HERE = Owner("", "boot-1 4026531836", 100, 5000.0)
 ELSEWHERE = Owner("t", "another host", 7, 300.0)
@@ -108,25 +107,6 @@ def test_a_new_checkpoint_starts_the_count_of_deaths_again(
     assert deaths_in_a_row(trial(*ends, steps=steps).attempts, step) == expected
 
 
-@pytest.mark.parametrize(
-    ("claims", "last_is_gone", "completed", "expected"),
-    [
-        (0, False, False, 1),
-        (1, False, False, None),
-        (1, True, False, 2),
-        (2, False, False, None),
-        (2, True, False, 3),
-        (1, False, True, None),
-        (2, True, True, None),
-    ],
-)
-def test_a_best_trial_is_completed_by_one_process_and_after_its_death_by_the_next(
-    claims: int, last_is_gone: bool, completed: bool, expected: int | None
-) -> None:
-    got = completion_to_claim(claims, last_is_gone=last_is_gone, completed=completed)
-    assert got == expected
-
-
 def test_interrupted_trials_come_first_and_those_that_broke_something_last() -> None:
     actions = {
         "a": Action.DONE,
@@ -191,7 +171,7 @@ def test_time_in_which_nobody_looked_hardly_counts() -> None:
 def test_a_process_is_told_by_its_own_pid_start_and_boot_and_a_child_of_it_is_another() -> None:
     here = myself("token")
     assert (here.token, here.pid, here.start_time) == ("token", os.getpid(), start_time(here.pid))
-    script = "from mnist_hydra.sweep.liveness import myself; print(myself().text())"
+    script = "from mnist_hydra.sweep.owner import myself; print(myself().text())"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     other = read_owner(child.stdout)
     assert other.host == here.host

@@ -18,10 +18,16 @@ from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.liveness import Working
+from mnist_hydra.sweep.owner import Working
 from mnist_hydra.sweep.parent import elect_parent
-from mnist_hydra.sweep.search import Result, is_minimized, is_to_prune, objective_value, propose
-from mnist_hydra.sweep.sources import SearchSource
+from mnist_hydra.sweep.search import (
+    Result,
+    SearchSource,
+    is_minimized,
+    is_to_prune,
+    objective_value,
+    propose,
+)
 from tests.sweep_process import new_store
 
 pytestmark = pytest.mark.xdist_group("sweep_search")  # they share a store, which is slow to make

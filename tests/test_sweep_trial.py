@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from mnist_hydra.sweep.owner import Owner
 from mnist_hydra.sweep.trial import (
     MAX_ENTRY,
     Claim,
     End,
-    Owner,
     claim_key,
     end_key,
     points_of,

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.liveness import myself, new_token
+from mnist_hydra.sweep.owner import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Planned, Trial
 from mnist_hydra.sweep.worker import Rules, pull

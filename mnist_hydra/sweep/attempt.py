@@ -1,4 +1,4 @@
-"""One attempt at a trial while it runs: heartbeat, stop requests, time limit.
+"""One attempt at a trial while it runs: heartbeat, stop requests, time limit, and what it says.
 
 It tells the training when to stop and never touches what the training records.
 """
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.trial import TIMEOUT, Trial
@@ -25,6 +25,8 @@ BEAT_S = 3.0
 GRACE_S = 20.0
 """How long a trial past its time limit has for its checkpoint, before it is ended by force."""
 HUNG_EXIT_CODE = 1
+MAX_CHARACTERS = 1_000_000
+"""The beginning of a longer transcript is dropped."""
 
 log = logging.getLogger(__name__)
 
@@ -181,3 +183,75 @@ class Watch:
 def timeout_text(timeout_s: float | None) -> str:
     """What is recorded as the error of a trial that took too long."""
     return f"took longer than sweep.trial_timeout_s={timeout_s:g}"
+
+
+class Transcript:
+    """While it is open, this thread's output and log records are kept as text."""
+
+    def __init__(self) -> None:
+        self._kept: list[str] = []
+        self._length = 0
+        self._thread = threading.get_ident()
+
+    def text(self) -> str:
+        """All that was kept."""
+        return "".join(self._kept)
+
+    def keep(self, text: str) -> None:
+        """Add `text`, if the thread is the one that is listened to."""
+        if threading.get_ident() != self._thread or not text:
+            return
+        self._kept.append(text)
+        self._length += len(text)
+        while self._length > MAX_CHARACTERS and len(self._kept) > 1:
+            self._length -= len(self._kept.pop(0))
+
+    def __enter__(self) -> Transcript:
+        self._thread = threading.get_ident()
+        self._handler = logging.StreamHandler(cast(TextIO, _Sink(self)))
+        self._handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        )
+        logging.getLogger().addHandler(self._handler)
+        self._before = sys.stdout, sys.stderr
+        self._own = tuple(cast(TextIO, _Tee(stream, self)) for stream in self._before)
+        sys.stdout, sys.stderr = self._own
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Where somebody else has replaced them since, they are his.
+        if sys.stdout is self._own[0]:
+            sys.stdout = self._before[0]
+        if sys.stderr is self._own[1]:
+            sys.stderr = self._before[1]
+        logging.getLogger().removeHandler(self._handler)
+
+
+class _Sink:
+    """Where the log records go."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._transcript = transcript
+
+    def write(self, text: str) -> None:
+        self._transcript.keep(text)
+
+
+class _Tee:
+    """Shows what is written as before and keeps it too."""
+
+    def __init__(self, shown: TextIO, transcript: Transcript) -> None:
+        self._shown = shown
+        self._transcript = transcript
+
+    def write(self, text: str) -> int:
+        self._transcript.keep(text)
+        return self._shown.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shown, name)

@@ -71,24 +71,6 @@ def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
     return count
 
 
-def completion_to_claim(claims: int, *, last_is_gone: bool, completed: bool) -> int | None:
-    """The number under which a process may claim the completion of a best trial.
-
-    A claimant that is gone is succeeded by the next number, so there are at most as many claims as
-    deaths, and one.
-
-    Args:
-        claims: how many there are; they are numbered from 1.
-        last_is_gone: whether the process that made the last of them is gone.
-        completed: whether one of them completed it.
-    Returns:
-        `None` where there is nothing to claim: it is completed, or another process is at it.
-    """
-    if completed or (claims and not last_is_gone):
-        return None
-    return claims + 1
-
-
 def in_order(
     wanted: Sequence[str],
     action: Callable[[str], Action],

@@ -15,10 +15,10 @@ from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.liveness import Observer, Working
+from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
-from mnist_hydra.sweep.trial import FINISHED, OWN, Owner, Planned, Trial, read_owner
+from mnist_hydra.sweep.trial import FINISHED, OWN, Planned, Trial
 from mnist_hydra.tracking import Tracker
 
 COMPLETE = "complete/"

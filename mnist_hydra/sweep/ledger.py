@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep import trial as names
+from mnist_hydra.sweep.owner import Owner, read_owner
 from mnist_hydra.sweep.parent import book_of
 from mnist_hydra.sweep.trial import (
     DIED,
@@ -25,14 +26,12 @@ from mnist_hydra.sweep.trial import (
     Attempt,
     Claim,
     End,
-    Owner,
     Point,
     Trial,
     claim_key,
     claims_of,
     end_key,
     points_of,
-    read_owner,
     replay,
     stops_of,
     trial_of,

@@ -20,16 +20,7 @@ from rich.text import Text
 
 from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.trial import (
-    DIED,
-    DONE,
-    FAILURES,
-    PRUNED,
-    RUNNING,
-    TIMEOUT,
-    WAITING,
-    Trial,
-)
+from mnist_hydra.sweep.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, WAITING, Trial
 
 POLL_S = 2.0
 MAX_ROWS = 20

@@ -26,12 +26,19 @@ import mnist_hydra
 from mnist_hydra.config import Config
 from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep import ending, entry, launchers, show, torch_tasks, worker
+from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
-from mnist_hydra.sweep.command import Command, Job, read_command
+from mnist_hydra.sweep.command import (
+    Command,
+    Job,
+    begin_sweep,
+    find_sweep,
+    read_command,
+    write_plan,
+)
 from mnist_hydra.sweep.decide import TO_DO, Action, next_action
-from mnist_hydra.sweep.ledger import View
-from mnist_hydra.sweep.liveness import Observer, new_token
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.owner import Observer, new_token
 from mnist_hydra.sweep.show import Display, Follower, Shown, shown
 from mnist_hydra.sweep.trial import DONE, OWN, RUNNING, Planned
 from mnist_hydra.sweep.worker import actions_of, mark_dead
@@ -81,8 +88,9 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
         _say(console, f"{one} is the same trial as {other}")
     launcher = launchers.make(job.context, job.task, job.config)
     tracker = Tracker(command.config) if _store_exists(command) else None
-    begun = entry.look(command, tracker) if tracker is not None else None
-    view = begun[1] if begun is not None else View({})
+    view = View({})
+    if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
+        view = Ledger(tracker.client, begun.run_id).read()
     if command.settings.dry_run:
         _list(command, view)
         return SUCCESS
@@ -100,8 +108,8 @@ class Sweep:
         self.command, self.launcher, self.room = command, launcher, room
         self.tracker, self.console = tracker, console
         self.by = new_token()
-        self.parent = entry.enter(command, tracker)
-        self.ledger = entry.ledger_of(tracker, self.parent)
+        self.parent = begin_sweep(command, tracker)
+        self.ledger = Ledger(tracker.client, self.parent.run_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
         self.signals = 0
@@ -128,7 +136,7 @@ class Sweep:
         display = Display(self.console, self.command.total, self.command.trials.epochs)
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ledger = entry.ledger_of(self.tracker, self.parent)
+            ledger = Ledger(self.tracker.client, self.parent.run_id)
             with display, Follower(ledger, display, self._shown, self.by) as self.follower:
                 self._run_what_is_missing()
         finally:
@@ -144,13 +152,13 @@ class Sweep:
         known = {key: trial for key, trial in trials.items() if trial is not None}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, show.overview(self._actions(view), self.command.total))
-        warning = show.other_origin(known, _origin(self.command.config))
+        warning = show.other_origin(known, origin(self.command.config))
         if warning is not None:
             _say(self.console, warning)
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
-        ledger = entry.ledger_of(self.tracker, self.parent)
+        ledger = Ledger(self.tracker.client, self.parent.run_id)
         view = ledger.read()
         wanted, actions = wanted_of(self.command, view), self._actions(view)
         found = ending.results_of(self.command, ledger, view, wanted)
@@ -197,7 +205,7 @@ class Sweep:
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; says what went wrong with one."""
         if not self.plan_is_written:
-            entry.write_plan(self.command, self.tracker, self.parent, self.by)
+            write_plan(self.command, self.tracker, self.parent, self.by)
             self.plan_is_written = True
         overrides = [
             self.command.worker_overrides(self.parent.run_id, self.by, number)
@@ -293,7 +301,7 @@ def _work_done(view: View) -> tuple[int, ...]:
     return len(view.points), ended, sum(trial.number for trial in trials)
 
 
-def _origin(config: Config) -> dict[str, str]:
+def origin(config: Config) -> dict[str, str]:
     """This program's code and, where the configuration knows it, data, as runs are tagged."""
     tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
     tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mnist_hydra.sweep.owner import Owner
+
 FINISHED = "finished"
 PRUNED = "pruned"
 INTERRUPTED = "interrupted"
@@ -36,24 +38,6 @@ STOP = "stop/"
 OWN = "mnist_hydra."
 MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that has a claim."""
-
-    token: str
-    """Random, new for every worker: no two claims are the same text."""
-    host: str
-    """Names boot and pid namespace, so equal only where pids can be compared."""
-    pid: int
-    start_time: float
-    """When the process began, on its host's own scale."""
-    machine: str = ""
-    """Its host's name, for people."""
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -203,11 +187,6 @@ def trial_of(key: str) -> str | None:
     """The fingerprint of the trial that an entry is about; `None` for another entry."""
     kind, _, rest = key.partition("/")
     return rest.partition("/")[0] if f"{kind}/" in (CLAIM, END) else None
-
-
-def read_owner(text: str) -> Owner:
-    """The owner that `Owner.text` wrote."""
-    return Owner(**json.loads(text))
 
 
 def read_claim(text: str) -> Claim:

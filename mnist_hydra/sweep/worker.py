@@ -22,21 +22,19 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
-from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, ClaimLost, TimedOut, Watch, timeout_text
+from mnist_hydra.sweep.attempt import (
+    BEAT_S,
+    GRACE_S,
+    ClaimLost,
+    TimedOut,
+    Transcript,
+    Watch,
+    timeout_text,
+)
 from mnist_hydra.sweep.decide import Action, in_order, next_action
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.liveness import Observer, Working, made_here
-from mnist_hydra.sweep.transcript import Transcript
-from mnist_hydra.sweep.trial import (
-    DIED,
-    FAILED,
-    INTERRUPTED,
-    RUNNING,
-    TIMEOUT,
-    Owner,
-    Planned,
-    Trial,
-)
+from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
+from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT, Planned, Trial
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def work(
     from mnist_hydra.run import Recording, train_run
     from mnist_hydra.sweep.compose import Composer
     from mnist_hydra.sweep.plan import plan_file, read_plan
-    from mnist_hydra.sweep.sources import GridSource, SearchSource
+    from mnist_hydra.sweep.search import SearchSource
     from mnist_hydra.tracking import Tracker
 
     config = settle(cfg)
@@ -122,6 +120,22 @@ class Source(Protocol):
 
     def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
         """What says after an epoch of the trial whether to give it up; `None`: never."""
+
+
+class GridSource:
+    """The trials of a plan."""
+
+    def __init__(self, planned: Sequence[Planned]) -> None:
+        self._planned = planned
+
+    def wanted(self, view: View) -> Sequence[Planned]:
+        return self._planned
+
+    def propose(self, view: View) -> bool:
+        return False
+
+    def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
+        return None
 
 
 class Train(Protocol):

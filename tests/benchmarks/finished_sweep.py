@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from mnist_hydra import train
 from mnist_hydra.config import flatten
-from mnist_hydra.sweep import entry, finish, sweeper
-from mnist_hydra.sweep.command import Command, Job, read_command
-from mnist_hydra.sweep.liveness import Working, new_token
+from mnist_hydra.sweep import sweeper
+from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
+from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.owner import Working, new_token
 from mnist_hydra.sweep.trial import FINISHED, Planned, Trial
 from mnist_hydra.tracking import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker, provenance
 
@@ -25,10 +26,10 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     """In place of `sweeper.main`: finish the trials that the ledger does not have yet."""
     command = read_command(job, arguments)
     tracker = Tracker(command.config)
-    parent = entry.enter(command, tracker)
-    ledger = entry.ledger_of(tracker, parent)
+    parent = begin_sweep(command, tracker)
+    ledger = Ledger(tracker.client, parent.run_id)
     view, by = ledger.read(), new_token()
-    made_by = provenance() | finish.origin(command.config)
+    made_by = provenance() | sweeper.origin(command.config)
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:
