@@ -398,7 +398,8 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
     assert refused.code == 2, refused.err
     assert re.search(message, refused.err), refused.err
     assert "Traceback" not in refused.err
-    assert len(refused.err.strip().splitlines()) == 1
+    told = [line for line in refused.err.splitlines() if not line.startswith("data: ")]
+    assert len(told) == 1 and told[0].startswith("error: ")
     assert not (tmp_path / "outputs").exists()
 
 
