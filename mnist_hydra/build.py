@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
-from mnist_hydra import augment, data, fast, runtime, targets
+from mnist_hydra import fast, runtime, targets
+from mnist_hydra.augment import Augmentation
+from mnist_hydra.augment.build import build_augmentation
 from mnist_hydra.config import Config, DataConfig
+from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError
 from mnist_hydra.trainer import CLASSES, Trainer
 
@@ -24,8 +27,8 @@ class Parts:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    augmentation: augment.Augmentation | None
-    dataset: data.Dataset
+    augmentation: Augmentation | None
+    dataset: Dataset
 
 
 def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
@@ -60,8 +63,8 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     """
     runtime.apply(where)
     torch.manual_seed(config.seed)
-    model_class = targets.resolve(config.model.target, torch.nn.Module, "model._target_")
-    model = targets.build(model_class, config.model.arguments, "model")
+    model_class = targets.find_class(config.model.target, torch.nn.Module, "model._target_")
+    model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)
     optimizer = _optimizer(config, model)
     dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
@@ -71,7 +74,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
             f"images; right: at most that many"
         )
     sample = dataset.train.images[dataset.train.index[:4]]
-    augmentation = augment.build(config.aug, sample=sample)
+    augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
     _insist_on_log_probabilities(config, model, (2, *sample.shape[1:]), where.device)
@@ -94,25 +97,25 @@ def _say_once(line: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _cached_dataset(key: str, cache_dir: str) -> data.Dataset:
-    dataset = data.load(DataConfig(**json.loads(key)), Path(cache_dir))
+def _cached_dataset(key: str, cache_dir: str) -> Dataset:
+    dataset = load_dataset(DataConfig(**json.loads(key)), Path(cache_dir))
     print(f"data: {dataset.source}", file=sys.stderr)
     return dataset
 
 
-def _dataset(config: DataConfig, cache_dir: str) -> data.Dataset:
+def _dataset(config: DataConfig, cache_dir: str) -> Dataset:
     """Load data once per process and setting."""
     return _cached_dataset(json.dumps(asdict(config), sort_keys=True), cache_dir)
 
 
 def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
-    kind = targets.resolve(config.optimizer.target, torch.optim.Optimizer, "optimizer._target_")
+    kind = targets.find_class(config.optimizer.target, torch.optim.Optimizer, "optimizer._target_")
     arguments = dict(config.optimizer.arguments)
     if kind.__module__.startswith("torch.optim"):
         if targets.accepts(kind, "fused"):
             arguments.setdefault("fused", True)
         kind = runtime.without_dynamo(kind)
-    return targets.build(kind, arguments, "optimizer", params=list(model.parameters()))
+    return targets.construct(kind, arguments, "optimizer", params=list(model.parameters()))
 
 
 def _scheduler(
@@ -123,7 +126,7 @@ def _scheduler(
     `total_steps` and `T_max` are the run's steps, `max_lr` its learning rate, `max_momentum` its
     momentum, and `base_momentum` is never above that.
     """
-    kind = targets.resolve(
+    kind = targets.find_class(
         config.scheduler.target, torch.optim.lr_scheduler.LRScheduler, "scheduler._target_"
     )
     arguments = dict(config.scheduler.arguments)
@@ -144,7 +147,7 @@ def _scheduler(
         for name, value in follows.items()
         if targets.accepts(kind, name) and name not in arguments
     }
-    return targets.build(kind, arguments, "scheduler", optimizer=optimizer, **given)
+    return targets.construct(kind, arguments, "scheduler", optimizer=optimizer, **given)
 
 
 def _insist_on_log_probabilities(

@@ -1,27 +1,24 @@
 """The typed configuration: defaults filled in, every range checked, the fingerprint taken.
 
-It never imports torch, MLflow or albumentations, so that `--help` and a sweep's own process stay
-light. What needs them (a device that exists, a class that can be built) is checked in `run.py`.
+It never imports torch, MLflow or albumentations, so that `--help` and a sweep's own process start
+fast. What needs them (a device that exists, a class that can be built) is checked in `build.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.errors import UserError
-from mnist_hydra.ranges import bad, flag, number, whole
-from mnist_hydra.sweep.settings import SweepConfig
+from mnist_hydra.errors import UserError, wrong_value
 
-DEVICES = "auto, cpu, cuda, cuda:N or mps"
-DATASETS = ("MNIST", "FashionMNIST", "KMNIST")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking", "sweep")
 NO_EFFECT_ON_RESULT = ("device", "threads", "output_dir", "resume", "tracking", "sweep")
 
 
@@ -43,20 +40,18 @@ class DataConfig:
     """SHA-256 (hex) of the four uncompressed files by name; `None` where they are not known."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise bad("data.dataset", self.dataset, "one of " + ", ".join(DATASETS))
+        _one_of("data.dataset", self.dataset, ("MNIST", "FashionMNIST", "KMNIST"))
         if self.root is not None and not isinstance(self.root, str):
-            raise bad("data.root", self.root, "null or a folder")
+            raise wrong_value("data.root", self.root, "null or a folder")
         for name, digest in (self.sha256 or {}).items():
             if not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
-                raise bad(f"data.sha256.{name}", digest, "64 hexadecimal digits")
-        whole("data.val_size", self.val_size, at_least=0)
-        whole("data.split_seed", self.split_seed, at_least=0)
-        if self.limit is not None:
-            whole("data.limit", self.limit, at_least=1)
-        number("data.mean", self.mean)
-        number("data.std", self.std, above=0.0)
-        flag("data.offline", self.offline)
+                raise wrong_value(f"data.sha256.{name}", digest, "64 hexadecimal digits")
+        _whole("data.val_size", self.val_size, at_least=0)
+        _whole("data.split_seed", self.split_seed, at_least=0)
+        _whole("data.limit", self.limit, at_least=1, also=(None,))
+        _number("data.mean", self.mean)
+        _number("data.std", self.std, above=0.0)
+        _flag("data.offline", self.offline)
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Component:
 
     name: str
     target: str
-    """Dotted path of the class, judged by the object it resolves to (see `targets.py`)."""
+    """Dotted path of the class, judged by the object it resolves to (see `build.py`)."""
     arguments: dict[str, Any]
 
 
@@ -80,7 +75,50 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         if not str(self.experiment_name or "").strip():
-            raise bad("tracking.experiment_name", self.experiment_name, "a name")
+            raise wrong_value("tracking.experiment_name", self.experiment_name, "a name")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep is run; none of it changes a trial's result."""
+
+    name: str | None = None
+    fresh: bool = False
+    dry_run: bool = False
+    retries: int = 1
+    fail_fast: bool = False
+    trial_timeout_s: float | None = None
+    keep: int = 3
+    workers: int | None = None
+    """How many workers a launcher starts; `None` leaves it to the launcher."""
+    trials_per_gpu: int = 1
+    n_trials: int = 20
+    objective: str = "val/acc"
+    objective_at: str = "last"
+    sampler: str = "tpe"
+    pruner: str = "none"
+    parent: str | None = None
+    """Set by the sweeper for its workers: the sweep's MLflow run."""
+    by: str | None = None
+    """Set by the sweeper for its workers: which sweeper process started them."""
+    worker: int | None = None
+    """Set by the sweeper for its workers: the worker's number."""
+    ends_with_stdin: bool = False
+    """Set by a launcher for its workers: the end of standard input asks them to stop."""
+
+    def __post_init__(self) -> None:
+        _flag("sweep.fresh", self.fresh)
+        _flag("sweep.dry_run", self.dry_run)
+        _flag("sweep.fail_fast", self.fail_fast)
+        _whole("sweep.retries", self.retries, at_least=0)
+        _whole("sweep.keep", self.keep, at_least=0)
+        _whole("sweep.trials_per_gpu", self.trials_per_gpu, at_least=1)
+        _whole("sweep.n_trials", self.n_trials, at_least=1)
+        _whole("sweep.workers", self.workers, at_least=1, also=(None,))
+        _number("sweep.trial_timeout_s", self.trial_timeout_s, above=0.0, also=(None,))
+        _one_of("sweep.objective_at", self.objective_at, ("last", "best"))
+        _one_of("sweep.sampler", self.sampler, ("tpe", "random"))
+        _one_of("sweep.pruner", self.pruner, ("none", "median", "halving"))
 
 
 @dataclass(frozen=True)
@@ -114,30 +152,22 @@ class Config:
     """As Hydra composed it, before anything was filled in."""
 
     def __post_init__(self) -> None:
-        whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
-        whole("epochs", self.epochs, at_least=1)
-        whole("batch_size", self.batch_size, at_least=1)
-        number("lr", self.lr, above=0.0)
-        if self.dropout is not None:
-            number("dropout", self.dropout, at_least=0.0, below=1.0)
-        if self.momentum is not None:
-            number("momentum", self.momentum, at_least=0.0, below=1.0)
-        if self.weight_decay is not None:
-            number("weight_decay", self.weight_decay, at_least=0.0)
-        kind, _, index = str(self.device).partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (
-            ":" in str(self.device) and (kind != "cuda" or not index.isdigit())
-        ):
-            raise bad("device", self.device, DEVICES)
-        if self.precision not in PRECISIONS:
-            raise bad("precision", self.precision, "one of " + ", ".join(PRECISIONS))
+        _whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
+        _whole("epochs", self.epochs, at_least=1)
+        _whole("batch_size", self.batch_size, at_least=1)
+        _number("lr", self.lr, above=0.0)
+        _number("dropout", self.dropout, at_least=0.0, below=1.0, also=(None,))
+        _number("momentum", self.momentum, at_least=0.0, below=1.0, also=(None,))
+        _number("weight_decay", self.weight_decay, at_least=0.0, also=(None,))
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(self.device)):
+            raise wrong_value("device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         if self.compile not in ("auto", True, False):
-            raise bad("compile", self.compile, "auto, true or false")
-        if self.threads != "auto":
-            whole("threads", self.threads, at_least=1, also="auto")
-        flag("deterministic", self.deterministic)
+            raise wrong_value("compile", self.compile, "auto, true or false")
+        _whole("threads", self.threads, at_least=1, also=("auto",))
+        _flag("deterministic", self.deterministic)
         if not str(self.output_dir or ""):
-            raise bad("output_dir", self.output_dir, "a folder")
+            raise wrong_value("output_dir", self.output_dir, "a folder")
 
 
 def settle(cfg: DictConfig) -> Config:
@@ -152,36 +182,30 @@ def settle(cfg: DictConfig) -> Config:
     raw: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     raw.pop("experiment", None)
     raw.pop("hydra", None)
-    known = {f.name for f in fields(Config)} - {"composed"}
+    known = [f.name for f in fields(Config) if f.name != "composed"]
     for key in raw:
         if key not in known:
             raise UserError(f"{key}={raw[key]!r} is no setting; right: one of {', '.join(known)}")
-    for group in ("data", "model", "aug", "optimizer", "scheduler", "tracking", "sweep"):
+    for group in GROUPS:
         if not isinstance(raw.get(group), dict):
-            raise bad(group, raw.get(group), f"an entry of the group conf/{group}")
+            raise wrong_value(group, raw.get(group), f"an entry of the group conf/{group}")
 
     model, optimizer, scheduler = raw["model"], raw["optimizer"], raw["scheduler"]
-    scheduler_name = str(scheduler.get("name", "scheduler"))
-    lr = _settle_lr(raw["lr"], optimizer, scheduler_name)
-    dropout = _settle_value("dropout", raw["dropout"], model, "model")
-    weight_decay = _settle_value("weight_decay", raw["weight_decay"], optimizer, "optimizer")
-    momentum = _settle_momentum(raw["momentum"], optimizer)
-    return Config(
-        **{k: raw[k] for k in ("seed", "epochs", "batch_size", "device", "precision", "compile")},
-        **{k: raw[k] for k in ("threads", "deterministic", "output_dir", "resume")},
-        lr=lr,
-        dropout=dropout,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        data=_typed(DataConfig, "data", raw["data"]),
-        model=_component("model", model),
-        aug=raw["aug"],
-        optimizer=_component("optimizer", optimizer),
-        scheduler=_component("scheduler", scheduler),
-        tracking=_typed(TrackingConfig, "tracking", raw["tracking"]),
-        sweep=_typed(SweepConfig, "sweep", raw["sweep"]),
-        composed=cfg,
-    )
+    filled_in = {
+        "lr": _settle_lr(raw["lr"], optimizer, str(scheduler.get("name", "scheduler"))),
+        "dropout": _settle_value("dropout", raw["dropout"], model, "model"),
+        "weight_decay": _settle_value("weight_decay", raw["weight_decay"], optimizer, "optimizer"),
+        "momentum": _settle_momentum(raw["momentum"], optimizer),
+    }
+    groups = {
+        "data": _typed(DataConfig, "data", raw["data"]),
+        "model": _component("model", model),
+        "optimizer": _component("optimizer", optimizer),
+        "scheduler": _component("scheduler", scheduler),
+        "tracking": _typed(TrackingConfig, "tracking", raw["tracking"]),
+        "sweep": _typed(SweepConfig, "sweep", raw["sweep"]),
+    }
+    return Config(**raw | filled_in | groups, composed=cfg)
 
 
 def fingerprint(config: Config) -> str:
@@ -210,9 +234,8 @@ def flatten(config: Config) -> dict[str, str]:
 
     settings = _as_dict(config, without=("sweep",))
     for group in ("model", "optimizer", "scheduler"):
-        part = settings.pop(group)
-        name, target, arguments = part["name"], part["target"], part["arguments"]
-        settings[group] = {"name": name, "target": target, **arguments}
+        arguments = settings[group].pop("arguments")
+        settings[group] |= arguments
     del settings["data"]["sha256"]
     settings["aug"] = {
         key: json.dumps(value) if isinstance(value, list) else value
@@ -231,7 +254,7 @@ def _same_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _as_dict(config: Config, without: tuple[str, ...]) -> dict[str, Any]:
+def _as_dict(config: Config, without: Sequence[str]) -> dict[str, Any]:
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     for key in ("composed", *without):
         del values[key]
@@ -280,17 +303,65 @@ def _component(group: str, raw: dict[str, Any]) -> Component:
     arguments = {k: v for k, v in raw.items() if k not in ("_target_", "name")}
     target = raw.get("_target_")
     if not isinstance(target, str):
-        raise bad(f"{group}._target_", target, "the dotted path of a class")
+        raise wrong_value(f"{group}._target_", target, "the dotted path of a class")
     return Component(str(raw.get("name") or target.rsplit(".", 1)[-1]), target, arguments)
 
 
 def _typed(kind: Any, group: str, raw: dict[str, Any]) -> Any:
-    known = {f.name for f in fields(kind)}
+    known = sorted(f.name for f in fields(kind))
     for key in raw:
         if key not in known:
-            right = ", ".join(sorted(known))
+            right = ", ".join(known)
             raise UserError(f"{group}.{key}={raw[key]!r} is no setting; right: one of {right}")
     try:
         return kind(**raw)
     except TypeError as error:
         raise UserError(f"{group}: {error}; right: see conf/{group}") from None
+
+
+# Checks of one setting: each raises a `UserError` that names the key, the value and the mend.
+# `also` are values that are accepted besides. A boolean is no number.
+
+
+def _whole(
+    key: str, value: Any, *, at_least: int, at_most: int | None = None, also: Sequence[Any] = ()
+) -> None:
+    if value in also:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise wrong_value(key, value, f"a whole number of at least {at_least}" + _or(also))
+    if at_most is not None and value > at_most:
+        raise wrong_value(key, value, f"a whole number of at most {at_most}")
+
+
+def _number(
+    key: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    also: Sequence[Any] = (),
+) -> None:
+    if value in also:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and above < value < below and at_least <= value:
+        return
+    limits = (("above", above), ("at least", at_least), ("below", below))
+    words = [f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)]
+    raise wrong_value(key, value, " ".join(["a number", " and ".join(words)]).strip() + _or(also))
+
+
+def _flag(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise wrong_value(key, value, "true or false")
+
+
+def _one_of(key: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise wrong_value(key, value, "one of " + ", ".join(choices))
+
+
+def _or(also: Sequence[Any]) -> str:
+    return "".join(f", or {'null' if value is None else value}" for value in also)

@@ -1,5 +1,11 @@
 """The one error that a user can mend: its message is all that is shown, and the exit code is 2."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class UserError(Exception):
     """Bad input, found before work begins.
@@ -7,3 +13,15 @@ class UserError(Exception):
     The message says what was wrong, the value that was got, what would be right and the key or
     command that mends it, in one or two lines. It is printed without a traceback.
     """
+
+
+def wrong_value(key: str, value: Any, right: str) -> UserError:
+    """The error for a `value` that is not what is `right` for `key`."""
+    return UserError(f"{key}={value} is not valid; right: {right}")
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """The nearest of `choices` as the end of a sentence, or nothing where none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(by_lower[f] for f in found)}?)" if found else ""

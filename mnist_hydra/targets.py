@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from typing import Any, TypeVar
+
+from hydra.conf import ConfigSourceInfo
 
 from mnist_hydra.errors import UserError
 
 T = TypeVar("T")
 
 
-def resolve(path: str, base: type[T], key: str) -> type[T]:
+def find_class(path: str, base: type[T], key: str) -> type[T]:
     """Find the class at a dotted path and insist that it is a kind of `base`.
 
     Nothing but a subclass of `base` is ever returned, so no path can name a function, a module or
@@ -44,7 +48,7 @@ def resolve(path: str, base: type[T], key: str) -> type[T]:
     return found
 
 
-def build(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) -> T:
+def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) -> T:
     """Make an instance of `kind` from configured arguments and those that the program gives.
 
     Raises:
@@ -72,3 +76,10 @@ def _has_target(value: Any) -> bool:
     if isinstance(value, dict):
         return "_target_" in value or any(_has_target(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_target(inner) for inner in value)
+
+
+def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
+    """Let Python files beside the YAML files of `--config-dir` be imported."""
+    for source in config_sources:
+        if source.schema == "file" and source.path and source.path not in sys.path:
+            sys.path.insert(0, os.path.abspath(source.path))

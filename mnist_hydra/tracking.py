@@ -82,7 +82,7 @@ class Tracker:
 
         with _first_start_lock(self.uri):
             self.client: MlflowClient = MlflowClient(self.uri)
-            self.experiment_id = _find_or_make_experiment(
+            self.experiment_id = find_or_make_experiment(
                 self.client, self.experiment_name, artifacts
             )
 
@@ -351,7 +351,15 @@ def _first_start_lock(uri: str) -> Iterator[None]:
             connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None = None) -> str:
+    """The id of the experiment of that name; any number of processes may ask at once.
+
+    Args:
+        artifacts: where its artifacts go if it is made; `None` leaves that to MLflow.
+
+    Raises:
+        UserError: if it was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)

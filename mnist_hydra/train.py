@@ -11,11 +11,11 @@ import sys
 from contextlib import suppress
 
 import hydra
-from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.targets import import_user_code_from
 
 
 @hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name="config")
@@ -34,13 +34,6 @@ def task(cfg: DictConfig) -> float | None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
-    """Let Python files beside the YAML files of `--config-dir` be imported."""
-    for source in config_sources:
-        if source.schema == "file" and source.path and source.path not in sys.path:
-            sys.path.insert(0, os.path.abspath(source.path))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mnist_hydra import checkpoint, layers
 from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
-from mnist_hydra.data import Dataset, Split
+from mnist_hydra.data.load import Dataset, Split
 from mnist_hydra.fast import Prepared
 from mnist_hydra.runtime import Runtime, as_record
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mnist_hydra import data
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data.load import load_dataset
 from mnist_hydra.kernel.compile import Unavailable, compiler
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ def mnist() -> Path:
     entry = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / "mnist.yaml"))
     assert isinstance(entry, dict)
     folder = ROOT / "outputs" / "data"
-    data.load(DataConfig(**{str(key): value for key, value in entry.items()}), folder)
+    load_dataset(DataConfig(**{str(key): value for key, value in entry.items()}), folder)
     return folder
 
 

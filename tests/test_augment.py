@@ -16,11 +16,12 @@ import torch
 from omegaconf import OmegaConf
 from scipy import stats
 
-from mnist_hydra import affine, augment
-from mnist_hydra.affine import Affine
+from mnist_hydra.augment import Augmentation, affine
+from mnist_hydra.augment.affine import Affine
+from mnist_hydra.augment.build import build_augmentation, read_steps
+from mnist_hydra.augment.per_image import PerImage
+from mnist_hydra.augment.warp import Warp, backward_maps, choose_images, draw_matrices, warp_images
 from mnist_hydra.errors import UserError
-from mnist_hydra.per_image import PerImage
-from mnist_hydra.warp import Warp, backward, choose, draw, sample
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A  # noqa: E402, N812 - its usual name
@@ -54,14 +55,14 @@ def pipeline(*steps: Any) -> dict[str, Any]:
     return {"name": "test", "steps": list(steps)}
 
 
-def built(*steps: Any) -> augment.Augmentation:
-    made = augment.build(pipeline(*steps))
+def built(*steps: Any) -> Augmentation:
+    made = build_augmentation(pipeline(*steps))
     assert made is not None
     return made
 
 
 def batched(name: str, **given: Any) -> Affine:
-    step = affine.read(name, given, "step")
+    step = affine.read(name, given)
     assert step is not None
     return step
 
@@ -90,7 +91,7 @@ def assert_same_pixels(ours: torch.Tensor, theirs: torch.Tensor, steps: int = 1)
 
 def test_the_published_augmentation_runs_on_the_device_with_the_published_ranges() -> None:
     entry = OmegaConf.to_container(OmegaConf.load(CONF / "ssr.yaml"))
-    (step,) = augment.read(entry)  # type: ignore[arg-type]
+    (step,) = read_steps(entry["steps"], "aug.steps")  # type: ignore[arg-type]
     assert step.batched == Affine(
         p=0.25,
         rotate=(-7.0, 7.0),
@@ -99,24 +100,24 @@ def test_the_published_augmentation_runs_on_the_device_with_the_published_ranges
         translate_x=(-0.0625, 0.0625),
         translate_y=(-0.0625, 0.0625),
     )
-    made = augment.build(entry)  # type: ignore[arg-type]
+    made = build_augmentation(entry)  # type: ignore[arg-type]
     assert made is not None and made.on_device
 
 
 def test_no_augmentation_is_nothing_to_call() -> None:
     entry = OmegaConf.to_container(OmegaConf.load(CONF / "none.yaml"))
-    assert augment.build(entry) is None  # type: ignore[arg-type]
+    assert build_augmentation(entry) is None  # type: ignore[arg-type]
 
 
 def test_a_batched_pipeline_imports_neither_albumentations_nor_opencv() -> None:
     code = (
         "import sys\n"
-        "from mnist_hydra import augment\n"
+        "from mnist_hydra.augment.build import build_augmentation, read_steps\n"
         "aug = {'name': 'x', 'steps': [{'ShiftScaleRotate': {'p': 0.5}}, {'HorizontalFlip': {}}]}\n"
-        "augment.read(aug)\n"
+        "assert all(step.batched for step in read_steps(aug['steps'], 'aug.steps'))\n"
         "assert 'torch' not in sys.modules\n"
         "import torch\n"
-        "augment.build(aug)(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), seed=0)\n"
+        "build_augmentation(aug)(torch.zeros(8, 1, 28, 28, dtype=torch.uint8), seed=0)\n"
         "assert not {'albumentations', 'cv2'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -188,7 +189,19 @@ def test_affine_reads_its_ranges_as_albumentations_does(given: Any) -> None:
     ],
 )
 def test_what_has_no_exact_batched_form_is_left_to_albumentations(name: str, given: Any) -> None:
-    assert affine.read(name, given, "step") is None
+    assert affine.read(name, given) is None
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"Rotate": {"p": True}},
+        {"Rotate": {"fill": 256}},
+        {"Affine": {"translate_px": 0.5}},
+    ],
+)
+def test_an_odd_value_that_albumentations_accepts_is_left_to_albumentations(step: Any) -> None:
+    assert isinstance(built(step), PerImage)
 
 
 # the same pixels
@@ -206,8 +219,8 @@ def test_pixels_equal_those_of_albumentations_for_its_parameters(
     for image in digits.permute(0, 2, 3, 1).numpy():
         theirs.append(transform(image=image)["image"])
         matrices.append(transform.get_applied_params()["matrix"][:2])
-    back = backward(torch.from_numpy(np.stack(matrices)), 28, 28, border)
-    ours = sample(digits, back, border=border, fill=fill)
+    back = backward_maps(torch.from_numpy(np.stack(matrices)), 28, 28, border)
+    ours = warp_images(digits, back, border=border, fill=fill)
     assert_same_pixels(ours, torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2))
 
 
@@ -252,7 +265,8 @@ def test_steps_with_nothing_left_to_chance_give_the_pixels_of_albumentations(
 )
 def test_matrices_are_distributed_as_those_of_albumentations(name: str, given: Any) -> None:
     n = 4000
-    ours = draw(batched(name, **given), n, 28, 28, torch.Generator().manual_seed(5)).view(n, 6)
+    generator = torch.Generator().manual_seed(5)
+    ours = draw_matrices(batched(name, **given), n, 28, 28, generator).view(n, 6)
     transform = original(name, **{**given, "p": 1.0})
     transform.set_random_seed(6)
     image = np.zeros((28, 28, 1), np.uint8)
@@ -276,7 +290,7 @@ def test_matrices_are_distributed_as_those_of_albumentations(name: str, given: A
 
 def test_shifts_are_whole_pixels_cut_toward_zero_as_in_albumentations() -> None:
     step = batched("ShiftScaleRotate", shift_limit=0.0625, scale_limit=0, rotate_limit=0)
-    moved = draw(step, 20000, 28, 28, torch.Generator().manual_seed(0))[:, :, 2]
+    moved = draw_matrices(step, 20000, 28, 28, torch.Generator().manual_seed(0))[:, :, 2]
     values, counts = moved.unique(return_counts=True)
     assert values.tolist() == [-1, 0, 1]
     expected = 40000 * torch.tensor([0.75, 2.0, 0.75]) / 3.5  # of -1.75..1.75
@@ -288,7 +302,7 @@ def test_each_step_changes_a_share_p_of_the_images_whatever_other_steps_and_batc
     generator = torch.Generator().manual_seed(1)
     chosen = torch.zeros(2 * batches, n)
     for row in chosen:
-        row[choose(p, n, generator)] = 1
+        row[choose_images(p, n, generator)] = 1
     assert abs(chosen.mean() - p) < 4 * (p * (1 - p) / chosen.numel()) ** 0.5
     spread = (p * (1 - p)) ** 0.5
     centred = (chosen - p) / spread
@@ -305,7 +319,7 @@ def test_what_an_image_gets_does_not_depend_on_which_image_it_is() -> None:
     step = batched("ShiftScaleRotate", **SSR)
     matrices = torch.stack(
         [
-            draw(step, 100, 28, 28, torch.Generator().manual_seed(seed))[:, 0, 0]
+            draw_matrices(step, 100, 28, 28, torch.Generator().manual_seed(seed))[:, 0, 0]
             for seed in range(99)
         ]
     )
@@ -510,21 +524,21 @@ def test_a_step_that_writes_into_its_image_leaves_the_data_alone(digits: torch.T
         ({"clahe": {}}, ["'clahe'", "did you mean CLAHE"]),
         ({"from_dict": {}}, ["no step 'from_dict'"]),
         ({"Rotate": {"limt": 3}}, ["aug.steps.0.Rotate", "'limt'", "did you mean limit"]),
-        ({"Rotate": {"limit": "far"}}, ["aug.steps.0.Rotate.limit=far", "a number"]),
-        ({"Rotate": {"limit": float("nan")}}, ["limit=", "nan"]),
-        ({"Rotate": {"p": 1.5}}, ["aug.steps.0.Rotate.p=1.5", "from 0 to 1"]),
-        ({"Rotate": {"p": True}}, ["p=True"]),
-        ({"Rotate": {"fill": 256}}, ["fill=256", "0 to 255"]),
-        ({"Rotate": {"border_mode": 5}}, ["border_mode=5", "0, 1, 2, 3, 4"]),
-        ({"Rotate": {"crop_border": 1}}, ["crop_border=1", "true or false"]),
-        ({"Rotate": {"rotate_method": "box"}}, ["rotate_method=box", "largest_box"]),
-        ({"ShiftScaleRotate": {"shift_limit": 1.5}}, ["shift_limit=1.5", "from -1 to 1"]),
-        ({"ShiftScaleRotate": {"scale_limit": [-2, 0]}}, ["scale_limit", "at least -1"]),
-        ({"Affine": {"shear": {"z": 1}}}, ["shear", "x and y"]),
-        ({"Affine": {"scale": [1, 2, 3]}}, ["scale", "a pair"]),
-        ({"Affine": {"scale": {"x": 2}, "keep_ratio": True}}, ["keep_ratio=false"]),
-        ({"Affine": {"translate_px": 0.5}}, ["translate_px", "whole"]),
-        ({"Affine": {"translate_px": 1, "translate_percent": 0.1}}, ["one of them"]),
+        ({"Rotate": {"limit": "far"}}, ["aug.steps.0.Rotate", "limit='far'", "a valid number"]),
+        ({"Rotate": {"limit": float("nan")}}, ["aug.steps.0.Rotate.limit=nan", "finite"]),
+        ({"Rotate": {"p": 1.5}}, ["aug.steps.0.Rotate", "p=1.5", "less than or equal to 1"]),
+        ({"Rotate": {"border_mode": 5}}, ["border_mode=5", "0, 1, 2, 3 or 4"]),
+        ({"Rotate": {"crop_border": 1}}, ["aug.steps.0.Rotate", "same type and shape"]),
+        ({"Rotate": {"rotate_method": "box"}}, ["rotate_method='box'", "largest_box"]),
+        ({"ShiftScaleRotate": {"shift_limit": 1.5}}, ["shift_limit", "[-1, 1]"]),
+        ({"ShiftScaleRotate": {"scale_limit": [-2, 0]}}, ["scale_limit=[-2, 0]"]),
+        ({"Affine": {"shear": {"z": 1}}}, ["shear={'z': 1}", "\"x\" or key \"y\""]),
+        ({"Affine": {"scale": [1, 2, 3]}}, ["scale=[1, 2, 3]"]),
+        ({"Affine": {"scale": {"x": 2}, "keep_ratio": True}}, ["keep_ratio", "identical"]),
+        (
+            {"Affine": {"translate_px": 1, "translate_percent": 0.1}},
+            ["translate_percent or translate_px"],
+        ),
         ({"CLAHE": {"clip_limit": -3}}, ["aug.steps.0.CLAHE", "clip_limit=-3", ">= 1"]),
         ({"CLAHE": {"cliplimit": 3}}, ["'cliplimit'", "did you mean clip_limit"]),
         ({"OneOf": {"transforms": [{"Rotat": {}}]}}, ["aug.steps.0.OneOf.transforms.0", "Rotate"]),
@@ -548,7 +562,7 @@ def test_a_step_that_writes_into_its_image_leaves_the_data_alone(digits: torch.T
 @pytest.mark.usefixtures("own")
 def test_a_wrong_step_is_refused_in_one_line_that_names_it(step: Any, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        augment.build(pipeline(step))
+        build_augmentation(pipeline(step))
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -557,15 +571,15 @@ def test_a_wrong_step_is_refused_in_one_line_that_names_it(step: Any, words: lis
 
 def test_a_mistyped_key_or_a_list_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="aug.step=.*right: name or steps"):
-        augment.build({"name": "x", "step": []})
+        build_augmentation({"name": "x", "step": []})
     with pytest.raises(UserError, match="aug.steps=Rotate is not valid; right: a list"):
-        augment.build({"name": "x", "steps": "Rotate"})
+        build_augmentation({"name": "x", "steps": "Rotate"})
 
 
 def test_a_step_that_fails_on_the_data_itself_is_found_before_training() -> None:
     colour = np.zeros((2, 3, 8, 8), np.uint8)
     crop = {"RandomCrop": {"height": 20, "width": 20}}
     with pytest.raises(UserError, match="aug.steps.0.RandomCrop"):
-        augment.build(pipeline(crop), sample=colour)
-    made = augment.build(pipeline({"ToGray": {}}), sample=colour)
+        build_augmentation(pipeline(crop), sample=colour)
+    made = build_augmentation(pipeline({"ToGray": {}}), sample=colour)
     assert isinstance(made, PerImage) and isinstance(built({"Rotate": None}), Warp)

@@ -26,8 +26,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mnist_hydra import data, fetch, idx
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data import fetch, idx
+from mnist_hydra.data.load import load_dataset, split_rows
 from mnist_hydra.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -37,11 +38,11 @@ LOAD_MNIST = """
 import logging, sys
 from pathlib import Path
 from omegaconf import OmegaConf
-from mnist_hydra import data
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data.load import load_dataset
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 entry = OmegaConf.to_container(OmegaConf.load(sys.argv[1]))
-print("LOADED", data.load(DataConfig(**entry), Path(sys.argv[2])).source)
+print("LOADED", load_dataset(DataConfig(**entry), Path(sys.argv[2])).source)
 """
 
 
@@ -128,7 +129,7 @@ def served(folder: Path) -> Iterator[int]:
 
 
 def test_the_published_data_is_60000_and_10000_images(mnist: Path, tmp_path: Path) -> None:
-    dataset = data.load(group_entry("mnist", f"data.root={mnist}"), tmp_path / "cache")
+    dataset = load_dataset(group_entry("mnist", f"data.root={mnist}"), tmp_path / "cache")
     assert (len(dataset.train), len(dataset.test), dataset.val) == (60_000, 10_000, None)
     assert dataset.train.images.shape == (60_000, 1, 28, 28)
     assert dataset.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
@@ -141,7 +142,7 @@ def test_the_published_data_is_60000_and_10000_images(mnist: Path, tmp_path: Pat
 def test_the_images_are_mapped_from_the_file_and_cannot_be_written(
     fashion: DataConfig, raw: Path, tmp_path: Path
 ) -> None:
-    dataset = data.load(fashion, tmp_path / "cache")
+    dataset = load_dataset(fashion, tmp_path / "cache")
     for split in (dataset.train, dataset.test):
         assert isinstance(split.images, np.memmap)
         assert split.images.dtype == split.labels.dtype == np.uint8
@@ -153,7 +154,7 @@ def test_the_images_are_mapped_from_the_file_and_cannot_be_written(
 
 
 def test_mapped_images_can_be_let_go_of_and_come_back(mnist: Path, tmp_path: Path) -> None:
-    train = data.load(group_entry("mnist", f"data.root={mnist}"), tmp_path / "cache").train
+    train = load_dataset(group_entry("mnist", f"data.root={mnist}"), tmp_path / "cache").train
 
     def resident() -> int:
         """The bytes of the images that are in memory, of smaps' "Rss: 45940 kB"."""
@@ -172,7 +173,7 @@ def test_mapped_images_can_be_let_go_of_and_come_back(mnist: Path, tmp_path: Pat
 def test_every_entry_of_the_group_loads_from_its_own_folder(name: str, tmp_path: Path) -> None:
     config = group_entry(name, f"data.root={tmp_path}", "data.sha256=null")
     mini(tmp_path / config.dataset / "raw")
-    dataset = data.load(config, tmp_path / "cache")
+    dataset = load_dataset(config, tmp_path / "cache")
     assert config.name == name
     assert len(dataset.train) == 60
     assert (dataset.mean, dataset.std) == (config.mean, config.std)
@@ -189,12 +190,12 @@ def test_the_data_hash_follows_from_the_content_alone(tmp_path: Path) -> None:
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
         mini(tmp_path / place / "FashionMNIST" / "raw", seed=seed)
         config = replace(FASHION, root=str(tmp_path / place))
-        hashes.append(data.load(config, tmp_path / "cache").sha256)
+        hashes.append(load_dataset(config, tmp_path / "cache").sha256)
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_loading_needs_neither_torch_nor_torchvision() -> None:
-    code = "import sys, mnist_hydra.data; print({'torch', 'torchvision'} & set(sys.modules))"
+    code = "import sys, mnist_hydra.data.load; print({'torch', 'torchvision'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -208,19 +209,19 @@ def test_a_data_root_is_read_and_nothing_is_written(
     before = tree(tmp_path)
     for path in (raw, *raw.iterdir()):
         path.chmod(0o555)
-    assert data.load(fashion, tmp_path / "cache").source == f"data.root: {raw}"
+    assert load_dataset(fashion, tmp_path / "cache").source == f"data.root: {raw}"
     assert tree(tmp_path) == before
 
 
 def test_a_gzipped_data_root_is_unpacked_beside_the_cache(
     fashion: DataConfig, raw: Path, tmp_path: Path
 ) -> None:
-    plain = data.load(fashion, tmp_path / "cache")
+    plain = load_dataset(fashion, tmp_path / "cache")
     images = plain.train.images.tobytes()
     zip_up(raw)
     before = tree(tmp_path / "root")
     for _ in range(2):
-        packed = data.load(fashion, tmp_path / "cache")
+        packed = load_dataset(fashion, tmp_path / "cache")
         assert (packed.sha256, packed.train.images.tobytes()) == (plain.sha256, images)
         assert isinstance(packed.train.images, np.memmap)
     assert tree(tmp_path / "root") == before
@@ -234,7 +235,7 @@ def test_two_gzipped_roots_are_not_mixed_up(tmp_path: Path) -> None:
         mini(raw, seed=seed)
         zip_up(raw)
         config = replace(FASHION, root=str(tmp_path / str(seed)))
-        hashes.add(data.load(config, tmp_path / "cache").sha256)
+        hashes.add(load_dataset(config, tmp_path / "cache").sha256)
     assert len(hashes) == 2
 
 
@@ -242,10 +243,10 @@ def test_a_damaged_unpacked_copy_is_unpacked_again(
     fashion: DataConfig, raw: Path, tmp_path: Path
 ) -> None:
     zip_up(raw)
-    first = data.load(fashion, tmp_path / "cache").sha256
+    first = load_dataset(fashion, tmp_path / "cache").sha256
     (copy,) = (tmp_path / "cache").rglob(TRAIN_IMAGES)
     copy.write_bytes(copy.read_bytes()[:-1] + b"?")
-    assert data.load(fashion, tmp_path / "cache").sha256 == first
+    assert load_dataset(fashion, tmp_path / "cache").sha256 == first
 
 
 def test_a_data_root_without_the_files_is_named_and_the_cache_is_next(
@@ -255,7 +256,7 @@ def test_a_data_root_without_the_files_is_named_and_the_cache_is_next(
     (tmp_path / "empty").mkdir()
     config = replace(FASHION, root=str(tmp_path / "empty"), offline=True)
     with caplog.at_level(logging.WARNING):
-        dataset = data.load(config, tmp_path / "cache")
+        dataset = load_dataset(config, tmp_path / "cache")
     assert dataset.source == f"cache: {tmp_path / 'cache' / 'FashionMNIST' / 'raw'}"
     assert f"there is no {tmp_path / 'empty'}" in caplog.text
 
@@ -265,7 +266,7 @@ def test_a_data_root_without_the_files_is_named_and_the_cache_is_next(
 
 def test_data_missing_while_offline_is_refused_with_both_ways_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.offline=true.*data.root=.*data.offline=false"):
-        data.load(replace(FASHION, offline=True), tmp_path / "cache")
+        load_dataset(replace(FASHION, offline=True), tmp_path / "cache")
     assert tree(tmp_path) == []
 
 
@@ -278,8 +279,8 @@ def test_offline_opens_no_connection_and_starts_no_process(
     code = f"""
 import sys
 from pathlib import Path
-from mnist_hydra import data
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data.load import load_dataset
 from mnist_hydra.errors import UserError
 
 def watch(event, args):
@@ -289,7 +290,7 @@ def watch(event, args):
 sys.addaudithook(watch)
 config = DataConfig("f", "FashionMNIST", mean=0.3, std=0.3, offline=True)
 try:
-    print(len(data.load(config, Path({str(tmp_path / "cache")!r})).train))
+    print(len(load_dataset(config, Path({str(tmp_path / "cache")!r})).train))
 except UserError:
     print("refused")
 """
@@ -326,7 +327,7 @@ def test_a_file_of_the_wrong_structure_is_named(
 ) -> None:
     (raw / name).write_bytes(damage((raw / name).read_bytes()))
     with pytest.raises(UserError) as error:
-        data.load(fashion, tmp_path / "cache")
+        load_dataset(fashion, tmp_path / "cache")
     assert f"{raw / name} is damaged" in str(error.value)
     assert reason in str(error.value)
 
@@ -340,13 +341,13 @@ def test_a_damaged_file_is_named_with_what_to_do(
         fashion,
         sha256={n: hashlib.sha256((raw / n).read_bytes()).hexdigest() for n in idx.FILES},
     )
-    data.load(config, tmp_path / "cache")
+    load_dataset(config, tmp_path / "cache")
     (raw / name).write_bytes(flip((raw / name).read_bytes()))
     if packed:
         zip_up(raw)
     bad = raw / (f"{name}.gz" if packed else name)
     with pytest.raises(UserError) as error:
-        data.load(config, tmp_path / "cache")
+        load_dataset(config, tmp_path / "cache")
     assert str(error.value).startswith(f"{bad} is damaged: its SHA-256 is")
     assert str(error.value).endswith("put a good copy there, or leave data.root= out")
 
@@ -356,7 +357,7 @@ def test_a_truncated_gzip_file_is_named(fashion: DataConfig, raw: Path, tmp_path
     bad = raw / f"{TRAIN_LABELS}.gz"
     bad.write_bytes(cut(bad.read_bytes()))
     with pytest.raises(UserError, match=f"{bad} is damaged: it cannot be unpacked"):
-        data.load(fashion, tmp_path / "cache")
+        load_dataset(fashion, tmp_path / "cache")
 
 
 def test_a_damaged_file_in_the_cache_is_to_be_deleted(tmp_path: Path) -> None:
@@ -364,10 +365,10 @@ def test_a_damaged_file_in_the_cache_is_to_be_deleted(tmp_path: Path) -> None:
     files = mini(raw)
     sums = (f"{hashlib.sha256(c).hexdigest()}  {n}\n" for n, c in files.items())
     (raw / "SHA256SUMS").write_text("".join(sums))
-    data.load(FASHION, tmp_path / "cache")
+    load_dataset(FASHION, tmp_path / "cache")
     (raw / TEST_IMAGES).write_bytes(flip(files[TEST_IMAGES]))
     with pytest.raises(UserError, match=f"{raw / TEST_IMAGES} is damaged.*delete {raw}, and it is"):
-        data.load(FASHION, tmp_path / "cache")
+        load_dataset(FASHION, tmp_path / "cache")
 
 
 def test_images_and_labels_of_different_data_sets_are_refused(
@@ -376,13 +377,13 @@ def test_images_and_labels_of_different_data_sets_are_refused(
     other = mini(tmp_path / "other", train=50)
     (raw / TRAIN_LABELS).write_bytes(other[TRAIN_LABELS])
     with pytest.raises(UserError, match="holds 60 images, but .* 50 labels"):
-        data.load(fashion, tmp_path / "cache")
+        load_dataset(fashion, tmp_path / "cache")
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cache .*file.* cannot be used .*output_dir="):
-        data.load(FASHION, tmp_path / "file" / "cache")
+        load_dataset(FASHION, tmp_path / "file" / "cache")
 
 
 # How it is fetched
@@ -417,7 +418,7 @@ def test_what_cannot_be_fetched_is_reported_with_the_reason_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(UserError) as error:
-        data.load(FASHION, tmp_path)
+        load_dataset(FASHION, tmp_path)
     assert "FashionMNIST could not be fetched (torchvision: " in str(error.value)
     assert "refused" in str(error.value)
     assert str(error.value).endswith("FashionMNIST/raw and give data.root=<folder>")
@@ -433,7 +434,7 @@ def test_what_is_not_the_data_never_enters_the_cache(
     with served(tmp_path / "portal") as port:
         set_proxy(monkeypatch, port)
         with pytest.raises(UserError, match="torchvision: File not found or corrupted"):
-            data.load(FASHION, tmp_path / "cache")
+            load_dataset(FASHION, tmp_path / "cache")
     assert [p.name for p in tree(tmp_path / "cache") if p.is_file()] == [".lock"]
 
 
@@ -458,18 +459,17 @@ def test_torchvision_downloads_what_its_checksums_promise(tmp_path: Path) -> Non
     resources = [(f"{name}.gz", hashlib.md5(packed[name]).hexdigest()) for name in files]
     with served(tmp_path / "mirror") as port:
         code = f"""
-import sys
+from pathlib import Path
 from torchvision import datasets
-from mnist_hydra import mirrors
+from mnist_hydra.data import fetch
 datasets.FashionMNIST.mirrors = ["http://127.0.0.1:{port}/"]
 datasets.FashionMNIST.resources = {resources!r}
-sys.argv[1:] = ["FashionMNIST", {str(tmp_path / "root")!r}]
-mirrors.main()
+fetch.download("FashionMNIST", Path({str(tmp_path / "root")!r}))
 """
         subprocess.run(
             [sys.executable, "-c", code], check=True, env={**os.environ, "no_proxy": "*"}
         )
-    dataset = data.load(replace(FASHION, root=str(tmp_path / "root")), tmp_path / "cache")
+    dataset = load_dataset(replace(FASHION, root=str(tmp_path / "root")), tmp_path / "cache")
     assert dataset.train.images.tobytes() == files[TRAIN_IMAGES][16:]
 
 
@@ -481,9 +481,10 @@ def test_mirrors_that_never_answer_are_given_up(
         silent.listen()
         set_proxy(monkeypatch, silent.getsockname()[1])
         code = (
-            "import sys, socket; from mnist_hydra import mirrors; mirrors.STALL_S = 1.0; "
+            "import socket; from pathlib import Path; from mnist_hydra.data import fetch; "
+            "fetch.STALL_S = 1.0; "
             "socket.setdefaulttimeout = lambda seconds: None; "  # not even a timeout of its own
-            f"sys.argv[1:] = ['FashionMNIST', {str(tmp_path)!r}]; mirrors.main()"
+            f"fetch.download('FashionMNIST', Path({str(tmp_path)!r}))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (1, "nothing arrived for 1 seconds")
@@ -525,7 +526,7 @@ def labels_of(count: int) -> np.ndarray:
 @pytest.mark.parametrize("val_size", [1, 9, 10, 137, 999])
 def test_a_hold_out_has_the_classes_proportions(val_size: int) -> None:
     labels = labels_of(1000)
-    train, val = data.split(labels, val_size, 0, None)
+    train, val = split_rows(labels, val_size, 0, None)
     assert len(val) == val_size
     assert sorted([*train, *val]) == list(range(1000))
     assert np.all(np.diff(train) > 0)
@@ -536,15 +537,15 @@ def test_a_hold_out_has_the_classes_proportions(val_size: int) -> None:
 
 def test_a_hold_out_follows_from_its_seed_on_every_machine() -> None:
     labels = labels_of(1000)
-    _, val = data.split(labels, 10, 0, None)
+    _, val = split_rows(labels, 10, 0, None)
     assert val.tolist() == [27, 144, 203, 247, 312, 406, 473, 585, 671, 705]
-    assert data.split(labels, 10, 1, None)[1].tolist() != val.tolist()
+    assert split_rows(labels, 10, 1, None)[1].tolist() != val.tolist()
 
 
 def test_a_limit_keeps_the_first_images_that_are_not_held_out() -> None:
     labels = labels_of(1000)
-    train, val = data.split(labels, 100, 0, None)
-    limited, same = data.split(labels, 100, 0, 25)
+    train, val = split_rows(labels, 100, 0, None)
+    limited, same = split_rows(labels, 100, 0, 25)
     assert limited.tolist() == train[:25].tolist()
     assert same.tolist() == val.tolist()
 
@@ -552,7 +553,7 @@ def test_a_limit_keeps_the_first_images_that_are_not_held_out() -> None:
 def test_val_shares_the_training_images_and_never_the_test_images(
     fashion: DataConfig, tmp_path: Path
 ) -> None:
-    dataset = data.load(replace(fashion, val_size=20, limit=30), tmp_path / "cache")
+    dataset = load_dataset(replace(fashion, val_size=20, limit=30), tmp_path / "cache")
     assert dataset.val is not None
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (30, 20, 20)
     assert dataset.val.images is dataset.train.images
@@ -565,7 +566,7 @@ def test_a_hold_out_that_leaves_nothing_to_train_on_is_refused(
     val_size: int, fashion: DataConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"data.val_size={val_size} .* from 0 to 59"):
-        data.load(replace(fashion, val_size=val_size), tmp_path / "cache")
+        load_dataset(replace(fashion, val_size=val_size), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("limit", [41, 60_000])
@@ -573,4 +574,4 @@ def test_a_limit_beyond_the_data_is_refused(
     limit: int, fashion: DataConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"data.limit={limit} .* from 1 to 40"):
-        data.load(replace(fashion, val_size=20, limit=limit), tmp_path / "cache")
+        load_dataset(replace(fashion, val_size=20, limit=limit), tmp_path / "cache")

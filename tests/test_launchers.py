@@ -1,12 +1,14 @@
-"""What all launchers of workers have in common, tried with joblib's processes; no training."""
+"""What all launchers of workers have in common, tried with processes of this machine that do not
+train: a small script stands in for the worker's command.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,90 +19,167 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
+from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
 from hydra_plugins.mnist_hydra.registration import register
 from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.launchers import last_line
+
+SCRIPT = '''
+import os, signal, sys, time
+from pathlib import Path
+
+what, here = sys.argv[1], Path(sys.argv[2])
+lives = len(list(here.glob(f"{what}-*")))
+(here / f"{what}-{os.getpid()}").write_text(f"{os.getsid(0)} {os.environ['OMP_NUM_THREADS']}")
+if what == "dies-once" and lives == 0 or what == "dies":
+    print("almost there", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+while what == "waits-for-dies-once" and len(list(here.glob("dies-once-*"))) < 2:
+    time.sleep(0.05)
+if what == "raises":
+    raise KeyError("oh no")
+if what == "bad-input":
+    print("error: lr=-1; right: a number above 0", file=sys.stderr)
+    print("good bye")
+    sys.exit(2)
+if what == "waits-for-stdin":
+    sys.stdin.read()
+'''
 
 
-def task(cfg: DictConfig) -> dict[str, str]:
-    """What the tests' workers do, by the number that stands for `seed`."""
-    here = Path(cfg.output_dir)
-    lives = len(list(here.glob(f"{cfg.seed}-*")))
-    (here / f"{cfg.seed}-{os.getpid()}").touch()
-    if cfg.seed == 1 and lives < 1 or cfg.seed == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    while cfg.seed == 5 and len(list(here.glob("1-*"))) < 2:
-        time.sleep(0.1)
-    if cfg.seed == 3:
-        raise KeyError("seed 3")
-    if cfg.seed == 4:
-        sys.exit(2)
-    os.kill(os.getpid(), signal.SIGINT)  # as a terminal does on Ctrl-C
-    return {"pid": str(os.getpid()), "threads": os.environ["OMP_NUM_THREADS"], "cwd": os.getcwd()}
+class ScriptLauncher(JoblibLauncher):
+    """Runs the script instead of a worker; the overrides are its arguments."""
+
+    folder: Path
+
+    def command(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+        return ["-c", SCRIPT], [*overrides, str(self.folder)]
 
 
 @pytest.fixture
-def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A function that launches workers by their seeds."""
-    monkeypatch.chdir(tmp_path)
+def launcher(tmp_path: Path) -> Iterator[Any]:
+    """A function that makes a launcher with settings."""
     register()
+
+    def made(**settings: Any) -> ScriptLauncher:
+        launcher = ScriptLauncher(**settings)
+        launcher.folder = tmp_path
+        config = OmegaConf.create({"device": "cpu", "output_dir": str(tmp_path)})
+        launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
+        return launcher
+
     with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
-
-        def launch(*seeds: int, **settings: Any) -> list[JobReturn]:
-            chosen = ["hydra/launcher=joblib", "device=cpu"]
-            chosen += [f"hydra.launcher.{key}={value}" for key, value in settings.items()]
-            config = compose("config", chosen, return_hydra_config=True)
-            context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
-            made = Plugins.instance().instantiate_launcher(context, task, config)
-            jobs = [[f"seed={seed}", f"output_dir={tmp_path}"] for seed in seeds]
-            return list(made.launch(jobs, 0))
-
-        yield launch
+        yield made
 
 
-def test_workers_come_back_in_order_with_what_they_return(launcher: Any, tmp_path: Path) -> None:
-    results = launcher(10, 11)
-    assert [list(result.overrides or [])[0] for result in results] == ["seed=10", "seed=11"]
-    returned = [result.return_value for result in results]
-    assert {each["cwd"] for each in returned} == {str(tmp_path)}
-    assert len({each["pid"] for each in returned} | {str(os.getpid())}) == 3
+def launch(launcher: ScriptLauncher, *what: str) -> list[JobReturn]:
+    return list(launcher.launch([[each] for each in what], 0))
+
+
+def test_workers_come_back_in_order_and_have_sessions_of_their_own(
+    launcher: Any, tmp_path: Path
+) -> None:
+    results = launch(launcher(), "one", "two")
+    assert [result.overrides for result in results] == [["one"], ["two"]]
+    assert {result.status for result in results} == {JobStatus.COMPLETED}
+    sessions = {path.read_text().split()[0] for path in tmp_path.glob("*-*[0-9]")}
+    assert len(sessions) == 2 and str(os.getsid(0)) not in sessions
 
 
 def test_a_killed_worker_is_started_again_and_its_neighbours_go_on(
     launcher: Any, tmp_path: Path
 ) -> None:
-    killed, neighbour = launcher(1, 5)
+    killed, neighbour = launch(launcher(), "dies-once", "waits-for-dies-once")
     assert killed.status is neighbour.status is JobStatus.COMPLETED
-    assert len(list(tmp_path.glob("1-*"))) == 2
-    assert len(list(tmp_path.glob("5-*"))) == 1
+    assert len(list(tmp_path.glob("dies-once-*"))) == 2
+    assert len(list(tmp_path.glob("waits-for-dies-once-*"))) == 1
 
 
-def test_a_worker_that_always_dies_comes_back_as_failed(
+def test_a_worker_that_always_dies_comes_back_as_failed_with_what_it_said_last(
     launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    [dead] = launcher(2, restarts=1)
+    [dead] = launch(launcher(restarts=1), "dies")
     assert dead.status is JobStatus.FAILED
-    assert len(list(tmp_path.glob("2-*"))) == 2
-    assert "worker 0 died: {SIGKILL(-9)}" in capfd.readouterr().err
+    assert len(list(tmp_path.glob("dies-*"))) == 2
+    told = capfd.readouterr().err.splitlines()
+    assert told[0].startswith("worker 0 died and is started again: SIGKILL: almost there")
+    assert told[1].startswith("worker 0 died: SIGKILL: almost there")
+    assert str(tmp_path / "workers" / "worker-0.log") in told[1]
 
 
-def test_what_a_worker_raises_comes_back_with_its_traceback(launcher: Any) -> None:
-    raised, left = launcher(3, 4)
-    assert raised.status is left.status is JobStatus.FAILED
-    assert 'raise KeyError("seed 3")' in str(raised._return_value)
-    assert "SystemExit: 2" in str(left._return_value)
+def test_what_a_worker_raises_comes_back_as_its_last_line(launcher: Any) -> None:
+    [raised] = launch(launcher(restarts=0), "raises")
+    assert raised.status is JobStatus.FAILED
+    assert str(raised._return_value).startswith("exit code 1: KeyError: 'oh no'")
+
+
+def test_a_workers_bad_input_comes_back_as_one_line_and_it_is_not_started_again(
+    launcher: Any, tmp_path: Path
+) -> None:
+    [refused] = launch(launcher(), "bad-input")
+    assert refused.status is JobStatus.FAILED
+    assert isinstance(refused._return_value, UserError)
+    assert str(refused._return_value) == "lr=-1; right: a number above 0"
+    assert len(list(tmp_path.glob("bad-input-*"))) == 1
+
+
+def test_workers_that_are_asked_to_stop_see_the_end_of_their_input(
+    launcher: Any, tmp_path: Path
+) -> None:
+    made = launcher()
+
+    def stop() -> None:
+        while len(list(tmp_path.glob("waits-for-stdin-*"))) < 2:
+            time.sleep(0.05)
+        made.stopping.set()
+
+    threading.Thread(target=stop, daemon=True).start()
+    results = launch(made, "waits-for-stdin", "waits-for-stdin")
+    assert {result.status for result in results} == {JobStatus.COMPLETED}
+
+
+def test_an_error_counts_as_the_last_line_whatever_follows() -> None:
+    assert last_line("error: lr=-1\n\nbye\n") == "error: lr=-1"
+    assert last_line("one\n two \n\n") == "two"
+    assert last_line("") == ""
+
+
+def test_a_worker_gets_hydras_own_flags_and_settings_of_the_command_line(tmp_path: Path) -> None:
+    sources = [
+        {"path": "hydra.conf", "schema": "pkg", "provider": "hydra"},
+        {"path": "mnist_hydra.conf", "schema": "pkg", "provider": "main"},
+        {"path": str(tmp_path), "schema": "file", "provider": "command-line"},
+        {"path": "/more", "schema": "file", "provider": "hydra.searchpath in command-line"},
+        {"path": "", "schema": "structured", "provider": "schema"},
+    ]
+    settings = ["hydra/launcher=joblib", "hydra.mode=MULTIRUN", "+hydra.searchpath=[more]"]
+    hydra = {
+        "job": {"config_name": "config"},
+        "runtime": {"config_sources": sources},
+        "overrides": {"hydra": settings},
+    }
+    made = JoblibLauncher()
+    config = OmegaConf.create({"hydra": hydra, "output_dir": "outputs"})
+    made.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
+    head, rest = made.command(["seed=1"])
+    assert head == [
+        *("-m", "mnist_hydra.train", "--config-name", "config"),
+        *("--config-path", "pkg://mnist_hydra.conf", "--config-dir", str(tmp_path)),
+        "hydra.searchpath=[/more]",
+    ]
+    assert rest == ["hydra/launcher=joblib", "seed=1", "++sweep.ends_with_stdin=true"]
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     launcher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
     for name, module in (("ray", "ray"), ("slurm", "submitit")):
         monkeypatch.setitem(sys.modules, module, None)  # what `import` sees of a missing package
         chosen = [f"hydra/launcher={name}"] + ["hydra.launcher.cluster=local"] * (name == "slurm")
         config = compose("config", chosen, return_hydra_config=True)
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
-        made: Any = Plugins.instance().instantiate_launcher(context, task, config)
+        made: Any = Plugins.instance().instantiate_launcher(context, lambda cfg: None, config)
         with pytest.raises(UserError, match=rf"pip install 'mnist_hydra\[{name}\]'"):
             made.slots()

@@ -7,10 +7,9 @@ import random
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Span, check_grid, check_search, parse, quoted, title
+from mnist_hydra.sweep.axes import Span, check_grid, check_search, parse, title
 
 GROUPS = {"model": ["model1", "model2", "model3"], "db/engine": ["innodb", "memory"]}
 
@@ -71,22 +70,6 @@ def test_the_command_line_goes_before_hydra_sweeper_params() -> None:
         ("lr", ("0.3", "0.4", "0.5")),
     ]
     assert plan.fixed == ("momentum=null", "epochs=1")
-
-
-def test_a_plan_is_read_back_from_its_arguments() -> None:
-    arguments = ["epochs=1", "lr=tag(log,interval(0.02,0.5))", "x='a,b',c", "model=glob(*)"]
-    plan = parse(arguments, options)
-    assert plan.arguments == arguments
-    assert parse(plan.arguments, options) == plan
-
-
-def test_any_text_survives_the_way_through_an_override() -> None:
-    random.seed(1)
-    texts = ["lr=0.1,'a b'", "x=\\", 'y="q"', "a=\\'", "d=${data.name}", "z=[a,{b:c}]", ""]
-    texts += ["".join(random.choices("ab\\${}'\" ,[]=:", k=8)) for _ in range(300)]
-    override = OverridesParser.create().parse_override("sweep.arguments=" + quoted(texts))
-    cfg = OmegaConf.create({"arguments": override.value()})
-    assert OmegaConf.to_container(cfg, resolve=True) == {"arguments": texts}
 
 
 def test_a_trial_is_named_by_what_was_swept() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,7 +27,9 @@ from hydra.core.plugins import Plugins
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from mnist_hydra import idx, train
+from mnist_hydra import train
+from mnist_hydra.data import idx
+from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
 MODEL = '''
@@ -124,8 +128,8 @@ def runs(folder: Path) -> tuple[list[Run], dict[str, Run]]:
     return parents, {str(run.info.run_name): run for run in trials}
 
 
-def attempts(run: Run) -> int:
-    return sum(key.startswith("claim/") for key in run.data.params)
+def attempts(folder: Path, run: Run) -> int:
+    return len(claims(client(folder), run))
 
 
 def wait_for(what: Any, seconds: float = 120.0) -> None:
@@ -229,7 +233,7 @@ def test_the_same_command_again_trains_nothing_and_shows_the_same_table_without_
     imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
     assert "mlflow" in imported and not {"torch", "albumentations", "optuna"} & imported
     [_], trials = runs(folder)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1, 1]
+    assert [attempts(folder, trial) for trial in trials.values()] == [1, 1, 1, 1]
 
 
 def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
@@ -257,7 +261,7 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
     assert axis.code == 0 and "2 to run, 2 done and skipped" in axis.err
     parents, trials = runs(tmp_path)
     assert [parent.info.run_name for parent in parents] == ["mine"]
-    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1, 1]
     refused = run(*common, "dropout=0.02,0.04", "seed=1", "batch_size=64", cwd=tmp_path)
     assert refused.code == 2
     assert "batch_size: 50 -> 64" in refused.err and "Traceback" not in refused.err
@@ -277,7 +281,7 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     assert parent.info.status == "FAILED"
     assert trials["model.mood=fine"].info.status == "FINISHED"
     assert trials["model.mood=angry"].info.status == "FAILED"
-    assert attempts(trials["model.mood=angry"]) == 2  # sweep.retries=1
+    assert attempts(tmp_path, trials["model.mood=angry"]) == 2  # sweep.retries=1
     told = failed.err
     assert "model.mood=angry: FAILED in attempt 1" in told
     assert "RuntimeError: not in the mood" in told
@@ -287,7 +291,7 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     assert again.code == 0, again.err
     assert "1 to be tried again, 1 done and skipped" in again.err
     [parent], trials = runs(tmp_path)
-    assert attempts(trials["model.mood=angry"]) == 3
+    assert attempts(tmp_path, trials["model.mood=angry"]) == 3
     assert parent.info.status == trials["model.mood=angry"].info.status == "FINISHED"
 
 
@@ -310,9 +314,25 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     assert again.code == 0, again.err
     assert "1 to run, 1 to be continued" in again.err
     _, trials = runs(tmp_path)
-    assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
+    assert sorted(attempts(tmp_path, trial) for trial in trials.values()) == [1, 2]
     history = client(tmp_path).get_metric_history(stopped.info.run_id, "train/loss")
     assert sorted(row.step for row in history) == [1, 2, 3, 4, 5, 6]
+
+
+def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=3", "sweep.keep=0")
+
+    def press_ctrl_c() -> None:
+        wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
+    assert run(*words, "seed=1,2", cwd=tmp_path).code == 130
+    again = run(*words, "seed=1,2", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "2 of 2 trials done" in again.err
 
 
 def test_a_second_process_joins_and_no_trial_is_trained_twice(
@@ -326,9 +346,9 @@ def test_a_second_process_joins_and_no_trial_is_trained_twice(
     assert [done.code for done in ends] == [0, 0], ends
     assert ends[0].out == ends[1].out
     [parent], trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1] * 6
-    claims = [trial.data.params["claim/1"] for trial in trials.values()]
-    assert len({claim.partition('"token"')[2][:24] for claim in claims}) >= 2
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1] * 6
+    owners = [claims(client(tmp_path), trial)[0]["owner"] for trial in trials.values()]
+    assert len({owner["pid"] for owner in owners}) == 2, "both took part"
     assert parent.info.status == "FINISHED"
 
 
@@ -338,9 +358,22 @@ def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     _, trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "joblib" in imported and not {"torch", "albumentations"} & imported
+    assert "mlflow" in imported and not {"torch", "albumentations"} & imported
+
+
+def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apart(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = ("--config-dir=mine", tiny, *QUICK, "model=moody", "sweep.keep=0")
+    done = end(start(*words, "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
+    assert done.code == 0, done.err
+    [parent], trials = runs(tmp_path)
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
+    logs = tmp_path / "outputs" / "workers" / parent.info.run_id
+    assert any("data.root" in log.read_text() for log in logs.glob("worker-*.log"))
+    assert "data.root" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -350,7 +383,6 @@ def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_
         (("model=glob(resnet*)",), "matches nothing; right: one of model1, model2, model3"),
         (("lr=0.1,0.2", "+lr=0.3,0.4"), "set the same key"),
         (("seed=1,2", "sweep.n_trials=0"), "sweep.n_trials=0"),
-        (("seed=1,2", "sweep.retrys=3"), "retrys"),
         (("hydra/sweeper=search", "data.val_size=100"), "the search has no axis"),
         (("hydra/sweeper=search", "lr=interval(0.1,0.2)"), "data.val_size=5000"),
         (("lr=interval(0.1,0.2)",), "hydra/sweeper=search"),
@@ -363,13 +395,22 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
     tiny: str, tmp_path: Path, overrides: tuple[str, ...], message: str
 ) -> None:
     refused = run(tiny, "data=fashion_mnist", *overrides, cwd=tmp_path)
-    assert refused.code in (1, 2), refused.err
+    assert refused.code == 2, refused.err
     assert re.search(message, refused.err), refused.err
     assert "Traceback" not in refused.err
-    if "retrys" not in message:
-        assert refused.code == 2
-        assert len(refused.err.strip().splitlines()) <= 3
-    assert not (tmp_path / "outputs" / "mlflow.db").exists()
+    told = [line for line in refused.err.splitlines() if not line.startswith("data: ")]
+    assert len(told) == 1 and told[0].startswith("error: ")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_key_that_does_not_exist_is_refused_by_hydra_and_nothing_is_left_behind(
+    tiny: str, tmp_path: Path
+) -> None:
+    refused = run(tiny, "data=fashion_mnist", "seed=1,2", "sweep.retrys=3", cwd=tmp_path)
+    assert refused.code == 1
+    assert "Key 'retrys' is not in struct" in refused.err
+    assert "Traceback" not in refused.err
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
@@ -385,7 +426,7 @@ def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
     again = run(*words, "seed=1,2", cwd=tmp_path)
     assert again.code == 0, again.err
     _, trials = runs(tmp_path)
-    assert sorted(attempts(trial) for trial in trials.values()) == [1, 2]
+    assert sorted(attempts(tmp_path, trial) for trial in trials.values()) == [1, 2]
     for trial in trials.values():
         history = client(tmp_path).get_metric_history(trial.info.run_id, "train/loss")
         assert [row.step for row in history] == [1, 2, 3, 4, 5, 6]
@@ -413,9 +454,11 @@ def test_a_search_goes_on_toward_its_total_and_proposes_nothing_twice(
     assert more.code == 0 and "3 done and skipped, 2 to be proposed" in more.err
     [parent], trials = runs(tmp_path)
     assert len(trials) == 5
-    assert [attempts(trial) for trial in trials.values()] == [1] * 5
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1] * 5
     assert {trial.data.tags["mnist_hydra.fingerprint"] for trial in trials.values()} == {
-        key.removeprefix("trial/") for key in parent.data.params if key.startswith("trial/")
+        json.loads(text)["fingerprint"]
+        for key, text in entries(client(tmp_path), parent).items()
+        if key.startswith("point/")
     }
     assert "Configurations by val/acc on the hold-out" in more.out
 
@@ -455,7 +498,7 @@ def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky:
     done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", cwd=tmp_path)
     assert done.code == 0, done.err
     _, trials = runs(tmp_path)
-    assert [attempts(trial) for trial in trials.values()] == [1, 1]
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
 
 
 def test_a_launcher_that_always_raises_ends_the_command_and_says_why(

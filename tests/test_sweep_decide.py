@@ -1,57 +1,79 @@
-"""Decisions about trials and judgements of owners: tables, no disk, no network, no clock."""
+"""Decisions about trials and judgements of owners: tables, without MLflow."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from mnist_hydra.sweep.decide import Action, deaths_in_a_row, forgivable, in_order, next_action
-from mnist_hydra.sweep.liveness import HIDDEN, Observer, is_gone, myself
-from mnist_hydra.sweep.trial import Attempt, Claim, Owner, Trial
+from mnist_hydra.sweep.decide import (
+    Action,
+    deaths_in_a_row,
+    in_order,
+    next_action,
+)
+from mnist_hydra.sweep.owner import HIDDEN, Observer, Owner, is_gone, myself, read_owner, start_time
+from mnist_hydra.sweep.trial import Attempt, Trial
 
 HERE = Owner("", "boot-1 4026531836", 100, 5000.0)
+ELSEWHERE = Owner("t", "another host", 7, 300.0)
 
 
-def trial(*ends: str | None, steps: tuple[int, ...] | None = None, step: int = -1) -> Trial:
-    from_steps = steps or (-1,) * len(ends)
+def trial(
+    *ends: str | None, by: str = "n", steps: tuple[int, ...] | None = None, step: int = -1
+) -> Trial:
+    """A trial whose attempts ended so, each made by the sweeper that its letter stands for."""
+    bys = by if len(by) == len(ends) else by * len(ends)
     attempts = [
-        Attempt(number, from_step, end)
-        for number, (end, from_step) in enumerate(zip(ends, from_steps, strict=True), start=1)
+        Attempt(number, ELSEWHERE, who, from_step, end)
+        for number, (end, who, from_step) in enumerate(
+            zip(ends, bys, steps or (-1,) * len(ends), strict=True), start=1
+        )
     ]
     return Trial("f", "run", "name", tuple(attempts), step=step)
 
 
 @pytest.mark.parametrize(
-    ("ends", "gone", "forgiven", "retries", "expected"),
+    ("ends", "by", "gone", "retries", "expected"),
     [
-        ((), False, 0, 1, Action.START),
-        (("finished",), False, 0, 1, Action.DONE),
-        (("pruned",), False, 0, 1, Action.DONE),
-        (("failed", "finished"), False, 0, 0, Action.DONE),
-        ((None,), False, 0, 1, Action.WAIT),
-        ((None,), True, 0, 1, Action.RETRY),
-        (("interrupted",), False, 0, 1, Action.RESUME),
-        (("died",), False, 0, 1, Action.RETRY),
-        (("failed",), False, 0, 1, Action.RETRY),
-        (("failed",), False, 0, 0, Action.GIVE_UP),
-        (("timeout",), False, 0, 0, Action.GIVE_UP),
-        (("failed", "timeout"), False, 0, 1, Action.GIVE_UP),
-        (("failed", "interrupted"), False, 0, 1, Action.RESUME),
-        (("failed", "failed"), False, 2, 1, Action.RETRY),
-        (("failed", "failed", "failed"), False, 2, 1, Action.RETRY),
-        (("failed", "failed", "failed", "failed"), False, 2, 1, Action.GIVE_UP),
-        (("failed", "failed"), False, 2, 0, Action.RETRY),
-        (("died", "died"), False, 0, 0, Action.RETRY),
-        (("died", "died", "died"), False, 0, 9, Action.GIVE_UP),
-        (("died", "died", None), True, 0, 9, Action.GIVE_UP),
-        (("died", "died", None), False, 0, 9, Action.WAIT),
-        (("died", "died", "died"), False, 3, 1, Action.RETRY),
-        (("died", "interrupted", "died", "died"), False, 0, 1, Action.RETRY),
+        ((), "", False, 1, Action.START),
+        (("finished",), "n", False, 1, Action.DONE),
+        (("finished",), "o", False, 1, Action.DONE),
+        (("pruned",), "n", False, 1, Action.DONE),
+        (("failed", "finished"), "nn", False, 0, Action.DONE),
+        ((None,), "n", False, 1, Action.WAIT),
+        ((None,), "o", False, 1, Action.WAIT),
+        ((None,), "n", True, 1, Action.RETRY),
+        (("interrupted",), "n", False, 1, Action.RESUME),
+        (("interrupted",), "o", False, 1, Action.RESUME),
+        (("died",), "n", False, 1, Action.RETRY),
+        (("failed",), "n", False, 1, Action.RETRY),
+        (("failed",), "n", False, 0, Action.GIVE_UP),
+        (("timeout",), "n", False, 0, Action.GIVE_UP),
+        (("failed", "timeout"), "nn", False, 1, Action.GIVE_UP),
+        (("failed", "interrupted"), "nn", False, 1, Action.RESUME),
+        (("failed", "failed"), "oo", False, 1, Action.RETRY),
+        (("failed", "failed", "failed"), "oon", False, 1, Action.RETRY),
+        (("failed", "failed", "failed", "failed"), "oonn", False, 1, Action.GIVE_UP),
+        (("failed", "failed"), "no", False, 1, Action.RETRY),
+        (("failed", "failed", "failed"), "non", False, 1, Action.GIVE_UP),
+        (("failed", "failed"), "oo", False, 0, Action.RETRY),
+        (("died", "died"), "nn", False, 0, Action.RETRY),
+        (("died", "died", "died"), "nnn", False, 9, Action.GIVE_UP),
+        (("died", "died", None), "nnn", True, 9, Action.GIVE_UP),
+        (("died", "died", None), "nnn", False, 9, Action.WAIT),
+        (("died", "died", "died"), "ooo", False, 1, Action.RETRY),
+        (("died", "died", "died"), "onn", False, 1, Action.RETRY),
+        (("died", "interrupted", "died", "died"), "nnnn", False, 1, Action.RETRY),
     ],
 )
-def test_a_trials_next_step_follows_from_its_attempts(
-    ends: tuple[str | None, ...], gone: bool, forgiven: int, retries: int, expected: Action
+def test_a_trials_next_step_follows_from_its_attempts_within_the_command(
+    ends: tuple[str | None, ...], by: str, gone: bool, retries: int, expected: Action
 ) -> None:
-    got = next_action(trial(*ends), gone=gone, forgiven=forgiven, retries=retries)
+    """`n`: this command's, now; `o`: another's, older."""
+    got = next_action(trial(*ends, by=by), gone=gone, by="n", retries=retries)
     assert got is expected
 
 
@@ -60,12 +82,12 @@ def test_a_trial_whose_process_died_goes_first_only_if_it_got_further(
     step: int, expected: Action
 ) -> None:
     dead = trial("died", step=step)
-    assert next_action(dead, gone=False, forgiven=0, retries=1) is expected
-    assert next_action(trial(None, step=step), gone=True, forgiven=0, retries=1) is expected
+    assert next_action(dead, gone=False, by="n", retries=1) is expected
+    assert next_action(trial(None, step=step), gone=True, by="n", retries=1) is expected
 
 
 def test_a_trial_that_the_ledger_does_not_have_is_to_be_started() -> None:
-    assert next_action(None, gone=False, forgiven=0, retries=1) is Action.START
+    assert next_action(None, gone=False, by="n", retries=1) is Action.START
 
 
 @pytest.mark.parametrize(
@@ -83,17 +105,6 @@ def test_a_new_checkpoint_starts_the_count_of_deaths_again(
     ends: tuple[str | None, ...], steps: tuple[int, ...], step: int, expected: int
 ) -> None:
     assert deaths_in_a_row(trial(*ends, steps=steps).attempts, step) == expected
-
-
-def test_a_new_command_forgives_the_failed_and_no_finished_ones() -> None:
-    trials = [
-        Trial("a", "1", "", trial("failed", "failed").attempts),
-        Trial("b", "2", "", trial("failed", "finished").attempts),
-        Trial("c", "3", "", trial("died", "died", "died").attempts),
-        Trial("d", "4", "", trial("interrupted").attempts),
-        Trial("e", "5", ""),
-    ]
-    assert forgivable(trials) == {"a": 2, "c": 3}
 
 
 def test_interrupted_trials_come_first_and_those_that_broke_something_last() -> None:
@@ -139,33 +150,32 @@ def test_an_owner_is_judged_by_its_process_here_and_by_its_silence_elsewhere(
     assert got is expected
 
 
-def elsewhere(heartbeat: str) -> Trial:
-    claim = Claim(Owner("t", "another host", 7, 300.0), "s", -1)
-    return Trial("f", "run", "name", (Attempt(1, -1, None, claim),), heartbeat)
-
-
 def test_an_owner_elsewhere_is_gone_once_its_heartbeat_stood_still_for_a_minute() -> None:
     now = [1000.0]
     observer = Observer(lambda: now[0])
     for beat in ("1:0", "1:1", "1:1", "1:1", "1:1", "1:1", "1:1"):
-        assert not observer.is_gone(elsewhere(beat))
+        assert not observer.is_gone(ELSEWHERE, beat)
         now[0] += 10.0
-    assert observer.is_gone(elsewhere("1:1"))
-    assert not observer.is_gone(elsewhere("1:2"))
+    assert observer.is_gone(ELSEWHERE, "1:1")
+    assert not observer.is_gone(ELSEWHERE, "1:2")
 
 
 def test_time_in_which_nobody_looked_hardly_counts() -> None:
     now = [0.0]
     observer = Observer(lambda: now[0])
-    assert not observer.is_gone(elsewhere("1:5"))
+    assert not observer.is_gone(ELSEWHERE, "1:5")
     now[0] += 3600.0  # the store was away: nobody could have beaten
-    assert not observer.is_gone(elsewhere("1:5"))
+    assert not observer.is_gone(ELSEWHERE, "1:5")
 
 
-def test_this_process_knows_itself_again() -> None:
-    assert (myself().host, myself().pid, myself().start_time) == (
-        myself().host,
-        myself("other").pid,
-        myself("other").start_time,
-    )
-    assert myself().start_time > 0
+def test_a_process_is_told_by_its_own_pid_start_and_boot_and_a_child_of_it_is_another() -> None:
+    here = myself("token")
+    assert (here.token, here.pid, here.start_time) == ("token", os.getpid(), start_time(here.pid))
+    script = "from mnist_hydra.sweep.owner import myself; print(myself().text())"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    other = read_owner(child.stdout)
+    assert other.host == here.host
+    assert (other.pid, other.start_time) != (here.pid, here.start_time)
+    observer = Observer(lambda: 0.0)
+    assert observer.is_gone(other), "it has ended"
+    assert observer.is_gone(here), "nothing in this process works under that token"

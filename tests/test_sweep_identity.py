@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import Axis, parse
-from mnist_hydra.sweep.identity import base_settings, check_same_base, identity
+from mnist_hydra.sweep.command import base_settings, check_same_base, identity_of
 
 BASE = {
     "hydra/sweeper": "grid",
@@ -23,7 +23,7 @@ def axes(*arguments: str) -> tuple[Axis, ...]:
 
 
 def of(*arguments: str, name: str | None = None, **changed: str) -> str:
-    return identity(name, BASE | changed, axes(*arguments))
+    return identity_of(name, BASE | changed, axes(*arguments))
 
 
 def test_the_same_command_is_the_same_sweep() -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, ViewType
+from mlflow.entities import Metric, Run, ViewType
 
-from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.liveness import Observer, Working, made_here, myself, new_token
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.ledger import CREATOR_TAG, Ledger
+from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here, myself, new_token
 from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
-from mnist_hydra.sweep.trial import RESULT_TAG, Owner, Point, Trial
-from mnist_hydra.sweep.worker import bury, tidy
+from mnist_hydra.sweep.trial import End, Point, Trial, end_key
+from mnist_hydra.sweep.worker import finish_half_done, mark_dead
 from mnist_hydra.tracking import CHECKPOINT_TAG, COMMIT_TAG
 from tests.sweep_process import new_store, processes, race
 
@@ -40,7 +41,7 @@ def experiment(
 @pytest.fixture
 def ledger(store: tuple[str, MlflowClient], experiment: str) -> Ledger:
     parent = elect_parent(store[1], experiment, "0123456789abcdef", name="sweep", tags={})
-    return Ledger(store[1], experiment, parent.run_id)
+    return Ledger(store[1], parent.run_id)
 
 
 @pytest.fixture
@@ -49,88 +50,89 @@ def owner() -> Iterator[Owner]:
         yield owner
 
 
-def entered(ledger: Ledger, fingerprint: str = "a") -> Trial:
-    trial = ledger.register(fingerprint, f"trial={fingerprint}", myself("creator"))
-    assert trial is not None
-    return trial
+def claimed(ledger: Ledger, owner: Owner, trial: Trial | None = None) -> Trial:
+    """The trial "a", claimed as the ledger had it when it was read last."""
+    found = ledger.claim("a", "trial=a", trial, owner, SWEEPER)
+    assert found is not None
+    return found
 
 
 def again(ledger: Ledger) -> Ledger:
     """The same ledger as a process reads it that knows nothing yet."""
-    return Ledger(ledger.client, ledger.experiment_id, ledger.parent_id)
+    return Ledger(ledger.client, ledger.parent_id)
 
 
-def test_a_trial_can_be_followed_from_its_entry_to_its_end(ledger: Ledger, owner: Owner) -> None:
-    trial = entered(ledger)
-    assert again(ledger).read().trials["a"].state == "waiting"
-
-    claimed = ledger.claim(trial, owner, SWEEPER)
-    assert claimed is not None
+def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner: Owner) -> None:
+    assert again(ledger).read().trials == {}
+    ledger.read()
+    trial = claimed(ledger, owner)
     running = again(ledger).read().trials["a"]
     assert (running.state, running.number, running.heartbeat) == ("running", 1, "1:0")
-    assert running.attempts[0].claim is not None
-    assert running.attempts[0].claim.owner == owner
+    assert (running.attempts[0].owner, running.attempts[0].by) == (owner, SWEEPER)
 
     client = ledger.client
     client.set_tag(trial.run_id, CHECKPOINT_TAG, json.dumps({"slot": 0, "epoch": 2, "step": 236}))
     client.set_tag(trial.run_id, COMMIT_TAG, "c0ffee")
     client.log_batch(trial.run_id, metrics=[Metric("val/acc", 0.9, 1, 1)])
     client.log_batch(trial.run_id, metrics=[Metric("val/acc", 0.95, 2, 2)])
-    assert ledger.beat(claimed, 1)
-    assert ledger.end(claimed, "finished", seconds=12.5)
+    assert ledger.beat(trial, 1)
+    seen = again(ledger).read().trials["a"]
+    assert (seen.heartbeat, seen.epoch, seen.step) == ("1:1", 2, 236)
+    assert ledger.end(trial, "finished", seconds=12.5)
 
     done = again(ledger).read().trials["a"]
-    assert (done.state, done.epoch, done.step, done.seconds) == ("finished", 2, 236, 12.5)
+    assert (done.state, done.epoch, done.step) == ("finished", 2, 236)
+    assert done.attempts[0].seconds == 12.5
     assert done.metrics == {"val/acc": 0.95}
     assert done.made_by == {COMMIT_TAG: "c0ffee"}
     assert done.name == "trial=a"
     run = client.get_run(trial.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == ledger.parent_id
+    assert run.data.params == {}, "bookkeeping is no hyperparameter"
+    assert client.get_run(ledger.parent_id).data.params == {}
     assert ledger.history(done, "val/acc") == {1: 0.9, 2: 0.95}
 
 
-def test_what_is_done_is_read_from_the_parent_alone(ledger: Ledger, owner: Owner) -> None:
-    claimed = ledger.claim(entered(ledger), owner, SWEEPER)
-    assert claimed is not None
-    ledger.end(claimed, "finished")
-    reader = again(ledger)
+def test_what_is_done_is_read_in_one_request_however_many_trials_there_are(
+    store: tuple[str, MlflowClient], ledger: Ledger, owner: Owner
+) -> None:
+    ledger.read()
+    trial = claimed(ledger, owner)
+    ledger.end(trial, "finished")
     asked: list[str] = []
-    get_run = reader.client.get_run
 
     class Counting(MlflowClient):
-        def get_run(self, run_id: str) -> object:  # type: ignore[override]
+        def get_run(self, run_id: str) -> Run:
             asked.append(run_id)
-            return get_run(run_id)
+            return super().get_run(run_id)
 
-    reader.client = Counting(ledger.client.tracking_uri)
+    reader = Ledger(Counting(store[0]), ledger.parent_id)
     assert reader.read().trials["a"].state == "finished"
-    assert asked == [ledger.parent_id]
+    assert len(asked) == 2 and asked[0] == ledger.parent_id and trial.run_id not in asked
 
 
-def test_the_second_to_enter_a_trial_is_refused_and_leaves_no_run(
-    store: tuple[str, MlflowClient], ledger: Ledger
+def test_the_second_to_claim_an_attempt_is_refused_and_leaves_no_run(
+    store: tuple[str, MlflowClient], ledger: Ledger, owner: Owner
 ) -> None:
-    late = again(ledger)
-    late.read()
-    trial = entered(ledger)
-    assert late.register("a", "trial=a", myself()) is None
+    late, later = again(ledger), again(ledger)
+    for reader in (late, later, ledger):
+        reader.read()
+    trial = claimed(ledger, owner)
+    assert late.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
     runs = store[1].search_runs([ledger.experiment_id])
     assert {run.info.run_id for run in runs} == {ledger.parent_id, trial.run_id}
+    # Who knows by now that it is claimed does not even try.
+    later.read(fresh=True)
+    assert later.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
 
 
-def test_the_second_to_claim_an_attempt_is_refused(ledger: Ledger, owner: Owner) -> None:
-    trial = entered(ledger)
-    assert ledger.claim(trial, owner, SWEEPER) is not None
-    assert ledger.claim(trial, myself(new_token()), SWEEPER) is None
-
-
-def _register_and_claim(client: MlflowClient, experiment: str, parent: str, path: str) -> None:
-    ledger = Ledger(client, experiment, parent)
+def _claim_all(client: MlflowClient, parent: str, path: str) -> None:
+    ledger = Ledger(client, parent)
+    ledger.read()
     for fingerprint in "abc":
-        ledger.register(fingerprint, fingerprint, myself())
-        trial = Ledger(client, experiment, parent).read().trials[fingerprint]
-        if trial.number == 0 and ledger.claim(trial, myself(new_token()), SWEEPER) is not None:
+        trial = ledger.claim(fingerprint, fingerprint, None, myself(new_token()), SWEEPER)
+        if trial is not None:
             with open(path, "a") as file:
                 file.write(f"{fingerprint} {trial.run_id}\n")
 
@@ -147,9 +149,9 @@ def test_of_processes_that_race_one_gets_each_claim(
     context = processes()
     start = context.Barrier(4)
     journal = tmp_path / "journal"
-    arguments = (ledger.experiment_id, ledger.parent_id, str(journal))
+    arguments = (ledger.parent_id, str(journal))
     racers = [
-        context.Process(target=race, args=(store[0], start, _register_and_claim, *arguments))
+        context.Process(target=race, args=(store[0], start, _claim_all, *arguments))
         for _ in range(4)
     ]
     for racer in racers:
@@ -184,6 +186,10 @@ def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
     assert len({run_id for run_id, _ in lines}) == 1
     assert sum(made_now == "True" for _, made_now in lines) == 1
     assert len(store[1].search_runs([experiment])) == 1
+    name = store[1].get_experiment(experiment).name
+    books = store[1].get_experiment_by_name(f"{name}.ledger")
+    assert books is not None
+    assert len(store[1].search_runs([books.experiment_id])) == 1, "the losers' are deleted"
     names = [e.name for e in store[1].search_experiments(view_type=ViewType.ACTIVE_ONLY)]
     assert not [name for name in names if ".sweep." in name]
 
@@ -220,116 +226,195 @@ def test_a_parent_that_was_deleted_is_made_anew(
 def test_an_elected_parent_whose_maker_died_at_once_is_still_the_parent(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
-    name = store[1].get_experiment(experiment).name
-    run_id = store[1].create_run(experiment, run_name="s").info.run_id
-    store[1].create_experiment(f"{name}.sweep.abc.0", tags={"mnist_hydra.parent": run_id})
+    made = elect_parent(store[1], experiment, "abc", name="s", tags={})
+    store[1].delete_tag(made.run_id, "mnist_hydra.sweep")  # as if it had died before
     assert find_parent(store[1], experiment, "abc") is None
-    assert elect_parent(store[1], experiment, "abc", name="s", tags={}).run_id == run_id
+    assert elect_parent(store[1], experiment, "abc", name="s", tags={}).run_id == made.run_id
     found = find_parent(store[1], experiment, "abc")
     assert found is not None
-    assert found.run_id == run_id
+    assert found.run_id == made.run_id
 
 
-def test_a_trial_whose_run_was_deleted_is_entered_anew(ledger: Ledger, owner: Owner) -> None:
-    claimed = ledger.claim(entered(ledger), owner, SWEEPER)
-    assert claimed is not None
-    ledger.end(claimed, "finished")
-    ledger.client.delete_run(claimed.run_id)
+def test_a_sweep_that_the_version_before_began_is_refused_and_can_be_begun_anew(
+    store: tuple[str, MlflowClient], experiment: str
+) -> None:
+    name = store[1].get_experiment(experiment).name
+    tags = {"mnist_hydra.sweep": "abc", "mnist_hydra.generation": "0"}
+    old = store[1].create_run(experiment, tags=tags, run_name="s").info.run_id
+    tag = {"mnist_hydra.parent": old}
+    register = store[1].create_experiment(f"{name}.sweep.abc.0", tags=tag)
+    store[1].delete_experiment(register)
+    store[1].log_param(old, "trial/0123456789abcdef", "0" * 32)
+    for ask in (
+        lambda: find_parent(store[1], experiment, "abc"),
+        lambda: elect_parent(store[1], experiment, "abc", name="s", tags={}),
+        lambda: Ledger(store[1], old),
+    ):
+        with pytest.raises(UserError, match="earlier version.*right: sweep.fresh=true"):
+            ask()
+    fresh = elect_parent(store[1], experiment, "abc", name="s", tags={}, fresh=True)
+    assert fresh.generation == 1
+    found = find_parent(store[1], experiment, "abc")
+    assert found is not None and found.run_id == fresh.run_id
+
+
+def test_a_sweep_whose_entries_were_deleted_says_how_to_get_them_back(
+    ledger: Ledger, owner: Owner
+) -> None:
+    ledger.read()
+    claimed(ledger, owner)
+    name = ledger.client.get_experiment(ledger.experiment_id).name
+    books = ledger.client.get_experiment_by_name(f"{name}.ledger")
+    assert books is not None
+    [book] = ledger.client.search_runs([books.experiment_id])
+    ledger.client.delete_run(book.info.run_id)
+    with pytest.raises(UserError, match="mlflow runs restore.*sweep.fresh=true"):
+        again(ledger).read()
+    ledger.client.restore_run(book.info.run_id)
+    assert set(again(ledger).read().trials) == {"a"}
+
+
+def test_a_trial_whose_run_was_deleted_counts_as_never_made(ledger: Ledger, owner: Owner) -> None:
+    ledger.read()
+    first = claimed(ledger, owner)
+    ledger.end(first, "finished")
+    ledger.client.delete_run(first.run_id)
     later = again(ledger)
     assert later.read().trials == {}
-    second = entered(later)
-    assert second.run_id != claimed.run_id
-    assert again(ledger).read().trials["a"].run_id == second.run_id
+    second = claimed(later, owner)
+    assert second.run_id != first.run_id
+    now = again(ledger).read().trials["a"]
+    assert (now.run_id, now.number) == (second.run_id, 1)
 
 
 def test_a_run_deleted_while_it_is_watched_is_no_trial_any_more(
     ledger: Ledger, owner: Owner
 ) -> None:
+    ledger.read()
     reader = again(ledger)
-    trial = entered(ledger)
+    trial = claimed(ledger, owner)
     assert reader.read().trials["a"].run_id == trial.run_id
     ledger.client.delete_run(trial.run_id)
-    assert reader.read().trials == {}
-    assert entered(reader).run_id != trial.run_id
+    assert reader.read(fresh=True).trials == {}
+    assert claimed(reader, owner).run_id != trial.run_id
+
+
+def test_a_run_deleted_between_two_attempts_is_not_claimed(ledger: Ledger, owner: Owner) -> None:
+    ledger.read()
+    ledger.end(claimed(ledger, owner), "failed")
+    trial = ledger.read().trials["a"]
+    ledger.client.delete_run(trial.run_id)
+    assert ledger.claim("a", "trial=a", trial, owner, SWEEPER) is None
 
 
 def test_who_was_taken_for_dead_can_record_nothing_more(ledger: Ledger, owner: Owner) -> None:
-    first = ledger.claim(entered(ledger), owner, SWEEPER)
-    assert first is not None
-    assert ledger.end(first, "died")
-    trial = ledger.read_trial(first)
-    assert trial is not None
-    assert trial.state == "died"
-    second = ledger.claim(trial, myself(new_token()), SWEEPER)
-    assert second is not None
+    ledger.read()
+    first = claimed(ledger, owner)
+    other = again(ledger)
+    dead = other.read().trials["a"]
+    assert other.end(dead, "died")
     assert not ledger.beat(first, 7)
+    trial = other.read().trials["a"]
+    assert trial.state == "died"
+    second = claimed(other, myself(new_token()), trial)
+    assert not ledger.beat(first, 8)
     assert not ledger.end(first, "finished")
     now = again(ledger).read().trials["a"]
     assert (now.state, now.number) == ("running", 2)
-    assert ledger.end(second, "failed", error="x" * 5000 + "the last line")
+    assert ledger.client.get_run(second.run_id).info.status == "RUNNING"
+    assert other.end(second, "failed", error="x" * 5000 + "the last line")
     now = again(ledger).read().trials["a"]
     assert now.state == "failed"
     assert now.error.endswith("the last line")
     assert [attempt.end for attempt in now.attempts] == ["died", "failed"]
 
 
+def test_an_attempt_whose_run_another_closed_late_is_shown_as_running_again(
+    ledger: Ledger, owner: Owner
+) -> None:
+    ledger.read()
+    first = claimed(ledger, owner)
+    ledger.end(first, "failed")
+    second = claimed(ledger, owner, ledger.read().trials["a"])
+    ledger.close(first.run_id, "failed")  # late
+    assert ledger.beat(second, 1)
+    assert ledger.client.get_run(second.run_id).info.status == "RUNNING"
+
+
 def test_an_end_is_recorded_once(ledger: Ledger, owner: Owner) -> None:
-    claimed = ledger.claim(entered(ledger), owner, SWEEPER)
-    assert claimed is not None
-    assert ledger.end(claimed, "finished")
-    assert not ledger.end(claimed, "died")
+    ledger.read()
+    other = again(ledger)
+    trial = claimed(ledger, owner)
+    seen = other.read().trials["a"]
+    assert ledger.end(trial, "finished")
+    ended_at = ledger.client.get_run(trial.run_id).info.end_time
+    assert not other.end(seen, "died")
     assert again(ledger).read().trials["a"].state == "finished"
+    info = ledger.client.get_run(trial.run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", ended_at)
 
 
 def test_the_death_of_an_owner_is_recorded_for_all(ledger: Ledger) -> None:
-    dead = replace(myself(new_token()), start_time=1.0)
-    assert ledger.claim(entered(ledger), dead, SWEEPER) is not None
-    seen = bury(ledger, ledger.read(), Observer(lambda: 0.0))
+    ledger.read()
+    claimed(ledger, replace(myself(new_token()), start_time=1.0))
+    seen = mark_dead(ledger, ledger.read(), Observer(lambda: 0.0))
     assert seen.trials["a"].state == "died"
     assert again(ledger).read().trials["a"].state == "died"
     assert f"process {os.getpid()} on" in seen.trials["a"].error
 
 
-def test_an_owner_that_works_here_is_not_buried(ledger: Ledger, owner: Owner) -> None:
-    assert ledger.claim(entered(ledger), owner, SWEEPER) is not None
-    assert bury(ledger, ledger.read(), Observer(lambda: 0.0)).trials["a"].state == "running"
+def test_an_owner_that_works_here_is_not_dead(ledger: Ledger, owner: Owner) -> None:
+    ledger.read()
+    claimed(ledger, owner)
+    assert mark_dead(ledger, ledger.read(), Observer(lambda: 0.0)).trials["a"].state == "running"
 
 
-def test_what_a_dead_process_left_half_written_is_finished(ledger: Ledger, owner: Owner) -> None:
+def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: Owner) -> None:
+    ledger.read()
     dead = replace(myself(new_token()), start_time=1.0)
     client = ledger.client
-    claimed = ledger.claim(entered(ledger), dead, SWEEPER)
-    assert claimed is not None
-    client.set_tag(claimed.run_id, "mnist_hydra.attempt/1", "finished")  # and died
-    tags = {"mlflow.parentRunId": ledger.parent_id, "mnist_hydra.creator": dead.text()}
+    trial = claimed(ledger, dead)
+    end = End("finished", 1.0, 3, 30, {"val/acc": 0.9}, "", {})
+    ledger.write_once(end_key("a", 1), end.text())  # and died
+    tags = {"mlflow.parentRunId": ledger.parent_id, CREATOR_TAG: dead.text()}
     orphan = client.create_run(ledger.experiment_id, tags=tags).info.run_id  # and died
+    tags[CREATOR_TAG] = owner.text()
+    made = client.create_run(ledger.experiment_id, tags=tags).info.run_id  # and lives
     view = again(ledger).read()
     assert set(view.trials) == {"a"}
     assert view.trials["a"].state == "finished"
-    tidy(ledger, view, Observer(lambda: 0.0))
-    assert client.get_run(claimed.run_id).info.status == "FINISHED"
-    assert RESULT_TAG + "a" in client.get_run(ledger.parent_id).data.tags
+    finish_half_done(ledger, Observer(lambda: 0.0))
+    assert client.get_run(trial.run_id).info.status == "FINISHED"
     assert client.get_run(orphan).info.lifecycle_stage == "deleted"
+    assert client.get_run(made).info.lifecycle_stage == "active"
 
 
 def test_points_are_numbered_without_gaps_and_never_overwritten(ledger: Ledger) -> None:
+    ledger.read()
     point = Point(0, "f0", ("lr=0.1",), {"lr": 0.1})
-    assert ledger.propose(0, point)
-    assert ledger.propose(0, point)  # asking again after a lost answer does no harm
-    assert not ledger.propose(0, Point(0, "f1", ("lr=0.2",), {"lr": 0.2}))
+    assert ledger.propose(point)
+    assert ledger.propose(point)  # asking again after a lost answer does no harm
+    assert not ledger.propose(Point(0, "f1", ("lr=0.2",), {"lr": 0.2}))
     assert again(ledger).read().points == [point]
 
 
-def test_stops_and_forgiveness_are_kept_by_sweeper(ledger: Ledger) -> None:
-    many = {f"{i:016x}": i % 7 + 1 for i in range(1000)}
-    ledger.begin_command("one", many)
-    ledger.begin_command("two", {})
+def test_a_request_to_stop_reaches_one_sweepers_trials_and_the_first_reason_stands(
+    ledger: Ledger,
+) -> None:
+    ledger.read()
     ledger.stop("two", "Ctrl-C")
-    view = again(ledger).read()
-    assert view.forgiven == {"one": many}
-    assert view.stops == {"two": "Ctrl-C"}
-    assert ledger.stopped("two") == "Ctrl-C"
-    assert ledger.stopped("one") is None
+    again(ledger).stop("two", "SIGTERM")
+    assert again(ledger).read().stops == {"two": "Ctrl-C"}
+    assert ledger.stopped("two")
+    assert not ledger.stopped("one")
+
+
+def test_entries_are_of_one_sweep(store: tuple[str, MlflowClient], ledger: Ledger) -> None:
+    other = elect_parent(store[1], ledger.experiment_id, "feed", name="another", tags={})
+    ledger.write_once("complete/run", "me")
+    assert ledger.write_once("complete/run", "you") == "me"
+    assert ledger.holds("complete/run") and ledger.entries("complete/") == {"run": "me"}
+    assert not Ledger(store[1], other.run_id).holds("complete/run")
 
 
 def test_a_token_is_known_where_it_was_made() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mnist_hydra.sweep.placement import place, room, visible_gpus
+from hydra_plugins.mnist_hydra.joblib_launcher import placement, room, visible_gpus
 
 
 def test_without_gpus_there_is_room_for_a_worker_a_core() -> None:
@@ -18,21 +18,20 @@ def test_with_gpus_there_is_room_for_so_many_trials_on_each() -> None:
 
 def test_workers_take_turns_on_the_gpus() -> None:
     gpus = ["4", "GPU-7f"]
-    chosen = [place(k, 4, gpus=gpus, cores=8).environment for k in range(4)]
+    chosen = [placement(k, 4, gpus=gpus, cores=8) for k in range(4)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in chosen] == ["4", "GPU-7f", "4", "GPU-7f"]
 
 
 def test_one_gpu_needs_no_choosing() -> None:
-    assert "CUDA_VISIBLE_DEVICES" not in place(1, 2, gpus=["0"], cores=8).environment
+    assert "CUDA_VISIBLE_DEVICES" not in placement(1, 2, gpus=["0"], cores=8)
 
 
 @pytest.mark.parametrize(
     ("workers", "cores", "threads"), [(2, 2, 1), (1, 2, 2), (3, 8, 2), (16, 2, 1)]
 )
 def test_the_cores_are_divided_among_the_workers(workers: int, cores: int, threads: int) -> None:
-    placed = place(workers - 1, workers, gpus=[], cores=cores)
-    assert placed.threads == threads
-    assert placed.environment == {"OMP_NUM_THREADS": str(threads)}
+    placed = placement(workers - 1, workers, gpus=[], cores=cores)
+    assert placed == {"OMP_NUM_THREADS": str(threads)}
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,21 @@ from hydra.core.global_hydra import GlobalHydra
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.liveness import Working
+from mnist_hydra.sweep.owner import Working
 from mnist_hydra.sweep.parent import elect_parent
-from mnist_hydra.sweep.search import Result, is_minimized, is_to_prune, objective_value, propose
-from mnist_hydra.sweep.settings import SweepConfig
-from mnist_hydra.sweep.sources import SearchSource
+from mnist_hydra.sweep.search import (
+    Result,
+    SearchSource,
+    is_minimized,
+    is_to_prune,
+    objective_value,
+    propose,
+)
 from tests.sweep_process import new_store
 
 pytestmark = pytest.mark.xdist_group("sweep_search")  # they share a store, which is slow to make
@@ -223,7 +229,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
 def ledger(client: MlflowClient, request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     experiment = client.create_experiment(request.node.name, artifact_location=tmp_path.as_uri())
     parent = elect_parent(client, experiment, "abc", name="s", tags={})
-    return Ledger(client, experiment, parent.run_id)
+    return Ledger(client, parent.run_id)
 
 
 @pytest.fixture
@@ -235,15 +241,15 @@ def composer() -> Any:
 
 
 def source(ledger: Ledger, composer: Composer, **settings: Any) -> SearchSource:
-    fresh = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id)
+    fresh = Ledger(ledger.client, ledger.parent_id)
     arguments = [
         "data.val_size=5000",
         "lr=tag(log,interval(0.02,0.5))",
         "batch_size=range(64,513,64)",
         "model=choice(model2,model3)",
     ]
-    plan = parse(arguments, composer.options)
-    return SearchSource(fresh, plan, composer, SweepConfig(**settings), seed=7)
+    typed = parse(arguments, composer.options)
+    return SearchSource(fresh, typed, composer, SweepConfig(**settings), seed=7)
 
 
 def test_two_processes_that_propose_at_once_share_one_row_of_points(
@@ -253,10 +259,10 @@ def test_two_processes_that_propose_at_once_share_one_row_of_points(
     before = ledger.read()
     assert one.propose(before)
     assert two.propose(before)  # finds that the first point is there already
-    seen = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id).read()
+    seen = Ledger(ledger.client, ledger.parent_id).read()
     assert len(seen.points) == 1
     while (two if len(seen.points) % 2 else one).propose(seen):
-        seen = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id).read()
+        seen = Ledger(ledger.client, ledger.parent_id).read()
     assert len(seen.points) == 5
     assert len({point.fingerprint for point in seen.points}) == 5
     wanted = one.wanted(seen)
@@ -269,18 +275,16 @@ def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Co
     searching = source(ledger, composer, n_trials=9, pruner="median", objective_at="best")
     with Working() as owner:
         for number in range(6):
-            fresh = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id)
+            fresh = Ledger(ledger.client, ledger.parent_id)
             assert searching.propose(fresh.read())
-            fresh = Ledger(ledger.client, ledger.experiment_id, ledger.parent_id)
+            fresh = Ledger(ledger.client, ledger.parent_id)
             point = fresh.read().points[number]
-            trial = ledger.register(point.fingerprint, str(number), owner)
-            assert trial is not None
-            claimed = ledger.claim(trial, owner, "sweeper")
+            claimed = fresh.claim(point.fingerprint, str(number), None, owner, "sweeper")
             assert claimed is not None
             rows = [Metric("val/acc", v, e, e) for e, v in curve(0.9 - number / 100).items()]
-            ledger.client.log_batch(trial.run_id, metrics=rows)
+            ledger.client.log_batch(claimed.run_id, metrics=rows)
             if number < 5:
-                ledger.end(claimed, "finished")
+                fresh.end(claimed, "finished")
     give_up = searching.prune(claimed)
     assert give_up is not None
     assert give_up(1, {"val/acc": 0.1})

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mnist_hydra.sweep.decide import forgivable
 from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.liveness import myself, new_token
+from mnist_hydra.sweep.owner import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Planned, Trial
 from mnist_hydra.sweep.worker import Rules, pull
@@ -45,7 +44,7 @@ class Sweep:
         self.parent = parent.run_id
 
     def ledger(self) -> Ledger:
-        return Ledger(self.client, self.experiment, self.parent)
+        return Ledger(self.client, self.parent)
 
     def trials(self) -> dict[str, Trial]:
         return {trial.name: trial for trial in self.ledger().read().trials.values()}
@@ -69,7 +68,7 @@ class Sweep:
         uri = self.client.tracking_uri
         process = processes().Process(
             target=work,
-            args=(uri, self.experiment, self.parent, planned, self.journal),
+            args=(uri, self.parent, planned, self.journal),
             kwargs=settings,
         )
         process.start()
@@ -235,8 +234,6 @@ def test_the_same_command_again_gives_failed_trials_fresh_attempts(sweep: Sweep)
     sweep.pull(plan("do=raise", "do=exit"), by="one", retries=1)
     sweep.pull(plan("do=raise", "do=exit"), by="one", retries=1)
     assert {trial.number for trial in sweep.trials().values()} == {2}
-    ledger = sweep.ledger()
-    ledger.begin_command("two", forgivable(ledger.read().trials.values()))
     sweep.pull(plan("do=raise", "do=exit"), by="two", retries=1)
     assert {trial.number for trial in sweep.trials().values()} == {4}
 
@@ -275,9 +272,8 @@ def test_a_trial_of_a_living_owner_elsewhere_is_left_alone(sweep: Sweep) -> None
     planned = plan("do=train")
     ledger = sweep.ledger()
     owner = replace(myself(new_token()), host="another host")
-    trial = ledger.register(planned[0].fingerprint, planned[0].name, owner)
-    assert trial is not None
-    assert ledger.claim(trial, owner, "elsewhere") is not None
+    first = planned[0]
+    assert ledger.claim(first.fingerprint, first.name, None, owner, "elsewhere") is not None
     sweep.pull(planned)
     assert sweep.trials()["do=train"].state == "running"
     assert sweep.journaled() == []
@@ -288,15 +284,18 @@ def test_who_lost_its_claim_stops_and_writes_nothing_more(sweep: Sweep) -> None:
     thread = threading.Thread(target=sweep.pull, args=(planned,))
     thread.start()
     sweep.wait_for(lambda: len(sweep.journaled()) == 1)
-    trial = sweep.trials()["do=stay"]
     ledger = sweep.ledger()
+    [trial] = ledger.read().trials.values()
+    assert ledger.end(trial, "died")  # taken for dead
+    [trial] = ledger.read().trials.values()
     other = replace(myself(new_token()), host="another host")
-    assert ledger.claim(trial, other, "elsewhere") is not None  # took it for dead
+    assert ledger.claim(trial.fingerprint, trial.name, trial, other, "elsewhere") is not None
     thread.join(60)
     assert not thread.is_alive()
     now = sweep.trials()["do=stay"]
     assert (now.state, now.number) == ("running", 2)
-    assert now.attempts[0].end is None
+    assert now.attempts[0].end == "died"
+    assert sweep.client.get_run(trial.run_id).info.status == "RUNNING"
 
 
 def test_ctrl_c_in_this_process_marks_the_trial_interrupted(sweep: Sweep) -> None:

@@ -142,7 +142,7 @@ def test_the_logged_model_is_an_exported_program_for_raw_images(
 ) -> None:
     import mlflow
 
-    from mnist_hydra.data import load
+    from mnist_hydra.data.load import load_dataset
 
     folder, _ = finished
     run = only_run(folder)
@@ -151,7 +151,7 @@ def test_the_logged_model_is_an_exported_program_for_raw_images(
     assert not [p for p in (folder / "outputs" / "artifacts").rglob("*.pkl")]
     assert logged.source_run_id == run.info.run_id
     model = mlflow.pyfunc.load_model(logged.model_uri)
-    dataset = load(settled(f"data.root={mnist}").data, folder)
+    dataset = load_dataset(settled(f"data.root={mnist}").data, folder)
     images = dataset.test.images[:7]
     got = torch.from_numpy(model.predict(images))
     assert got.shape == (7, 10)

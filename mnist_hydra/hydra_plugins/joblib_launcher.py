@@ -1,33 +1,36 @@
-"""Workers as processes of this machine, by joblib's own process pool (loky).
+"""Workers as processes of this machine: which GPU and how many CPU threads each gets.
 
-Every worker has a pool of its own, because loky ends a whole pool when one of its processes dies:
-the neighbours of a trial that always runs out of memory would be taken along each time.
+It never imports torch: a worker's environment must be settled before torch is loaded there.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import threading
-import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from importlib import import_module
-from multiprocessing import resource_tracker
-from typing import Any, TypeAlias
+import platform
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
 
-from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from mnist_hydra.sweep.placement import place, room, visible_gpus
-from mnist_hydra.sweep.worker_job import WorkerDied, WorkerJob, ctrl_c_held
-from mnist_hydra.sweep.worker_launcher import POLL_S, WorkerLauncher
+from mnist_hydra.sweep.launchers import (
+    CommandLauncher,
+    Ended,
+    last_line,
+    start_process,
+)
 
-Handle: TypeAlias = "Future[JobReturn]"
+MPS = "mps"
+"""Stands for the one GPU of an Apple machine, which needs no choosing."""
+LOG_TAIL = 8_192
+"""Bytes at the end of a log among which the last line is looked for."""
+
+Handle: TypeAlias = "subprocess.Popen[bytes]"
 
 
-class JoblibLauncher(WorkerLauncher):
+class JoblibLauncher(CommandLauncher):
     """One worker a core, or `trials_per_gpu` a GPU where the trials may use one."""
 
     on_this_machine = True
@@ -37,7 +40,6 @@ class JoblibLauncher(WorkerLauncher):
     ) -> None:
         super().__init__(workers, restarts)
         self.trials_per_gpu = trials_per_gpu
-        self._pools: dict[Handle, Any] = {}
         self._gpus: list[str] | None = None
         self._count = 0
 
@@ -52,66 +54,113 @@ class JoblibLauncher(WorkerLauncher):
             self._gpus = visible_gpus(device, os.environ)
         return self._gpus
 
-    def start(self, jobs: Sequence[WorkerJob]) -> list[Handle]:
-        """Start a process for each job."""
-        loky = import_module("joblib.externals.loky")
+    def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Handle]:
+        """Start a process for each list of overrides."""
         self._count = max(self._count, len(jobs))
-        placed = [
-            place(job.number, self._count, gpus=self.gpus(), cores=_cores()) for job in jobs
-        ]
-        pools = [loky.ProcessPoolExecutor(max_workers=1, env=each.environment) for each in placed]
-        resource_tracker.ensure_running()  # its start would let Ctrl-C through again
-        with ctrl_c_held():
-            handles = [
-                pool.submit(_run, job.placed(each.environment), os.getpid())
-                for pool, job, each in zip(pools, jobs, placed, strict=True)
-            ]
-        self._pools.update(zip(handles, pools, strict=True))
-        return handles
+        started = {}
+        for number, overrides in jobs.items():
+            head, rest = self.command(overrides)
+            place = placement(number, self._count, gpus=self.gpus(), cores=_cores())
+            log = self._log(number)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:
+                started[number] = start_process([*head, *rest], file, place)
+        return started
 
-    def ended(self, running: Collection[Handle]) -> Collection[Handle]:
-        """Wait for the next processes that come back or die."""
-        return wait(running, POLL_S, FIRST_COMPLETED).done
+    def ended(self, number: int, handle: Handle) -> Ended | None:
+        """Its exit code and the last line of its log."""
+        code = handle.poll()
+        if code is None:
+            return None
+        with self._log(number).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+            said = last_line(file.read().decode(errors="replace"))
+        return Ended(code, f"{said} ({self._log(number)})" if code < 0 else said)
 
-    def result(self, handle: Handle, job: WorkerJob) -> JobReturn:
-        """What the process sent back before it ended."""
-        try:
-            return handle.result()
-        except BrokenProcessPool as error:
-            raise WorkerDied(_cause(error)) from error
-        finally:
-            self._pools.pop(handle).shutdown(wait=True)
+    def ask_to_stop(self, running: Collection[Handle]) -> None:
+        """The end of their standard input asks them."""
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.close()
 
     def close(self, running: Collection[Handle]) -> None:
         """End what still runs; there is something only when the launch itself was interrupted."""
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, kill_workers=True)
-        self._pools.clear()
+        for process in running:
+            process.kill()
         self._count = 0
+
+    def _log(self, number: int) -> Path:
+        return Path(self.log_folder, f"worker-{number}.log")
+
+
+def room(gpus: Sequence[str], *, trials_per_gpu: int, cores: int) -> int:
+    """How many workers a machine takes: `trials_per_gpu` a GPU, or one a core without any."""
+    return len(gpus) * trials_per_gpu if gpus else cores
+
+
+def placement(worker: int, workers: int, *, gpus: Sequence[str], cores: int) -> dict[str, str]:
+    """The environment that gives worker number `worker` of `workers` its part of the machine.
+
+    GPUs are dealt out in turn, so neighbours in number sit on different ones; the cores are
+    divided evenly, and every worker has at least one thread. Where there is but one GPU, or none,
+    nothing has to be chosen and the environment says nothing of it.
+
+    Args:
+        worker: the worker's number, from 0.
+        workers: how many there are, at least 1.
+        gpus: the ids of the visible GPUs, as `CUDA_VISIBLE_DEVICES` takes them.
+        cores: CPU cores of the machine.
+    """
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+    if len(gpus) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
+    return environment
+
+
+def visible_gpus(device: str, environment: Mapping[str, str]) -> list[str]:
+    """The ids of the GPUs that trials with `device=` may use on this machine; none for `cpu`.
+
+    Args:
+        device: the configuration's `device`; `cuda:N` is the N-th visible one, and only that.
+        environment: the process's; what `CUDA_VISIBLE_DEVICES` hides is not seen.
+    """
+    if device == MPS or (device == "auto" and platform.system() == "Darwin"):
+        return [MPS] if platform.machine() == "arm64" else []
+    if device != "auto" and not device.startswith("cuda"):
+        return []
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    gpus = _installed() if listed is None else _listed(listed)
+    if device.startswith("cuda:"):
+        number = int(device.removeprefix("cuda:"))
+        return gpus[number : number + 1]
+    return gpus
+
+
+def _listed(text: str) -> list[str]:
+    """The entries of `CUDA_VISIBLE_DEVICES`; as for CUDA, the first bad one ends the list."""
+    gpus: list[str] = []
+    for entry in (part.strip() for part in text.split(",")):
+        if not entry or entry.startswith("-") or not (entry.isdigit() or "-" in entry):
+            break
+        gpus.append(entry)
+    return gpus
+
+
+def _installed() -> list[str]:
+    """The UUIDs of NVIDIA's GPUs in this machine; none where its tool is missing or fails."""
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.split()
 
 
 def _cores() -> int:
-    return int(import_module("joblib").cpu_count())
-
-
-def _cause(error: BaseException) -> str:
-    """The exit code, `{SIGKILL(-9)}`, out of loky's long message."""
-    found = re.search(r"exit codes of the workers are (\{.*?\})", str(error))
-    return found.group(1) if found else str(error).strip().splitlines()[0]
-
-
-def _run(job: WorkerJob, sweeper: int) -> JobReturn:
-    """The job, in its process: where the sweeper's is gone, it writes a checkpoint and ends."""
-    threading.Thread(target=_stop_without, args=(sweeper,), daemon=True).start()
-    result = job()
-    if os.getppid() != sweeper:  # loky would wait for its next order for ever
-        os._exit(1)
-    return result
-
-
-def _stop_without(sweeper: int) -> None:
-    while os.getppid() == sweeper:
-        time.sleep(1)
-    from mnist_hydra.sweep import worker
-
-    worker.STOP.set()
+    """CPU cores that this process may use, by its affinity and its container's limit."""
+    affine = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # `max` stands for no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores

@@ -1,26 +1,48 @@
 """Workers as tasks on a Ray cluster: one that exists, or a local one for this sweep alone.
 
-Tasks are waited for together, so that a dead worker or node loses nobody else's result. Nothing
-travels through Ray but the job and its result; a cluster's machines need the project installed.
+A task runs the worker's command on its node. A cluster's machines need the project installed and
+share no disk, so the folders of `--config-dir` travel along: YAML and Python files only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from mnist_hydra.sweep.config_files import pack
-from mnist_hydra.sweep.ray_cluster import LOCAL, joined
-from mnist_hydra.sweep.worker_job import WorkerDied, WorkerJob
-from mnist_hydra.sweep.worker_launcher import POLL_S, WorkerLauncher
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.launchers import (
+    CommandLauncher,
+    Ended,
+    followed,
+    last_line,
+    start_process,
+)
+
+LOCAL = "local"
+"""The address of a cluster that is started for this process and ends with it."""
+ANSWER_WITHIN_S = 3.0  # to a TCP connection
+JOIN_WITHIN_S = 11.0  # by a driver; Ray's own client would try for two minutes
+JOIN = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+OBJECT_STORE_BYTES = 100 * 2**20  # nothing but commands and their ends goes through it
+
+SUFFIXES = (".yaml", ".yml", ".py")
+MAX_BYTES = 10 * 2**20
+MAX_FILES = 2000
+Files = dict[str, bytes]
+"""File below a folder, with forward slashes -> content."""
 
 
-class RayLauncher(WorkerLauncher):
+class RayLauncher(CommandLauncher):
     """One worker per `cpus_per_worker`, or `trials_per_gpu` a GPU where the trials may use one.
 
     Args:
@@ -55,37 +77,35 @@ class RayLauncher(WorkerLauncher):
             return 0
         return int(joined(self.address).cluster_resources().get("GPU", 0))
 
-    def start(self, jobs: Sequence[WorkerJob]) -> list[Any]:
-        """Submit the jobs as tasks; each has a process of its own, which ends with it."""
+    def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Any]:
+        """Submit the workers as tasks; each has a process of its own, which ends with it."""
         ray = joined(self.address)
         needs = {"num_cpus": self.cpus_per_worker}
         if self._gpus():
             needs["num_gpus"] = 1 / self.trials_per_gpu
         run = ray.remote(max_retries=0, max_calls=1, scheduling_strategy="SPREAD", **needs)(_run)
-        files = pack(self.hydra_context.config_loader.get_sources())
-        return [run.remote(replace(job, config_files=files)) for job in jobs]
+        sources = self.config.hydra.runtime.config_sources
+        folders = {s.path: pack(Path(s.path)) for s in sources if s.schema == "file"}
+        started = {}
+        for number, overrides in jobs.items():
+            head, rest = self.command(overrides)
+            started[number] = run.remote(head, rest, folders, os.getcwd())
+        return started
 
-    def ended(self, running: Collection[Any]) -> list[Any]:
-        """Wait for the next tasks that come back or are lost."""
-        ended, _ = joined(self.address).wait(list(running), num_returns=1, timeout=POLL_S)
-        return list(ended)
-
-    def result(self, handle: Any, job: WorkerJob) -> JobReturn:
-        """What the task gave back."""
+    def ended(self, number: int, handle: Any) -> Ended | None:
+        """What the task gave back, or why it could not."""
         ray = joined(self.address)
+        if not ray.wait([handle], timeout=0)[0]:
+            return None
         try:
-            result: JobReturn = ray.get(handle)
+            ended: Ended = ray.get(handle)
         except ray.exceptions.TaskCancelledError:
-            return job.ended(JobStatus.UNKNOWN)
+            return Ended(0)
         except ray.exceptions.RayError as error:
-            raise WorkerDied(str(error).strip().splitlines()[0]) from error
-        return result
+            return Ended(None, last_line(str(error)))
+        return ended
 
-    def takes_one_more(self, running: Collection[Any]) -> bool:
-        """Whether what is left of the cluster has room besides the running workers."""
-        return self.room() > len(running)
-
-    def drop_unbegun(self, running: Collection[Any]) -> None:
+    def drop_waiting(self, running: Collection[Any]) -> None:
         """Cancel the tasks; those that have begun ignore the interrupt that Ray sends them."""
         for handle in running:
             joined(self.address).cancel(handle, force=False, recursive=False)
@@ -95,5 +115,100 @@ class RayLauncher(WorkerLauncher):
         joined(self.address).shutdown()
 
 
-def _run(job: WorkerJob) -> JobReturn:
-    return job()
+def _run(head: list[str], rest: list[str], folders: dict[str, Files], cwd: str) -> Ended:
+    """Run a worker's command on this node, with the sweep's own configuration folders."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with tempfile.TemporaryDirectory(prefix="mnist_hydra_config_") as spare:
+        for number, (folder, files) in enumerate(folders.items()):
+            here = unpack(files, Path(folder), Path(spare, str(number)))
+            head = [word.replace(folder, str(here)) for word in head]
+        return followed(start_process([*head, *rest], subprocess.PIPE, {}, cwd))
+
+
+def pack(folder: Path) -> Files:
+    """The configuration and code files of a folder, hidden folders left out.
+
+    Raises:
+        UserError: where the folder holds more than could be meant.
+    """
+    files: Files = {}
+    for here, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith((".", "__"))]
+        for path in (Path(here, name) for name in names if name.endswith(SUFFIXES)):
+            files[path.relative_to(folder).as_posix()] = path.read_bytes()
+        if len(files) > MAX_FILES or sum(map(len, files.values())) > MAX_BYTES:
+            raise UserError(
+                f"--config-dir={folder} holds more than {MAX_FILES} YAML and Python files or "
+                f"{MAX_BYTES // 2**20} MiB of them, too much to send to other machines: "
+                "give your configuration a folder of its own"
+            )
+    return files
+
+
+def unpack(files: Files, folder: Path, spare: Path) -> Path:
+    """The folder that holds the files: the one they come from, or else `spare`, written now.
+
+    Args:
+        folder: where they were packed; it is used as it is where the same files are there.
+    """
+    there = {name: folder / name for name in files}
+    if all(path.is_file() and path.read_bytes() == files[name] for name, path in there.items()):
+        return folder
+    for name, content in files.items():
+        path = spare / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return spare
+
+
+def joined(address: str) -> Any:
+    """The module `ray`, connected to the cluster; does nothing more when it is connected already.
+
+    A local cluster listens on loopback only and reports nothing to Ray's makers.
+
+    Args:
+        address: `host:port` of the head, `auto` for this machine's cluster, or `local`.
+
+    Raises:
+        UserError: Ray is not installed, or within 15 s no cluster lets this process join.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == LOCAL:  # the switch that keeps Ray on loopback; it works on Linux too
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        ray = import_module("ray")
+    except ImportError as error:
+        need = f"hydra/launcher=ray needs Ray ({error}): pip install 'mnist_hydra[ray]'"
+        raise UserError(need) from None
+    if not ray.is_initialized():
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address == LOCAL:
+            settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        else:
+            check_address(address)
+        ray.init(address, **settings)
+    return ray
+
+
+def check_address(address: str) -> None:
+    """Try a connection, then to join from a process that can be given up on.
+
+    Raises:
+        UserError: no Ray cluster is there, or it refuses.
+    """
+    where = f"hydra.launcher.address={address}"
+    mend = "start one with 'ray start --head', or a local one with hydra.launcher.address=null"
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), ANSWER_WITHIN_S).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(f"{where}: no Ray cluster answers there ({error}); {mend}") from None
+    command = [sys.executable, "-c", JOIN, address]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=JOIN_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{where}: what listens there is no Ray cluster; {mend}") from None
+    except subprocess.CalledProcessError as error:
+        why = " ".join(error.stderr.strip().splitlines()[-1:])
+        raise UserError(f"{where}: Ray does not join it ({why}); {mend}") from None

@@ -1,35 +1,39 @@
 """Workers as one array of Slurm jobs, by submitit; or as processes that submitit starts here.
 
 Whether a job lives is not asked of submitit: it asks `sacct`, which a cluster without accounting
-refuses, and would then wait for a dead job for ever.
+refuses, and would then wait for a dead job for ever. Every Slurm answers `squeue`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.slurm_queue import (
-    RequeueableRun,
-    SlurmQueue,
-    cancel,
-    executor,
-    kill_children,
+from mnist_hydra.sweep.launchers import (
+    CommandLauncher,
+    Ended,
+    followed,
+    last_line,
+    start_process,
 )
-from mnist_hydra.sweep.worker_job import WorkerDied, WorkerJob, ctrl_c_held
-from mnist_hydra.sweep.worker_launcher import POLL_S, WorkerLauncher
 
 LARGEST_ARRAY = 64
+ASK_EVERY_S = 3.0
+RESULT_MAY_LAG_S = 5.0
+"""How long a shared disk may take to show the result of a job that has left the queue."""
 
 
-class SlurmLauncher(WorkerLauncher):
+class SlurmLauncher(CommandLauncher):
     """Jobs that begin as the cluster has room for them.
 
     Args:
@@ -52,8 +56,10 @@ class SlurmLauncher(WorkerLauncher):
         self.on_this_machine = cluster != "slurm"
         self.cluster, self.folder, self.max_requeues = cluster, folder, max_requeues
         self.parameters = parameters
-        self._queue = SlurmQueue()
         self._dropped = False
+        self._asked_at = 0.0
+        self._queued: dict[str, float] = {}
+        """When each job was last seen in Slurm's queue, by id: `12_0` in an array."""
 
     def room(self) -> int:
         """Jobs may wait in Slurm's queue, so there is room for many."""
@@ -66,57 +72,116 @@ class SlurmLauncher(WorkerLauncher):
         return (os.cpu_count() or 1) if self.on_this_machine else LARGEST_ARRAY
 
     def _executor(self) -> Any:
-        return executor(self.folder, self.cluster, self.max_requeues, self.parameters)
+        try:
+            submitit = import_module("submitit")
+            made = submitit.AutoExecutor(
+                self.folder, self.cluster, slurm_max_num_timeout=self.max_requeues
+            )
+            made.update_parameters(**self.parameters)
+        except ImportError as error:
+            mend = "pip install 'mnist_hydra[slurm]'"
+            raise UserError(f"hydra/launcher=slurm needs submitit ({error}): {mend}") from None
+        except (AssertionError, NameError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).splitlines()[:1])
+            raise UserError(f"hydra.launcher: submitit refuses its settings: {why}") from None
+        return made
 
-    def start(self, jobs: Sequence[WorkerJob]) -> list[Any]:
-        """Submit the jobs as one array."""
+    def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Any]:
+        """Submit the workers as one array."""
         threads = {"OMP_NUM_THREADS": str(self.parameters.get("cpus_per_task") or 1)}
-        with ctrl_c_held():
-            placed = [job.placed(threads) for job in jobs]
-            try:
-                handles: list[Any] = self._executor().map_array(RequeueableRun(), placed)
-            except import_module("submitit.core.utils").FailedJobError as error:
-                why = str(error).splitlines()[0]
-                raise UserError(f"Slurm refuses the workers' jobs: {why}") from None
-        self._queue.add(handle.job_id for handle in handles)
-        return handles
+        lines = [self.command(overrides) for overrides in jobs.values()]
+        commands = [WorkerJob([*head, *rest], threads, os.getcwd()) for head, rest in lines]
+        # What submitit starts here is not to see a Ctrl-C, which is for the sweeper alone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            handles = self._executor().submit_array(commands)
+        except import_module("submitit.core.utils").FailedJobError as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"Slurm refuses the workers' jobs: {why}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._queued |= {handle.job_id: time.monotonic() for handle in handles}
+        return dict(zip(jobs, handles, strict=True))
 
-    def ended(self, running: Collection[Any]) -> list[Any]:
-        """Jobs with a result, and those that are gone without one."""
-        time.sleep(POLL_S)
-        if self.on_this_machine:
-            return [handle for handle in running if handle.done()]
-        self._queue.ask()
-        return [
-            handle
-            for handle in running
-            if handle.paths.result_pickle.exists() or self._queue.has_lost(handle.job_id)
-        ]
-
-    def result(self, handle: Any, job: WorkerJob) -> JobReturn:
-        """What the job wrote before it ended."""
+    def ended(self, number: int, handle: Any) -> Ended | None:
+        """What the job wrote before it ended, or that it is gone without a word."""
         if handle.paths.result_pickle.exists():
             try:
-                result: JobReturn = handle.result()
-            except Exception as error:  # submitit's has the traceback between two rules
-                trace = [part for part in str(error).split("-" * 22) if part.strip()]
-                raise WorkerDied(trace[:2][-1].strip().splitlines()[-1]) from error
-            return result
+                ended: Ended = handle.result()
+            except Exception as error:  # submitit's, with a traceback of the job between two rules
+                return Ended(None, last_line(str(error).replace("-" * 22, "")))
+            return ended
+        if not self._is_gone(handle):
+            return None
         if self._dropped and not handle.paths.stdout.exists():
-            return job.ended(JobStatus.UNKNOWN)
-        said = " ".join((handle.stdout() or "it wrote no log").strip().splitlines()[-1:])
-        raise WorkerDied(f"{said} (job {handle.job_id}, log in {handle.paths.stdout})")
+            return Ended(0)
+        said = last_line(handle.stdout() or "it wrote no log")
+        return Ended(None, f"{said} (job {handle.job_id}, log in {handle.paths.stdout})")
 
-    def drop_unbegun(self, running: Collection[Any]) -> None:
+    def _is_gone(self, handle: Any) -> bool:
+        """Whether a job has left for so long that its result, if it had one, would be here."""
+        if self.on_this_machine:
+            return bool(handle.done()) and not handle.paths.result_pickle.exists()
+        now = time.monotonic()
+        if now > self._asked_at + ASK_EVERY_S:
+            command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            held = answer.stdout.split() if answer.returncode == 0 else self._queued
+            self._queued |= {job: now for job in held}
+            self._asked_at = now
+        return now > self._queued[handle.job_id] + ASK_EVERY_S + RESULT_MAY_LAG_S
+
+    def drop_waiting(self, running: Collection[Any]) -> None:
         """Cancel what still waits in Slurm's queue."""
         self._dropped = True
         if running and not self.on_this_machine:
-            cancel("--state=PENDING", *{handle.job_id.split("_")[0] for handle in running})
+            jobs = {handle.job_id.split("_")[0] for handle in running}
+            subprocess.run(["scancel", "--state=PENDING", *jobs], capture_output=True)
 
     def close(self, running: Collection[Any]) -> None:
         """Cancel what still runs, which there is only when the launch itself was interrupted."""
         for handle in running:
             if not self.on_this_machine:
-                cancel(handle.job_id)
+                subprocess.run(["scancel", handle.job_id], capture_output=True)
             else:
-                kill_children(int(handle.job_id))
+                with suppress(ProcessLookupError):
+                    os.kill(int(handle.job_id), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What submitit runs: a worker, which goes back to the queue as it is when its time is over.
+
+    Submitit's own handler would requeue it in the middle of a step: the worker ends first, with a
+    checkpoint.
+    """
+
+    arguments: list[str]
+    """`python`'s."""
+    environment: dict[str, str]
+    folder: str
+
+    def __call__(self) -> Ended:
+        name = import_module("submitit.core.job_environment").JobEnvironment.USR_SIG
+        warning = signal.Signals[f"SIG{name}"]
+        # Slurm warns every process of a job, and what is ignored here is ignored by the worker.
+        requeue: Any = signal.signal(warning, signal.SIG_IGN)
+        worker = start_process(self.arguments, subprocess.PIPE, self.environment, self.folder)
+        warned = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if number == warning:
+                warned.append(number)
+            assert worker.stdin is not None
+            worker.stdin.close()
+
+        signal.signal(warning, stop)
+        signal.signal(signal.SIGTERM, stop)
+        ended = followed(worker)
+        if warned:
+            requeue(warned[0], None)  # which exits
+        return ended
+
+    def checkpoint(self) -> Any:
+        """Submitit's own protocol."""
+        return import_module("submitit").helpers.DelayedSubmission(self)

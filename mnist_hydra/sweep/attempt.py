@@ -1,4 +1,4 @@
-"""One attempt at a trial while it runs: heartbeat, stop requests, time limit.
+"""One attempt at a trial while it runs: heartbeat, stop requests, time limit, and what it says.
 
 It tells the training when to stop and never touches what the training records.
 """
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.trial import TIMEOUT, Trial
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 BEAT_S = 3.0
 GRACE_S = 20.0
 """How long a trial past its time limit has for its checkpoint, before it is ended by force."""
-STOP_LOOK_SHARE = 0.02
-"""Looking for stop requests takes at most this share of the time, however large the sweep."""
 HUNG_EXIT_CODE = 1
+MAX_CHARACTERS = 1_000_000
+"""The beginning of a longer transcript is dropped."""
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Watch:
         self._grace_s = grace_s
         self._began = time.monotonic()
         self._deadline = self._began + timeout_s if timeout_s is not None else float("inf")
-        self._stop_tag = False
+        self._told_to_stop = False
         self._lost = False
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
@@ -99,11 +99,11 @@ class Watch:
         """
         if self._lost:
             raise ClaimLost(f"{self._trial.name}: another process has taken this trial over")
-        if not (self._stop_tag or self._stop.is_set() or time.monotonic() > self._deadline):
+        if not (self._told_to_stop or self._stop.is_set() or time.monotonic() > self._deadline):
             return None
         from mnist_hydra.trainer import StopReason  # torch; whoever trains has it
 
-        if self._stop_tag or self._stop.is_set():
+        if self._told_to_stop or self._stop.is_set():
             return StopReason.INTERRUPTED
         return StopReason.TIMEOUT
 
@@ -140,6 +140,7 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
+        self._beating.join()  # its last word must not come after the attempt's end
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._alarm_before is not None:
@@ -149,16 +150,11 @@ class Watch:
     def _beat(self) -> None:
         """Beat, and look for a request to stop; at first whoever took the trial has just looked."""
         count = 0
-        look_again_at = 0.0
         silent = False
         while not self._over.wait(self._beat_s):
             count += 1
             try:
-                if time.monotonic() >= look_again_at and not self._stop_tag:
-                    started = time.monotonic()
-                    self._stop_tag = self._ledger.stopped(self._by) is not None
-                    now = time.monotonic()
-                    look_again_at = now + (now - started) / STOP_LOOK_SHARE
+                self._told_to_stop = self._told_to_stop or self._ledger.stopped(self._by)
                 if not self._ledger.beat(self._trial, count):
                     self._lost = True
                     return
@@ -187,3 +183,75 @@ class Watch:
 def timeout_text(timeout_s: float | None) -> str:
     """What is recorded as the error of a trial that took too long."""
     return f"took longer than sweep.trial_timeout_s={timeout_s:g}"
+
+
+class Transcript:
+    """While it is open, this thread's output and log records are kept as text."""
+
+    def __init__(self) -> None:
+        self._kept: list[str] = []
+        self._length = 0
+        self._thread = threading.get_ident()
+
+    def text(self) -> str:
+        """All that was kept."""
+        return "".join(self._kept)
+
+    def keep(self, text: str) -> None:
+        """Add `text`, if the thread is the one that is listened to."""
+        if threading.get_ident() != self._thread or not text:
+            return
+        self._kept.append(text)
+        self._length += len(text)
+        while self._length > MAX_CHARACTERS and len(self._kept) > 1:
+            self._length -= len(self._kept.pop(0))
+
+    def __enter__(self) -> Transcript:
+        self._thread = threading.get_ident()
+        self._handler = logging.StreamHandler(cast(TextIO, _Sink(self)))
+        self._handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        )
+        logging.getLogger().addHandler(self._handler)
+        self._before = sys.stdout, sys.stderr
+        self._own = tuple(cast(TextIO, _Tee(stream, self)) for stream in self._before)
+        sys.stdout, sys.stderr = self._own
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Where somebody else has replaced them since, they are his.
+        if sys.stdout is self._own[0]:
+            sys.stdout = self._before[0]
+        if sys.stderr is self._own[1]:
+            sys.stderr = self._before[1]
+        logging.getLogger().removeHandler(self._handler)
+
+
+class _Sink:
+    """Where the log records go."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._transcript = transcript
+
+    def write(self, text: str) -> None:
+        self._transcript.keep(text)
+
+
+class _Tee:
+    """Shows what is written as before and keeps it too."""
+
+    def __init__(self, shown: TextIO, transcript: Transcript) -> None:
+        self._shown = shown
+        self._transcript = transcript
+
+    def write(self, text: str) -> int:
+        self._transcript.keep(text)
+        return self._shown.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shown, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ from hydra.core.override_parser.types import (
     Glob,
     IntervalSweep,
     Override,
-    Quote,
-    QuotedString,
     RangeSweep,
     Sweep,
 )
@@ -81,7 +78,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Arguments:
     """A sweep's command line: overrides that are the same in every trial, and axes."""
 
     items: tuple[str | Axis, ...]
@@ -96,11 +93,6 @@ class Plan:
     def fixed(self) -> tuple[str, ...]:
         """The overrides that every trial has."""
         return tuple(item for item in self.items if isinstance(item, str))
-
-    @property
-    def arguments(self) -> list[str]:
-        """The command line again: `parse(plan.arguments)` gives the same plan."""
-        return [i if isinstance(i, str) else f"{i.key}={i.text}" for i in self.items]
 
     def count(self) -> int:
         """How many points the grid has."""
@@ -121,15 +113,9 @@ def title(point: Sequence[str]) -> str:
     return ", ".join(part.lstrip("+") for part in point) or "no axis"
 
 
-def quoted(texts: Sequence[str]) -> str:
-    """A list of texts as one override value that Hydra reads back unchanged, `${` included."""
-    kept = [re.sub(r"(\\*)\$\{", r"\1\1\\${", text) for text in texts]
-    return Override._get_value_element_as_str([QuotedString(t, Quote.single) for t in kept])
-
-
 def parse(
     arguments: Sequence[str], options: Options, params: Mapping[str, Any] | None = None
-) -> Plan:
+) -> Arguments:
     """Read a sweep's overrides.
 
     Of two overrides of one key the last counts, as with Hydra, but an axis is never dropped.
@@ -153,39 +139,39 @@ def parse(
         items[override.get_key_element()] = (
             _axis(override, options) if swept else str(override.input_line)
         )
-    return Plan(tuple(items.values()))
+    return Arguments(tuple(items.values()))
 
 
-def check_grid(plan: Plan) -> None:
+def check_grid(arguments: Arguments) -> None:
     """Check that every combination of the axes can be listed.
 
     Raises:
         UserError: a continuous axis, or more than `MAX_POINTS` combinations.
     """
-    for axis in plan.axes:
+    for axis in arguments.axes:
         if not axis.values:
             raise UserError(
                 f"{axis.key}={axis.text} is continuous, which a grid cannot list; right: values "
                 f"such as {axis.key}=A,B or {axis.key}=range(...), or hydra/sweeper=search"
             )
-    if plan.count() > MAX_POINTS:
+    if arguments.count() > MAX_POINTS:
         raise UserError(
-            f"the axes have {plan.count()} combinations; right: at most {MAX_POINTS}, "
+            f"the axes have {arguments.count()} combinations; right: at most {MAX_POINTS}, "
             "or hydra/sweeper=search with sweep.n_trials"
         )
 
 
-def check_search(plan: Plan) -> None:
+def check_search(arguments: Arguments) -> None:
     """Check that there is something to search over, and that it can be sampled.
 
     Raises:
         UserError: no axis, an unknown tag, or a logarithmic axis that reaches zero.
     """
-    if not plan.axes:
+    if not arguments.axes:
         raise UserError(
             "the search has no axis; right: at least one, such as 'lr=tag(log,interval(0.02,0.5))'"
         )
-    for axis in plan.axes:
+    for axis in arguments.axes:
         for tag in sorted(axis.tags - {"log"}):
             raise UserError(f"{axis.key}={axis.text}: tag {tag} is unknown; right: log, or none")
         if axis.tags and axis.span is None:

@@ -1,8 +1,13 @@
-"""Reads a sweep's command line and checks all of it, before there is any ledger or launcher."""
+"""A sweep's command: its line read and checked, which sweep it belongs to, that found or begun.
+
+It knows no ledger and no launcher.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -11,13 +16,28 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.config import Config, settle
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Plan, check_grid, check_search, parse, quoted
+from mnist_hydra.sweep.axes import (
+    NOT_SWEPT_IN_GROUP,
+    Arguments,
+    Axis,
+    check_grid,
+    check_search,
+    parse,
+)
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.identity import base_settings, identity
-from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
-from mnist_hydra.sweep.settings import SweepConfig
+from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
+from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, plan_file
+from mnist_hydra.tracking import PREFIX, Tracker, provenance
+
+SWEEPER = "hydra/sweeper"
+MAX_SHOWN = 5
+BASE_TAG = "mlflow.mnist_hydra.base/"
+AXES_TAG = PREFIX + "axes"
+OBJECTIVE_TAG = PREFIX + "objective"
+PART = 4_000
+"""Characters of a tag that every MLflow store keeps."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class Command:
     """A sweep's command line, checked."""
 
     job: Job
-    plan: Plan
+    arguments: Arguments
     trials: Trials
     """All of a grid's; of a search the corners, which stand for what it may propose."""
     config: Config
@@ -63,9 +83,14 @@ class Command:
         """How many trials there are to be; of a search at most as many as its axes allow."""
         if not self.is_search:
             return len(self.trials.planned)
-        finite = all(axis.values for axis in self.plan.axes)
+        finite = all(axis.values for axis in self.arguments.axes)
         most = self.settings.n_trials
-        return min(most, self.plan.count()) if finite else most
+        return min(most, self.arguments.count()) if finite else most
+
+    def plan(self) -> Plan:
+        """What its workers are to read."""
+        trials = () if self.is_search else tuple(self.trials.planned.values())
+        return Plan(self.job.kind, self.arguments, trials)
 
     def worker_overrides(self, parent: str, by: str, worker: int) -> list[str]:
         """What a launcher is to start a worker with.
@@ -76,16 +101,14 @@ class Command:
             worker: the worker's number, from 0.
         """
         return [
-            *self.plan.fixed,
-            f"++sweep.kind={self.job.kind}",
-            f"++sweep.arguments={quoted(self.plan.arguments)}",
+            *self.arguments.fixed,
             f"++sweep.parent={parent}",
             f"++sweep.by='{by}'",
             f"++sweep.worker={worker}",
         ]
 
 
-def read(job: Job, arguments: Sequence[str]) -> Command:
+def read_command(job: Job, overrides: Sequence[str]) -> Command:
     """Read and check a sweep's command line.
 
     Raises:
@@ -96,24 +119,24 @@ def read(job: Job, arguments: Sequence[str]) -> Command:
     assert isinstance(loader, ConfigLoaderImpl)
     _check_settings(job.config)
     composer = Composer.of_master(loader, job.config)
-    plan = parse(arguments, composer.options, job.params)
+    arguments = parse(overrides, composer.options, job.params)
     if job.kind == "search":
-        check_search(plan)
-        points: Any = corners(plan)
+        check_search(arguments)
+        points: Any = corners(arguments)
     else:
-        check_grid(plan)
-        points = plan.points()
-    trials = check_points(plan, points, composer)
-    config = settle(composer.compose(plan.overrides(trials.first)))
-    base = base_settings(composer.base(plan.fixed), job.kind)
+        check_grid(arguments)
+        points = arguments.points()
+    trials = check_points(arguments, points, composer)
+    config = settle(composer.compose(arguments.overrides(trials.first)))
+    base = base_settings(composer.base(arguments.fixed), job.kind)
     return Command(
         job,
-        plan,
+        arguments,
         trials,
         config,
         objective(config.sweep, job.kind, trials),
         base,
-        identity(config.sweep.name, base, plan.axes),
+        identity_of(config.sweep.name, base, arguments.axes),
     )
 
 
@@ -125,3 +148,175 @@ def _check_settings(config: DictConfig) -> None:
         right = ", ".join(sorted(known))
         raise UserError(f"sweep.{key}={raw[key]!r} is no setting; right: one of {right}")
     SweepConfig(**raw)
+
+
+def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
+    """The command's sweep in MLflow; `None` if it has not been begun, or is to be begun anew.
+
+    Raises:
+        UserError: an earlier version began it, or the sweep's name is taken by a sweep with another
+            base configuration.
+    """
+    if command.settings.fresh:
+        return None
+    parent = find_parent(tracker.client, tracker.experiment_id, command.identity)
+    if parent is not None:
+        _check_base(command, parent)
+    return parent
+
+
+def begin_sweep(command: Command, tracker: Tracker) -> Parent:
+    """The command's sweep in MLflow, begun now if it was not.
+
+    Raises:
+        UserError: as `find_sweep`.
+    """
+    mine = {axis.key: axis.text for axis in command.arguments.axes}
+    base = json.dumps(dict(command.base), sort_keys=True)
+    parts = {f"{BASE_TAG}{n}": part for n, part in enumerate(_parts(base))}
+    about = {AXES_TAG: json.dumps(mine)[:PART], OBJECTIVE_TAG: command.objective}
+    parent = elect_parent(
+        tracker.client,
+        tracker.experiment_id,
+        command.identity,
+        name=command.settings.name or "sweep over " + ", ".join(mine),
+        tags=provenance() | parts | about,
+        fresh=command.settings.fresh,
+    )
+    if not parent.made_now:
+        _check_base(command, parent)
+        about[AXES_TAG] = json.dumps({**_axes(parent), **mine})[:PART]
+        tracker.set_tags(parent.run_id, about)
+        tracker.reopen(parent.run_id)
+    return parent
+
+
+def write_plan(command: Command, tracker: Tracker, parent: Parent, by: str) -> None:
+    """Put the plan where the command's workers find it.
+
+    Args:
+        by: the command's sweeper.
+    """
+    tracker.log_text(parent.run_id, command.plan().text(), plan_file(by))
+
+
+def _check_base(command: Command, parent: Parent) -> None:
+    """Without a name the base is part of the identity, so there is nothing to check."""
+    if command.settings.name is None:
+        return
+    swept = _axes(parent).keys() | {axis.key for axis in command.arguments.axes}
+    check_same_base(command.settings.name, _base(parent), command.base, swept)
+
+
+def _parts(text: str) -> Iterable[str]:
+    return (text[start : start + PART] for start in range(0, len(text), PART))
+
+
+def _base(parent: Parent) -> dict[str, str]:
+    parts = [key for key in parent.tags if key.startswith(BASE_TAG)]
+    in_order = sorted(parts, key=lambda key: int(key.removeprefix(BASE_TAG)))
+    settings: dict[str, str] = json.loads("".join(parent.tags[key] for key in in_order) or "{}")
+    return settings
+
+
+def _axes(parent: Parent) -> Mapping[str, str]:
+    """The axes of all commands of the sweep so far, by key."""
+    try:
+        axes: dict[str, str] = json.loads(parent.tags.get(AXES_TAG, "{}"))
+    except json.JSONDecodeError:  # cut off: too long for a tag
+        return {}
+    return axes
+
+
+def base_settings(master: DictConfig, kind: str) -> dict[str, str]:
+    """What every trial of a sweep starts from, by dotted name, as text.
+
+    Interpolations stay as they are written. What changes no trial's result is left out.
+
+    Args:
+        master: the configuration composed without the axes.
+        kind: `grid` or `search`; stands in the result under `hydra/sweeper`.
+    """
+    raw = OmegaConf.to_container(master, resolve=False)
+    assert isinstance(raw, dict)
+    flat = {SWEEPER: kind}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
+
+    for key, value in raw.items():
+        if key != "hydra" and key not in NO_EFFECT_ON_RESULT:
+            walk(str(key), value)
+    for key in NOT_SWEPT_IN_GROUP:
+        flat.pop(key, None)
+    return flat
+
+
+def identity_of(name: str | None, base: Mapping[str, str], axes: Sequence[Axis]) -> str:
+    """The sweep's identity: 16 hexadecimal digits.
+
+    A name alone decides where there is one. Otherwise the base configuration and the axes do; the
+    order of axes and of their values does not count, nor does what the base holds at a swept key.
+    """
+    content: Any = ["name", name]
+    if name is None:
+        swept = sorted([_place(axis.key), sorted(axis.values), _span(axis)] for axis in axes)
+        content = ["axes", _outside(base, [axis.key for axis in axes]), swept]
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_same_base(
+    name: str, old: Mapping[str, str], new: Mapping[str, str], swept: Iterable[str]
+) -> None:
+    """Check that a command goes on with the sweep that has its name already.
+
+    Args:
+        name: the sweep's name.
+        old: base settings of the command that began the sweep.
+        new: base settings of this command.
+        swept: keys of the axes of both; what the bases hold there plays no part.
+    Raises:
+        UserError: the base settings differ; shows where.
+    """
+    keys = list(swept)
+    before, after = _outside(old, keys), _outside(new, keys)
+    changed = [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+        raise UserError(
+            f"sweep.name={name} is taken by a sweep with another base configuration "
+            f"({'; '.join(changed[:MAX_SHOWN])}{more}); right: that configuration, another "
+            "sweep.name, or sweep.fresh=true to start over"
+        )
+
+
+def _place(key: str) -> str:
+    """Where a key's value ends up: `db/engine` in `db.engine`, `model@teacher` in `teacher`."""
+    return key.lstrip("+").split("@")[-1].replace("/", ".")
+
+
+def _outside(settings: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]:
+    places = [_place(key) for key in keys]
+    return {
+        key: value
+        for key, value in settings.items()
+        if not any(key == place or key.startswith(place + ".") for place in places)
+    }
+
+
+def _span(axis: Axis) -> list[Any]:
+    """Ends and scale of a continuous axis; a discrete one is said by its values, but for `log`."""
+    if axis.span is None:
+        return []
+    if axis.values:
+        return ["log"] if axis.span.log else []
+    return [axis.span.low, axis.span.high, axis.span.integer, axis.span.log]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 from mnist_hydra.sweep.trial import DIED, DONE, FAILURES, INTERRUPTED, Attempt, Trial
@@ -32,28 +32,28 @@ class Action(IntEnum):
 TO_DO = frozenset({Action.RESUME, Action.START, Action.RETRY})
 
 
-def next_action(trial: Trial | None, *, gone: bool, forgiven: int, retries: int) -> Action:
-    """Decide a trial's next step.
+def next_action(trial: Trial | None, *, gone: bool, by: str, retries: int) -> Action:
+    """Decide a trial's next step within one command.
 
     Args:
-        trial: `None` for one that the ledger does not have yet.
+        trial: `None` for one that was never attempted.
         gone: whether the owner of its last attempt is gone; counts only while that has no end.
-        forgiven: attempts up to this number do not count: they were over when the command began.
+        by: the command's sweeper; attempts of other commands do not count against it.
         retries: how many more attempts a failed trial gets within the command.
     """
     if trial is None or not trial.attempts:
         return Action.START
-    end = trial.attempts[-1].end
-    if end in DONE:
+    last = trial.attempts[-1]
+    if last.end in DONE:
         return Action.DONE
-    if end is None and not gone:
+    if last.end is None and not gone:
         return Action.WAIT
-    recent = [attempt for attempt in trial.attempts if attempt.number > forgiven]
-    failures = sum(attempt.end in FAILURES for attempt in recent)
-    if failures > retries or deaths_in_a_row(recent, trial.step) >= MAX_DEATHS:
+    own = [attempt for attempt in trial.attempts if attempt.by == by]
+    failures = sum(attempt.end in FAILURES for attempt in own)
+    if failures > retries or deaths_in_a_row(own, trial.step) >= MAX_DEATHS:
         return Action.GIVE_UP
-    died_further_on = end in (None, DIED) and trial.attempts[-1].from_step != trial.step
-    return Action.RESUME if end == INTERRUPTED or died_further_on else Action.RETRY
+    died_further_on = last.end in (None, DIED) and last.from_step != trial.step
+    return Action.RESUME if last.end == INTERRUPTED or died_further_on else Action.RETRY
 
 
 def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
@@ -69,16 +69,6 @@ def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
             break
         count += 1
     return count
-
-
-def forgivable(trials: Iterable[Trial]) -> dict[str, int]:
-    """The failed trials that a new command gives fresh attempts: attempts so far by fingerprint."""
-    return {
-        trial.fingerprint: trial.number
-        for trial in trials
-        if any(a.end in FAILURES or a.end == DIED for a in trial.attempts)
-        and trial.attempts[-1].end not in DONE
-    }
 
 
 def in_order(

@@ -1,18 +1,247 @@
-"""How a sweep uses Hydra's launchers, its own and foreign ones; it knows nothing of trials."""
+"""Starts a sweep's workers and watches them; it never knows of trials.
+
+A worker is this very command with overrides of its own, so any engine that can run a command can
+run one, and one that dies costs nobody else anything. Foreign launchers are used as they are.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.settings import SweepConfig
+
+BAD_INPUT = 2
+"""The exit code of a command whose input is wrong; its last line says what."""
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker's command ended."""
+
+    code: int | None
+    """Its exit code, negative for a signal; `None` where its machine is gone. 0: nothing was left
+    for it to do.
+    """
+    last_line: str = ""
+    """The last thing that it said."""
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return self.last_line
+        how = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+        return f"{how}: {self.last_line}" if self.last_line else how
+
+
+class CommandLauncher(Launcher):
+    """Runs a command for each list of overrides, side by side, until each has ended.
+
+    Args:
+        workers: how many there is room for; `None` lets the engine say.
+        restarts: how often, per worker and launch, one that died is started again.
+    """
+
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+    log_folder: str
+    """Where what the workers print is kept, as far as this machine sees it."""
+    on_this_machine = False
+    """Whether the workers run on the sweeper's own machine, so that its devices are theirs."""
+
+    def __init__(self, workers: int | None, restarts: int) -> None:
+        self.workers, self.restarts = workers, restarts
+        self.stopping = threading.Event()
+        """Once it is set, no worker is started, and running ones are asked to stop."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's own call, before anything else."""
+        self.hydra_context, self.task_function = hydra_context, task_function
+        self.config = config
+        self.log_folder = f"{config.output_dir}/workers"
+
+    def slots(self) -> int:
+        """How many workers are to run side by side.
+
+        Raises:
+            UserError: where the engine is not installed or cannot be reached.
+        """
+        room = self.room()
+        return self.workers or room
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run a command for each list of overrides, and return when the last has ended.
+
+        A result's status is FAILED where the command's input was bad, or where it died more often
+        than `restarts` allows while no other found that nothing is left to do.
+        """
+        self.slots()
+        ends = self._watch(dict(enumerate(job_overrides, start=initial_job_idx)))
+        over = any(end.code == 0 for end in ends.values())
+        return [
+            _returned(overrides, end, over)
+            for overrides, (_, end) in zip(job_overrides, sorted(ends.items()), strict=True)
+        ]
+
+    def _watch(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Ended]:
+        """Start the commands, and those that die once more; how each ended at last."""
+        ends: dict[int, Ended] = {}
+        restarts = self.restarts * len(jobs)
+        # A worker comes back when nothing is left for it, so none needs to begin after that.
+        over = False
+        running: dict[int, Any] = {}
+        try:
+            running |= self.start(jobs)
+            while running:
+                time.sleep(POLL_S)
+                for number, handle in list(running.items()):
+                    end = self.ended(number, handle)
+                    if end is None:
+                        continue
+                    del running[number]
+                    ends[number] = end
+                    if end.code in (0, BAD_INPUT):
+                        continue
+                    again = restarts > 0 and not over
+                    told = "died and is started again" if again else "died"
+                    print(f"worker {number} {told}: {end}", file=sys.stderr)
+                    if again:
+                        restarts -= 1
+                        with suppress(UserError):  # then it stays dead
+                            running |= self.start({number: jobs[number]})
+                if not over and (self.stopping.is_set() or any(e.code == 0 for e in ends.values())):
+                    over = True
+                    self.drop_waiting(running.values())
+                if self.stopping.is_set():
+                    self.ask_to_stop(running.values())
+        finally:
+            self.close(running.values())
+        return ends
+
+    def command(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+        """A worker's command: `python`'s arguments up to Hydra's own flags, and the overrides."""
+        hydra = self.config.hydra
+        words = ["-m", "mnist_hydra.train", "--config-name", str(hydra.job.config_name)]
+        searched = []
+        for source in hydra.runtime.config_sources:
+            path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
+            if source.provider == "main":
+                words += ["--config-path", path]
+            elif source.provider == "command-line":
+                words += ["--config-dir", path]
+            elif source.provider.startswith("hydra.searchpath"):
+                searched.append(path)
+        if searched:
+            words.append(f"hydra.searchpath=[{','.join(searched)}]")
+        replaced = ("hydra.mode=", "hydra.searchpath=")
+        kept = [o for o in hydra.overrides.hydra if not o.lstrip("+").startswith(replaced)]
+        return words, [*kept, *overrides, "++sweep.ends_with_stdin=true"]
+
+    @abstractmethod
+    def room(self) -> int:
+        """How many workers the engine has room for; raises `UserError` without the engine."""
+
+    @abstractmethod
+    def start(self, jobs: Mapping[int, Sequence[str]]) -> Mapping[int, Any]:
+        """Start a worker for each list of overrides, by number, and return a handle for each."""
+
+    @abstractmethod
+    def ended(self, number: int, handle: Any) -> Ended | None:
+        """How a worker ended; `None` while it waits or runs."""
+
+    def drop_waiting(self, running: Collection[Any]) -> None:
+        """Take those that have not begun out of the engine's queue, where it has one."""
+
+    def ask_to_stop(self, running: Collection[Any]) -> None:
+        """Ask for a checkpoint and the end, where the engine can; the ledger asks as well."""
+
+    def close(self, running: Collection[Any]) -> None:
+        """Let the engine go; what still runs, after an exception, is ended at once."""
+
+
+def _returned(overrides: Sequence[str], end: Ended, over: bool) -> JobReturn:
+    """An ended command as Hydra wants it."""
+    returned = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+    if end.code == BAD_INPUT:
+        returned.status = JobStatus.FAILED
+        returned.return_value = UserError(end.last_line.removeprefix("error: "))
+    elif end.code != 0:
+        returned.status = JobStatus.UNKNOWN if over else JobStatus.FAILED
+        returned.return_value = ChildProcessError(str(end))
+    return returned
+
+
+def start_process(
+    arguments: Sequence[str],
+    output: IO[bytes] | int,
+    environment: Mapping[str, str],
+    folder: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a worker on this machine; whoever started it holds its standard input.
+
+    It has a session of its own, so a terminal's Ctrl-C does not reach it, and it writes a
+    checkpoint and ends as soon as its standard input does: when it is closed, and when the process
+    that started it is gone.
+
+    Args:
+        arguments: `python`'s.
+        output: where all that it prints goes.
+        environment: is added to this process's.
+        folder: where it runs; one that is not on this machine counts as this process's own.
+    """
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        cwd=folder if folder is not None and os.path.isdir(folder) else None,
+        start_new_session=True,
+    )
+
+
+def followed(worker: subprocess.Popen[bytes]) -> Ended:
+    """Pass on what a worker prints until it ends, on the machine where it runs.
+
+    Args:
+        worker: started with `output=subprocess.PIPE`.
+    """
+    said: deque[str] = deque(maxlen=20)
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        said.append(line.decode(errors="replace"))
+        print(said[-1], end="", flush=True)
+    return Ended(worker.wait(), last_line("".join(said)))
+
+
+def last_line(text: str) -> str:
+    """What a command said last: its error, where there is one, else its last line with anything."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
 
 
 def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:
@@ -35,13 +264,16 @@ def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launc
 
 def in_process(launcher: Launcher) -> bool:
     """Whether trials run in the sweeper's own process, one after another."""
-    return isinstance(launcher, BasicLauncher)
+    # By name, since Hydra's scan for plugins makes its classes anew.
+    return any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
 
 
 def on_this_machine(launcher: Launcher) -> bool:
     """Whether trials run on this machine, so that its devices are theirs."""
-    known = type(launcher).__name__ in ("JoblibLauncher", "LocalLauncher")
-    return in_process(launcher) or bool(getattr(launcher, "on_this_machine", known))
+    if isinstance(launcher, CommandLauncher):
+        return launcher.on_this_machine
+    foreign = type(launcher).__name__ in ("JoblibLauncher", "LocalLauncher")
+    return in_process(launcher) or foreign
 
 
 def slots(launcher: Launcher, settings: SweepConfig) -> int:
@@ -50,14 +282,6 @@ def slots(launcher: Launcher, settings: SweepConfig) -> int:
     Raises:
         UserError: the launcher's own, such as a cluster that does not answer.
     """
-    if in_process(launcher):
-        return 1
-    own: Any = getattr(launcher, "slots", None)
-    return int(own()) if own is not None else settings.workers or 1
-
-
-def stop(launcher: Launcher) -> None:
-    """Ask the launcher to start no worker any more, where it can be asked."""
-    own: Any = getattr(launcher, "stop", None)
-    if own is not None:
-        own()
+    if isinstance(launcher, CommandLauncher):
+        return launcher.slots()
+    return 1 if in_process(launcher) else settings.workers or 1

@@ -1,7 +1,7 @@
-"""A sweep's ledger: its trials and their states, read from and written to MLflow and nowhere else.
+"""A sweep's ledger: entries in MLflow that are written once, and what follows from them.
 
-What must happen once is written as a parameter, of which MLflow refuses a second value. It decides
-nothing: see `decide.py`.
+The entries are parameters of a run of bookkeeping, since MLflow refuses a second value for one; the
+trials' own runs keep theirs to themselves. It decides nothing: see `decide.py`.
 """
 
 from __future__ import annotations
@@ -9,51 +9,59 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from mnist_hydra.errors import UserError
 from mnist_hydra.sweep import trial as names
+from mnist_hydra.sweep.owner import Owner, read_owner
+from mnist_hydra.sweep.parent import book_of
 from mnist_hydra.sweep.trial import (
-    ATTEMPT_TAG,
-    CLAIM_PARAM,
-    CREATOR_TAG,
     DIED,
-    ERROR_TAG,
     FINISHED,
-    FORGIVEN_TAG,
-    HEARTBEAT_TAG,
-    PARENT_TAG,
-    POINT_PARAM,
-    RESULT_TAG,
+    MAX_ENTRY,
+    POINT,
     RUNNING,
-    SECONDS_TAG,
-    STATE_TAG,
-    STOP_TAG,
-    TRIAL_PARAM,
+    STOP,
     Attempt,
     Claim,
-    Owner,
+    End,
     Point,
     Trial,
-    attempts_of,
-    read_owner,
-    read_point,
+    claim_key,
+    claims_of,
+    end_key,
+    points_of,
+    replay,
+    stops_of,
+    trial_of,
 )
-from mnist_hydra.tracking import CHECKPOINT_TAG, COMMIT_TAG, DATA_TAG, DIRTY_TAG, FINGERPRINT_TAG
+from mnist_hydra.tracking import (
+    CHECKPOINT_TAG,
+    COMMIT_TAG,
+    DATA_TAG,
+    DIRTY_TAG,
+    FINGERPRINT_TAG,
+    PREFIX,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-MADE_BY_TAGS = (COMMIT_TAG, DIRTY_TAG, names.OWN + "version.mnist_hydra", DATA_TAG)
+PARENT_TAG = "mlflow.parentRunId"
+HEARTBEAT_TAG = "mlflow.mnist_hydra.heartbeat"
+CREATOR_TAG = "mlflow.mnist_hydra.creator"
+STATE_TAG = PREFIX + "state"
+ERROR_TAG = PREFIX + "error"
+MADE_BY_TAGS = (COMMIT_TAG, DIRTY_TAG, PREFIX + "version.mnist_hydra", DATA_TAG)
 STATUS = {FINISHED: "FINISHED", names.FAILED: "FAILED", names.TIMEOUT: "FAILED", DIED: "FAILED"}
 """MLflow's status for an end; `KILLED` for any other."""
 PAGE = 500
-MAX_TAG = 7_900
 MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
-"""Reading the parent takes at most this share of a worker's time, however many trials it has."""
+"""Reading the entries takes at most this share of a worker's time, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -61,200 +69,248 @@ class View:
     """The ledger as it was read at one moment."""
 
     trials: Mapping[str, Trial]
-    """By fingerprint."""
+    """Those that were attempted, by fingerprint."""
     points: Sequence[Point] = ()
     """What a search has proposed so far."""
     stops: Mapping[str, str] = field(default_factory=dict)
     """Why a sweeper's trials are to stop, by its token."""
-    forgiven: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """By a sweeper's token: attempts that were over when its command began, by fingerprint."""
 
 
 class Ledger:
-    """One sweep's ledger.
+    """One sweep's ledger; not to be shared between threads.
 
     Args:
         client: of the MLflow store.
-        experiment_id: where the parent run is and the trials' runs are to be.
         parent_id: the sweep's run.
+    Raises:
+        UserError: that run belongs to a sweep that an earlier version began.
     """
 
-    def __init__(self, client: MlflowClient, experiment_id: str, parent_id: str) -> None:
+    def __init__(self, client: MlflowClient, parent_id: str) -> None:
+        parent = client.get_run(parent_id)
         self.client = client
-        self.experiment_id = experiment_id
         self.parent_id = parent_id
-        self._params: dict[str, str] = {}
-        self._tags: dict[str, str] = {}
+        self.experiment_id: str = parent.info.experiment_id
+        self._book = book_of(parent)
+        self._entries: dict[str, str] = {}
+        self._trials: dict[str, Trial] = {}
+        self._deleted: set[str] = set()
         self._read_at: float | None = None
         self._read_s = 0.0
-        self._closed: dict[str, tuple[str, Trial]] = {}
-        self._deleted: set[str] | None = None
 
     def read(self, fresh: bool = False) -> View:
         """Read the ledger; after the first time it costs what is running, not what is done.
 
         Args:
-            fresh: what the parent says is of this moment too, and not a little older.
+            fresh: the entries are of this moment too, and not a little older.
         """
-        patience_s = 0.0 if fresh else self._read_s / SHARE_OF_TIME
-        if self._read_at is None or time.monotonic() - self._read_at > patience_s:
-            self._read_parent()
-        if self._deleted is None:
-            self._deleted = {run.info.run_id for run in self._children(deleted=True)}
+        read_now = self._read_entries(0.0 if fresh else self._read_s / SHARE_OF_TIME)
         opened = {run.info.run_id: run for run in self._children("attributes.status = 'RUNNING'")}
-        trials = {}
-        for fingerprint, run_id in self._registered().items():
-            trial = self._trial(fingerprint, run_id, opened.get(run_id))
-            if trial is not None:
-                trials[fingerprint] = trial
-        return View(trials, _points(self._params), _stops(self._tags), _forgiven(self._tags))
+        trials = dict(self._trials)
+        for fingerprint, trial in list(self._trials.items()):
+            if trial.state == RUNNING:
+                now = self._as_running(trial, opened.get(trial.run_id), read_now)
+                if now is None:
+                    del trials[fingerprint]
+                else:
+                    trials[fingerprint] = now
+        return View(trials, points_of(self._entries), stops_of(self._entries))
 
-    def read_trial(self, trial: Trial) -> Trial | None:
-        """The trial as it is this moment; `None` if its run was deleted."""
-        return self._from_run(trial.fingerprint, self.client.get_run(trial.run_id))
-
-    def register(self, fingerprint: str, name: str, owner: Owner) -> Trial | None:
-        """Make a trial's run and enter it, unclaimed; `None` if another process was faster.
+    def write_once(self, key: str, text: str) -> str:
+        """Write an entry that nobody has written, and return the text that stands.
 
         Args:
-            name: for people: what was swept.
-            owner: who enters it; should it die halfway, the run can be told to be nobody's.
+            key: letters, digits and `_ - . /`.
+            text: at most `MAX_ENTRY` characters.
         """
-        if self._read_at is None:
-            self._read_parent()
-        key = self._free_key(fingerprint)
-        if key is None:
-            return None
-        tags = {
-            PARENT_TAG: self.parent_id,
-            FINGERPRINT_TAG: fingerprint,
-            STATE_TAG: names.WAITING,
-            CREATOR_TAG: owner.text(),
-        }
-        name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
-        if self._write_once(self.parent_id, key, run.info.run_id) != run.info.run_id:
-            self.client.delete_run(run.info.run_id)
-            return None
-        return Trial(fingerprint, run.info.run_id, name)
+        from mlflow.exceptions import MlflowException
 
-    def claim(self, trial: Trial, owner: Owner, by: str) -> Trial | None:
+        assert len(text) <= MAX_ENTRY, f"{key}: {len(text)} characters"
+        try:
+            self.client.log_param(self._book.run_id, key, text)
+            self._take_in({key: text})
+        except MlflowException:
+            self._read_entries(0.0)
+            if key not in self._entries:
+                raise
+        return self._entries[key]
+
+    def holds(self, key: str) -> bool:
+        """Whether there is an entry at this moment; costs little, however many there are."""
+        which = f"attributes.run_id = '{self._book.run_id}' and params.`{key}` != ''"
+        return bool(self.client.search_runs([self._book.experiment_id], which, max_results=1))
+
+    def entries(self, prefix: str) -> dict[str, str]:
+        """Entries as they were read last, by what follows the prefix in their keys."""
+        return {k.removeprefix(prefix): t for k, t in self._entries.items() if k.startswith(prefix)}
+
+    def claim(
+        self, fingerprint: str, name: str, trial: Trial | None, owner: Owner, by: str
+    ) -> Trial | None:
         """Take the next attempt at a trial; `None` if another process was faster.
 
         Args:
-            trial: as it was read a moment ago (`read_trial`).
+            name: for people: what was swept.
+            trial: as it was read; `None` if it was never attempted, then its run is made.
             by: the token of the sweeper that the worker belongs to.
         """
-        number = trial.number + 1
-        claim = Claim(owner, by, trial.step)
-        key = f"{CLAIM_PARAM}{number}"
-        if self._write_once(trial.run_id, key, claim.text()) != claim.text():
+        if _attempts(self._trials.get(fingerprint)) != _attempts(trial):
             return None
-        if number > 1:
-            self.client.update_run(trial.run_id, status="RUNNING")
-        heartbeat = f"{number}:0"
-        self._tag(trial.run_id, {STATE_TAG: RUNNING, HEARTBEAT_TAG: heartbeat, ERROR_TAG: ""})
-        attempt = Attempt(number, trial.step, None, claim)
-        return Trial(
-            trial.fingerprint,
-            trial.run_id,
-            trial.name,
-            (*trial.attempts, attempt),
-            heartbeat,
-            trial.epoch,
-            trial.step,
-            seconds=trial.seconds,
-        )
+        number = 1 + len(claims_of(fingerprint, self._entries))
+        heartbeat = {HEARTBEAT_TAG: f"{number}:0", STATE_TAG: RUNNING}
+        if trial is None:
+            run_id = self._make_run(fingerprint, name, owner, heartbeat)
+        elif self._is_deleted(trial.run_id):
+            return None
+        else:
+            run_id = trial.run_id
+        step = -1 if trial is None else trial.step
+        text = Claim(run_id, name, owner, by, step).text()
+        if self.write_once(claim_key(fingerprint, number), text) != text:
+            if trial is None:
+                self.client.delete_run(run_id)
+            return None
+        if trial is not None:
+            self.client.update_run(run_id, status="RUNNING")
+            self._tag(run_id, heartbeat)
+        return replace(self._trials[fingerprint], heartbeat=f"{number}:0")
 
     def beat(self, trial: Trial, count: int) -> bool:
-        """Move a claimed trial's heartbeat; false if another process ended it or took it over."""
-        self.client.set_tag(trial.run_id, HEARTBEAT_TAG, f"{trial.number}:{count}")
-        run = self.client.get_run(trial.run_id)
-        if not _is_latest(run, trial.number):
+        """Move a claimed trial's heartbeat; false if another process has ended the attempt."""
+        number = trial.attempts[-1].number
+        self._tag(trial.run_id, {HEARTBEAT_TAG: f"{number}:{count}"})
+        if self.holds(end_key(trial.fingerprint, number)):
             return False
-        ended = f"{ATTEMPT_TAG}{trial.number}" in run.data.tags
-        if run.info.status != "RUNNING" and not ended:  # somebody tidied up an earlier attempt
+        if number > 1 and self.client.get_run(trial.run_id).info.status != "RUNNING":
+            # Whoever ended the attempt before this one was slow to close the run.
             self.client.update_run(trial.run_id, status="RUNNING")
-        return not ended
+        return True
 
-    def end(self, trial: Trial, end: str, *, seconds: float = 0.0, error: str = "") -> bool:
-        """Record how a trial's last attempt ended; false if another process took the trial over.
+    def end(self, trial: Trial, state: str, *, seconds: float = 0.0, error: str = "") -> bool:
+        """Record how a trial's last attempt ended; false if another process has done so already.
 
         Args:
-            end: one of the ends in `trial.py`.
+            state: one of the ends in `trial.py`.
             seconds: that the attempt took.
             error: what went wrong; its last lines are kept.
         """
         run = self.client.get_run(trial.run_id)
-        key = f"{ATTEMPT_TAG}{trial.number}"
-        if not _is_latest(run, trial.number) or key in run.data.tags:
+        epoch, step = _checkpoint(run)
+        tags = run.data.tags
+        made_by = {key: tags[key] for key in MADE_BY_TAGS if key in tags}
+        error = error[-MAX_ERROR:]
+        end = End(state, round(seconds, 1), epoch, step, dict(run.data.metrics), error, made_by)
+        key, text = end_key(trial.fingerprint, trial.attempts[-1].number), end.text()
+        if self.holds(key) or self.write_once(key, text) != text:
             return False
-        total = float(run.data.tags.get(SECONDS_TAG, 0.0)) + seconds
-        self._tag(
-            trial.run_id,
-            {
-                key: end,
-                STATE_TAG: end,
-                SECONDS_TAG: f"{total:.1f}",
-                ERROR_TAG: error[-MAX_ERROR:],
-            },
-        )
-        self.close(trial)
+        if run.info.lifecycle_stage != "deleted":
+            self.close(trial.run_id, state, error)
         return True
 
-    def close(self, trial: Trial) -> None:
-        """Put an ended trial into the parent's index and set its run's status; may be repeated."""
-        run = self.client.get_run(trial.run_id)
-        now = self._from_run(trial.fingerprint, run)
-        if now is None or now.state == RUNNING:
-            return
-        key, text = RESULT_TAG + trial.fingerprint, _result(now)
-        self.client.set_tag(self.parent_id, key, text)
-        self._tags[key] = text
-        self.client.set_terminated(trial.run_id, STATUS.get(now.state, "KILLED"))
-
-    def begin_command(self, token: str, forgiven: Mapping[str, int]) -> None:
-        """Give failed trials fresh attempts in the command whose sweeper has this token.
-
-        Args:
-            forgiven: attempts so far, by fingerprint (`decide.forgivable`).
-        """
-        for number, part in enumerate(_in_parts(forgiven)):
-            self.client.set_tag(self.parent_id, f"{FORGIVEN_TAG}{token}/{number}", part)
+    def close(self, run_id: str, state: str, error: str = "") -> None:
+        """Show on a trial's run how its last attempt ended."""
+        self._tag(run_id, {STATE_TAG: state} | ({ERROR_TAG: error} if error else {}))
+        self.client.set_terminated(run_id, STATUS.get(state, "KILLED"))
 
     def stop(self, token: str, reason: str) -> None:
         """Ask all trials of a sweeper, in whatever process, to write a checkpoint and end."""
-        self.client.set_tag(self.parent_id, STOP_TAG + token, reason)
+        self.write_once(STOP + token, reason)
 
-    def stopped(self, token: str) -> str | None:
-        """Why a sweeper's trials are to stop, read afresh; `None` if they are not."""
-        tags: dict[str, str] = self.client.get_run(self.parent_id).data.tags
-        return tags.get(STOP_TAG + token)
+    def stopped(self, token: str) -> bool:
+        """Whether a sweeper's trials are to stop, as of this moment."""
+        return self.holds(STOP + token)
 
-    def propose(self, number: int, point: Point) -> bool:
-        """Enter a search's point; false if that number was taken by another process."""
+    def propose(self, point: Point) -> bool:
+        """Enter a search's point; false if its number was taken by another process."""
         text = point.text()
-        return self._write_once(self.parent_id, f"{POINT_PARAM}{number}", text) == text
+        return self.write_once(f"{POINT}{point.number}", text) == text
 
     def history(self, trial: Trial, metric: str) -> dict[int, float]:
         """A metric's values by epoch."""
         rows = self.client.get_metric_history(trial.run_id, metric)
         return {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
 
-    def orphans(self) -> Iterator[tuple[str, Owner]]:
-        """Runs that were made for a trial and never entered, with who made them."""
-        self._read_parent()
-        entered = set(self._registered().values())
-        for run in self._children("attributes.status = 'RUNNING'"):
-            if run.info.run_id not in entered and CREATOR_TAG in run.data.tags:
-                yield run.info.run_id, read_owner(run.data.tags[CREATOR_TAG])
+    def half_done(self) -> Iterator[tuple[str, Owner, Trial | None]]:
+        """Open runs that no attempt is being made in: run, who worked on it, and its trial.
 
-    def _read_parent(self) -> None:
+        Without a trial it was made for one, and never claimed.
+        """
+        self._read_entries(0.0)
+        by_run = {trial.run_id: trial for trial in self._trials.values()}
+        for run in self._children("attributes.status = 'RUNNING'"):
+            trial = by_run.get(run.info.run_id)
+            if trial is None and CREATOR_TAG in run.data.tags:
+                yield run.info.run_id, read_owner(run.data.tags[CREATOR_TAG]), None
+            elif trial is not None and trial.state != RUNNING:
+                yield run.info.run_id, trial.attempts[-1].owner, trial
+
+    def _make_run(
+        self, fingerprint: str, name: str, owner: Owner, heartbeat: Mapping[str, str]
+    ) -> str:
+        """A new run for a trial, with its maker's name, should that die before it claims it."""
+        tags = {PARENT_TAG: self.parent_id, FINGERPRINT_TAG: fingerprint, **heartbeat}
+        name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+        tags[CREATOR_TAG] = owner.text()
+        run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+        return str(run.info.run_id)
+
+    def _read_entries(self, patience_s: float) -> bool:
+        """Read the entries, unless that was done so short a time ago; whether it was done now."""
+        first = self._read_at is None
         started = time.monotonic()
-        run = self.client.get_run(self.parent_id)
-        self._params, self._tags = dict(run.data.params), dict(run.data.tags)
+        if self._read_at is not None and started - self._read_at <= patience_s:
+            return False
+        book = self.client.get_run(self._book.run_id)
+        if book.info.lifecycle_stage == "deleted":
+            raise UserError(
+                f"the entries of this sweep (run {self._book.run_id}) were deleted in MLflow; "
+                "right: restore that run with `mlflow runs restore`, or sweep.fresh=true"
+            )
         self._read_at = time.monotonic()
         self._read_s = self._read_at - started
+        if first:
+            self._deleted = {run.info.run_id for run in self._children(deleted=True)}
+        self._take_in(book.data.params)
+        return True
+
+    def _take_in(self, entries: Mapping[str, str]) -> None:
+        """Replay the trials that new entries are about."""
+        new = {key: text for key, text in entries.items() if key not in self._entries}
+        self._entries.update(new)
+        for fingerprint in {trial_of(key) for key in new} - {None}:
+            assert fingerprint is not None
+            self._replay(fingerprint)
+
+    def _replay(self, fingerprint: str) -> Trial | None:
+        trial = replay(fingerprint, self._entries, self._deleted)
+        if trial is None:
+            self._trials.pop(fingerprint, None)
+        else:
+            self._trials[fingerprint] = trial
+        return trial
+
+    def _as_running(self, trial: Trial, run: Run | None, exact: bool) -> Trial | None:
+        """An attempted trial with what its run says; `None` if that was deleted.
+
+        Args:
+            run: `None` where it is not open: the attempt may have ended since the last reading.
+            exact: the entries were read just now, so that it cannot have.
+        """
+        if run is None and exact:
+            if self._is_deleted(trial.run_id):
+                return self._replay(trial.fingerprint)
+            run = self.client.get_run(trial.run_id)
+        if run is None:
+            return trial
+        epoch, step = _checkpoint(run)
+        heartbeat = run.data.tags.get(HEARTBEAT_TAG, "")
+        metrics = dict(run.data.metrics)
+        return replace(trial, heartbeat=heartbeat, epoch=epoch, step=step, metrics=metrics)
+
+    def _is_deleted(self, run_id: str) -> bool:
+        if self.client.get_run(run_id).info.lifecycle_stage == "deleted":
+            self._deleted.add(run_id)
+        return run_id in self._deleted
 
     def _children(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
         from mlflow.entities import ViewType
@@ -275,151 +331,17 @@ class Ledger:
             if not token:
                 return
 
-    def _registered(self) -> dict[str, str]:
-        """Run ids by fingerprint; of a trial whose run was deleted, that of the next one."""
-        found: dict[str, tuple[int, str]] = {}
-        for key, run_id in self._params.items():
-            if key.startswith(TRIAL_PARAM) and run_id not in (self._deleted or ()):
-                fingerprint, _, again = key.removeprefix(TRIAL_PARAM).partition("/")
-                found[fingerprint] = max(found.get(fingerprint, (0, "")), (int(again or 1), run_id))
-        return {fingerprint: run_id for fingerprint, (_, run_id) in found.items()}
-
-    def _free_key(self, fingerprint: str) -> str | None:
-        """The parameter under which a trial is to be entered; `None` if it is entered."""
-        key, again = TRIAL_PARAM + fingerprint, 1
-        while key in self._params:
-            if self._params[key] not in (self._deleted or ()):
-                return None
-            again += 1
-            key = f"{TRIAL_PARAM}{fingerprint}/{again}"
-        return key
-
-    def _trial(self, fingerprint: str, run_id: str, run: Run | None) -> Trial | None:
-        if run is not None:
-            return self._from_run(fingerprint, run)
-        text = self._tags.get(RESULT_TAG + fingerprint, "")
-        known = self._closed.get(fingerprint)
-        if known is not None and known[0] == text and known[1].run_id == run_id:
-            return known[1]
-        trial = _from_result(fingerprint, text) if text else None
-        if trial is None or trial.run_id != run_id:
-            # Its process died between the run's end and the parent's index, or it was begun just
-            # now, after the parent was read.
-            return self._from_run(fingerprint, self.client.get_run(run_id))
-        self._closed[fingerprint] = (text, trial)
-        return trial
-
-    def _from_run(self, fingerprint: str, run: Run) -> Trial | None:
-        if run.info.lifecycle_stage == "deleted":
-            self._deleted = (self._deleted or set()) | {run.info.run_id}
-            return None
-        params, tags = run.data.params, run.data.tags
-        checkpoint = json.loads(tags.get(CHECKPOINT_TAG, "{}"))
-        return Trial(
-            fingerprint,
-            run.info.run_id,
-            run.info.run_name or "",
-            attempts_of(params, tags),
-            tags.get(HEARTBEAT_TAG, ""),
-            checkpoint.get("epoch", 0),
-            checkpoint.get("step", -1),
-            dict(run.data.metrics),
-            tags.get(ERROR_TAG, ""),
-            float(tags.get(SECONDS_TAG, 0.0)),
-            {key: tags[key] for key in MADE_BY_TAGS if key in tags},
-        )
-
-    def _write_once(self, run_id: str, key: str, value: str) -> str:
-        """Write a parameter that nobody has written, and return the value that stands."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.log_param(run_id, key, value)
-            if run_id == self.parent_id:
-                self._params[key] = value
-            return value
-        except MlflowException:
-            if run_id == self.parent_id:
-                self._read_parent()
-                params = self._params
-            else:
-                params = self.client.get_run(run_id).data.params
-            if key not in params:
-                raise
-            return str(params[key])
-
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def _is_latest(run: Run, number: int) -> bool:
-    return f"{CLAIM_PARAM}{number + 1}" not in run.data.params
+def _attempts(trial: Trial | None) -> tuple[Attempt, ...]:
+    return () if trial is None else trial.attempts
 
 
-def _points(params: Mapping[str, str]) -> list[Point]:
-    found: list[Point] = []
-    while (text := params.get(f"{POINT_PARAM}{len(found)}")) is not None:
-        found.append(read_point(len(found), text))
-    return found
-
-
-def _stops(tags: Mapping[str, str]) -> dict[str, str]:
-    return {k.removeprefix(STOP_TAG): v for k, v in tags.items() if k.startswith(STOP_TAG)}
-
-
-def _forgiven(tags: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for key, text in tags.items():
-        if key.startswith(FORGIVEN_TAG):
-            token = key.removeprefix(FORGIVEN_TAG).partition("/")[0]
-            found.setdefault(token, {}).update(json.loads(text))
-    return found
-
-
-def _in_parts(forgiven: Mapping[str, int]) -> Iterator[str]:
-    """JSON objects that fit into a tag each."""
-    items = list(forgiven.items())
-    size = 200
-    for start in range(0, len(items), size):
-        yield json.dumps(dict(items[start : start + size]))
-
-
-def _result(trial: Trial) -> str:
-    """What the parent's index says of a trial; it fits into a tag."""
-    content: dict[str, Any] = {
-        "run": trial.run_id,
-        "name": trial.name,
-        "attempts": [[attempt.end, attempt.from_step] for attempt in trial.attempts],
-        "epoch": trial.epoch,
-        "step": trial.step,
-        "metrics": dict(trial.metrics),
-        "error": trial.error[-500:],
-        "seconds": trial.seconds,
-        "made_by": dict(trial.made_by),
-    }
-    text = json.dumps(content)
-    if len(text) > MAX_TAG:
-        content["metrics"] = dict(sorted(trial.metrics.items())[:50])
-        content["error"] = ""
-        text = json.dumps(content)
-    return text if len(text) <= MAX_TAG else ""  # then its own run is read each time
-
-
-def _from_result(fingerprint: str, text: str) -> Trial:
-    raw = json.loads(text)
-    attempts = [Attempt(n, step, end) for n, (end, step) in enumerate(raw["attempts"], start=1)]
-    return Trial(
-        fingerprint,
-        raw["run"],
-        raw["name"],
-        tuple(attempts),
-        "",
-        raw["epoch"],
-        raw["step"],
-        raw["metrics"],
-        raw["error"],
-        raw["seconds"],
-        raw["made_by"],
-    )
+def _checkpoint(run: Run) -> tuple[int, int]:
+    """Epoch and step of a run's newest checkpoint; 0 and -1 if it has none."""
+    tag = json.loads(run.data.tags.get(CHECKPOINT_TAG, "{}"))
+    return tag.get("epoch", 0), tag.get("step", -1)

@@ -10,13 +10,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mnist_hydra.sweep.trial import GENERATION_TAG, OWN, SWEEP_TAG
+from mnist_hydra.errors import UserError
+from mnist_hydra.tracking import PREFIX, find_or_make_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-ELECTED_TAG = OWN + "parent"
+SWEEP_TAG = PREFIX + "sweep"
+GENERATION_TAG = PREFIX + "generation"
+ELECTED_TAG = PREFIX + "parent"
+BOOK_TAG = "mlflow.mnist_hydra.ledger"
+"""On the parent: experiment and id of the run that holds the sweep's entries. MLflow's UI shows no
+tags that begin with `mlflow.`.
+"""
+BOOKS = ".ledger"
+"""What the experiment of those runs is called behind the name of the sweep's own."""
+
+
+@dataclass(frozen=True)
+class Book:
+    """The run of bookkeeping whose parameters are a sweep's entries."""
+
+    experiment_id: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -36,10 +53,11 @@ def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Pare
 
     Args:
         identity: of the sweep: letters, digits and `_ . -` only.
+    Raises:
+        UserError: an earlier version of this program made it.
     """
-    runs = client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{identity}'")
-    found = [_parent(run) for run in runs]
-    return max(found, key=lambda parent: parent.generation, default=None)
+    newest = _newest(client, experiment_id, identity)
+    return None if newest is None else _parent(newest)
 
 
 def elect_parent(
@@ -59,16 +77,35 @@ def elect_parent(
         name: the run's name if it is made.
         tags: of the run if it is made.
         fresh: pass over the parents that there are.
+    Raises:
+        UserError: as `find_parent`.
     """
-    newest = find_parent(client, experiment_id, identity)
+    newest = _newest(client, experiment_id, identity)
     if newest is not None and not fresh:
-        return newest
-    generation = newest.generation + 1 if newest is not None else 0
+        return _parent(newest)
+    generation = _generation(newest) + 1 if newest is not None else 0
     while True:
         elected = _elect(client, experiment_id, identity, generation, name, tags)
         if elected is not None:
             return elected
         generation += 1
+
+
+def book_of(parent: Run) -> Book:
+    """Where a parent's entries are.
+
+    Raises:
+        UserError: it has none: an earlier version of this program made it.
+    """
+    text = parent.data.tags.get(BOOK_TAG)
+    if text is None:
+        raise UserError(
+            f"this sweep (run {parent.info.run_id}) was begun by an earlier version of "
+            "mnist_hydra, which kept its trials in another form; right: sweep.fresh=true to start "
+            "over beside it, or another sweep.name"
+        )
+    experiment_id, _, run_id = text.partition("/")
+    return Book(experiment_id, run_id)
 
 
 def _elect(
@@ -83,15 +120,19 @@ def _elect(
     from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
-    register = f"{client.get_experiment(experiment_id).name}.sweep.{identity}.{generation}"
-    mine = None
+    experiment = client.get_experiment(experiment_id).name
+    register = f"{experiment}.sweep.{identity}.{generation}"
+    mine: list[str] = []
     if client.get_experiment_by_name(register) is None:
-        mine = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+        book = _make_book(client, experiment, name)
+        tags = {**tags, BOOK_TAG: f"{book.experiment_id}/{book.run_id}"}
+        parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+        mine = [parent, book.run_id]
         try:
-            client.create_experiment(register, tags={ELECTED_TAG: mine})
+            client.create_experiment(register, tags={ELECTED_TAG: parent})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                client.delete_run(mine)
+                _delete(client, mine)
                 raise
     held = client.get_experiment_by_name(register)
     assert held is not None
@@ -101,8 +142,8 @@ def _elect(
         except MlflowException:  # another process was faster
             pass
     elected = held.tags[ELECTED_TAG]
-    if mine is not None and mine != elected:
-        client.delete_run(mine)
+    if elected not in mine:
+        _delete(client, mine)
     run = client.get_run(elected)
     if run.info.lifecycle_stage == "deleted":
         return None
@@ -111,9 +152,32 @@ def _elect(
         official = {SWEEP_TAG: identity, GENERATION_TAG: str(generation)}
         client.log_batch(elected, tags=[RunTag(key, value) for key, value in official.items()])
         run = client.get_run(elected)
-    return _parent(run, made_now=mine == elected)
+    return _parent(run, made_now=elected in mine)
+
+
+def _make_book(client: MlflowClient, experiment: str, name: str) -> Book:
+    """A new run of bookkeeping; it has no time of its own, so it is closed at once."""
+    note = "The entries by which a sweep knows what is done. Without them it is begun anew."
+    books = find_or_make_experiment(client, experiment + BOOKS)
+    run = client.create_run(books, tags={"mlflow.note.content": note}, run_name=name)
+    client.set_terminated(run.info.run_id)
+    return Book(books, run.info.run_id)
+
+
+def _delete(client: MlflowClient, run_ids: list[str]) -> None:
+    for run_id in run_ids:
+        client.delete_run(run_id)
+
+
+def _newest(client: MlflowClient, experiment_id: str, identity: str) -> Run | None:
+    runs = client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{identity}'")
+    return max(runs, key=_generation, default=None)
+
+
+def _generation(run: Run) -> int:
+    return int(run.data.tags[GENERATION_TAG])
 
 
 def _parent(run: Run, made_now: bool = False) -> Parent:
-    tags = dict(run.data.tags)
-    return Parent(run.info.run_id, int(tags[GENERATION_TAG]), tags, made_now)
+    book_of(run)
+    return Parent(run.info.run_id, _generation(run), dict(run.data.tags), made_now)

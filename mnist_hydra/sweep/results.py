@@ -9,11 +9,11 @@ import csv
 import io
 import math
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mnist_hydra.sweep.student_t import half_width, mean
 from mnist_hydra.sweep.trial import FINISHED, PRUNED
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 SEED = "seed"
 PROGRAM = ("python", "-m", "mnist_hydra.train")
-MAX_ROWS = 20
+MAX_SHOWN = 20
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Results:
         return self.objective.startswith("test/")
 
 
-def build(
+def ranked(
     records: Sequence[Record],
     axes: Sequence[str],
     objective: str,
@@ -115,7 +116,8 @@ def build(
         finished = tuple(record for record in group if record.counts)
         if finished:
             scores = [float(record.objective or 0.0) for record in finished]
-            scored.append((mean(scores), values, finished, len(group), half_width(scores)))
+            mean = statistics.fmean(scores)
+            scored.append((mean, values, finished, len(group), half_width(scores)))
     scored.sort(key=lambda entry: entry[0] if minimize else -entry[0])
     rows: list[Row] = []
     for place, (score, values, finished, trials, width) in enumerate(scored, start=1):
@@ -129,6 +131,16 @@ def build(
         tuple(rows),
         tuple(record for record in records if not record.counts),
     )
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean of normal values; `None` for less than two."""
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    quantile = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
+    return float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def best_command(results: Results, program: Sequence[str] = PROGRAM) -> str | None:
@@ -193,7 +205,7 @@ def heading(results: Results) -> str:
     return f"Configurations by {results.objective}{where} ({how}{when}){warning}"
 
 
-def table(results: Results, limit: int | None = MAX_ROWS) -> Group:
+def table(results: Results, limit: int | None = MAX_SHOWN) -> Group:
     """The ranking for a terminal: what it is ranked by, and a rich table.
 
     Args:
@@ -212,7 +224,7 @@ def table(results: Results, limit: int | None = MAX_ROWS) -> Group:
     return Group(Text(heading(results), style="bold"), shown)
 
 
-def lines(results: Results, limit: int | None = MAX_ROWS) -> list[str]:
+def lines(results: Results, limit: int | None = MAX_SHOWN) -> list[str]:
     """The ranking as plain lines, what it is ranked by first.
 
     Args:
@@ -233,7 +245,7 @@ def lines(results: Results, limit: int | None = MAX_ROWS) -> list[str]:
 
 
 def footer(
-    results: Results, limit: int | None = MAX_ROWS, program: Sequence[str] = PROGRAM
+    results: Results, limit: int | None = MAX_SHOWN, program: Sequence[str] = PROGRAM
 ) -> list[str]:
     """What stands below the ranking: what it leaves out, its caveats, and the best as a command.
 

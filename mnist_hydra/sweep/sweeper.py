@@ -5,36 +5,56 @@ It may be killed at any moment: whoever gives the same command again goes on fro
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 from rich.console import Console
 
+import mnist_hydra
+from mnist_hydra.config import Config
+from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep import child, entry, finish, launchers, notices, worker
+from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
-from mnist_hydra.sweep.command import Command, Job, read
-from mnist_hydra.sweep.decide import TO_DO, Action, forgivable, next_action
-from mnist_hydra.sweep.display import Display, Shown, shown
-from mnist_hydra.sweep.follow import Follower
-from mnist_hydra.sweep.ledger import View
-from mnist_hydra.sweep.liveness import Observer, new_token
-from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
-from mnist_hydra.sweep.worker import actions_of, bury
-from mnist_hydra.tracking import Tracker, import_mlflow
-from mnist_hydra.train import import_user_code_from
+from mnist_hydra.sweep.command import (
+    Command,
+    Job,
+    begin_sweep,
+    find_sweep,
+    read_command,
+    write_plan,
+)
+from mnist_hydra.sweep.decide import TO_DO, Action, next_action
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.owner import Observer, new_token
+from mnist_hydra.sweep.show import Display, Follower, Shown, shown
+from mnist_hydra.sweep.trial import DONE, OWN, RUNNING, Planned
+from mnist_hydra.sweep.worker import actions_of, mark_dead
+from mnist_hydra.targets import import_user_code_from
+from mnist_hydra.tracking import (
+    COMMIT_TAG,
+    DATA_TAG,
+    DIRTY_TAG,
+    Tracker,
+    git_state,
+    import_mlflow,
+)
 
 POLL_S = 2.0
-MAX_VAIN_LAUNCHES = 3
+MAX_IDLE_LAUNCHES = 3
+"""So many launches in a row that changed nothing end the command."""
 SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -45,7 +65,7 @@ def main(job: Job, arguments: Sequence[str]) -> None:
         SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C.
     """
     try:
-        code = run(job, arguments)
+        code = run_sweep(job, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
@@ -55,7 +75,7 @@ def main(job: Job, arguments: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
-def run(job: Job, arguments: Sequence[str]) -> int:
+def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     """Check a sweep's command line, then run it; returns the exit code.
 
     Raises:
@@ -63,20 +83,20 @@ def run(job: Job, arguments: Sequence[str]) -> int:
     """
     import_user_code_from(job.config.hydra.runtime.config_sources)
     console = Console(stderr=True)
-    command = read(job, arguments)
+    command = read_command(job, arguments)
     for one, other in command.trials.repeated[:5]:
         _say(console, f"{one} is the same trial as {other}")
     launcher = launchers.make(job.context, job.task, job.config)
     tracker = Tracker(command.config) if _store_exists(command) else None
-    begun = entry.look(command, tracker) if tracker is not None else None
-    view = begun[1] if begun is not None else View({})
+    view = View({})
+    if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
+        view = Ledger(tracker.client, begun.run_id).read()
     if command.settings.dry_run:
         _list(command, view)
         return SUCCESS
     room = launchers.slots(launcher, command.settings)
     _check_with_torch(command, launcher, view)
-    sweep = Sweep(command, launcher, room, tracker or Tracker(command.config), console)
-    return sweep.run()
+    return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
 
 
 class Sweep:
@@ -88,13 +108,27 @@ class Sweep:
         self.command, self.launcher, self.room = command, launcher, room
         self.tracker, self.console = tracker, console
         self.by = new_token()
-        self.parent = entry.enter(command, tracker)
-        self.ledger = entry.ledger_of(tracker, self.parent)
+        self.parent = begin_sweep(command, tracker)
+        self.ledger = Ledger(tracker.client, self.parent.run_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
         self.signals = 0
-        self.stopping = False
+        self.stop = threading.Event()
         self.problem: str | None = None
+        self.plan_is_written = False
+        if launchers.in_process(launcher):
+            job = command.job
+            launcher.setup(
+                hydra_context=job.context, task_function=self._work_here, config=job.config
+            )
+        if isinstance(launcher, launchers.CommandLauncher):
+            launcher.stopping = self.stop
+            launcher.log_folder = f"{command.config.output_dir}/workers/{self.parent.run_id}"
+
+    def _work_here(self, cfg: DictConfig) -> None:
+        """What a launcher runs in this very process."""
+        assert self.follower is not None
+        worker.work(cfg, self.stop, self.follower.look)
 
     def run(self) -> int:
         """Run what is missing, wait for what others run, show the results."""
@@ -102,45 +136,39 @@ class Sweep:
         display = Display(self.console, self.command.total, self.command.trials.epochs)
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ledger = entry.ledger_of(self.tracker, self.parent)
+            ledger = Ledger(self.tracker.client, self.parent.run_id)
             with display, Follower(ledger, display, self._shown, self.by) as self.follower:
-                worker.AFTER_ATTEMPT.append(self.follower.look)
                 self._run_what_is_missing()
         finally:
-            worker.AFTER_ATTEMPT.clear()
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self._end()
 
     def _begin(self) -> None:
-        """Say what is there, and let trials that failed in earlier commands be tried again."""
-        view = bury(self.ledger, self.ledger.read(), self.observer)
+        """Say what is there."""
+        view = mark_dead(self.ledger, self.ledger.read(), self.observer)
         wanted = wanted_of(self.command, view)
         trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
         known = {key: trial for key, trial in trials.items() if trial is not None}
-        forgiven = forgivable(known.values())
-        if forgiven:
-            self.ledger.begin_command(self.by, forgiven)
-            view = View(view.trials, view.points, view.stops, {self.by: forgiven})
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
-        _say(self.console, notices.overview(self._actions(view), self.command.total))
-        warning = notices.other_origin(known, finish.origin(self.command.config))
+        _say(self.console, show.overview(self._actions(view), self.command.total))
+        warning = show.other_origin(known, origin(self.command.config))
         if warning is not None:
             _say(self.console, warning)
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
-        ledger = entry.ledger_of(self.tracker, self.parent)
+        ledger = Ledger(self.tracker.client, self.parent.run_id)
         view = ledger.read()
         wanted, actions = wanted_of(self.command, view), self._actions(view)
-        found = finish.results_of(self.command, ledger, view, wanted)
+        found = ending.results_of(self.command, ledger, view, wanted)
         interrupted = self.signals > 0
-        finish.record(self.tracker, self.parent, found, actions, interrupted)
-        _say(self.console, notices.outcome(actions))
-        finish.show(found)
+        ending.record_results(self.tracker, self.parent, found, actions, interrupted)
+        _say(self.console, show.outcome(actions))
+        ending.print_results(found)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
-            finish.complete_best(self.command, self.tracker, found, self.by, in_process)
+            ending.complete_best(self.command, ledger, found, in_process)
         print(self.tracker.ui_command())
         if self.tracker.is_local:
             print(f"and open {self.tracker.ui_page()}")
@@ -151,30 +179,34 @@ class Sweep:
         return SUCCESS if done and self.problem is None else FAILURE
 
     def _run_what_is_missing(self) -> None:
-        vain = 0
-        while not self.stopping:
-            view = bury(self.ledger, self.ledger.read(fresh=True), self.observer)
+        idle_launches = 0
+        while not self.stop.is_set():
+            view = mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
             if self.by in view.stops:
                 return
             actions = self._actions(view)
             known = sum(action in TO_DO for action in actions.values())
             to_do = known + max(0, self.command.total - len(actions))
             # A search that proposed nothing has tried every point of its axes.
-            exhausted = bool(vain) and not known and self.problem is None
-            if to_do == 0 or exhausted or vain == MAX_VAIN_LAUNCHES:
+            exhausted = bool(idle_launches) and not known and self.problem is None
+            if to_do == 0 or exhausted or idle_launches == MAX_IDLE_LAUNCHES:
                 if Action.WAIT not in actions.values():
                     return
                 time.sleep(POLL_S)
                 continue
-            before = _progress(view)
+            before = _work_done(view)
             told, self.problem = self.problem, self._launch(min(self.room, to_do))
             if self.problem is not None and self.problem != told:
                 _say(self.console, self.problem)
-            vain = 0 if _progress(self.ledger.read(fresh=True)) != before else vain + 1
-            time.sleep(vain)
+            idle = _work_done(self.ledger.read(fresh=True)) == before
+            idle_launches = idle_launches + 1 if idle else 0
+            time.sleep(idle_launches)
 
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; says what went wrong with one."""
+        if not self.plan_is_written:
+            write_plan(self.command, self.tracker, self.parent, self.by)
+            self.plan_is_written = True
         overrides = [
             self.command.worker_overrides(self.parent.run_id, self.by, number)
             for number in range(workers)
@@ -198,13 +230,9 @@ class Sweep:
         return actions_of(view, wanted, self.by, self.command.settings.retries)
 
     def _shown(self, view: View) -> dict[str, Shown]:
-        planned, most = self.command.trials.planned, self.command.trials.epochs
+        most = self.command.trials.epochs
         return {
-            p.fingerprint: shown(
-                p.name,
-                planned[p.fingerprint].epochs if p.fingerprint in planned else most,
-                view.trials.get(p.fingerprint),
-            )
+            p.fingerprint: shown(p.name, p.epochs or most, view.trials.get(p.fingerprint))
             for p in wanted_of(self.command, view)
         }
 
@@ -212,9 +240,7 @@ class Sweep:
         self.signals += 1
         if self.signals > 1:
             _leave_at_once()
-        self.stopping = True
-        worker.STOP.set()
-        launchers.stop(self.launcher)
+        self.stop.set()
         if self.follower is not None:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
 
@@ -223,7 +249,7 @@ def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known by now, in order."""
     if command.is_search:
         return [Planned(p.fingerprint, p.overrides, title(p.overrides)) for p in view.points]
-    return [Planned(k, p.point, p.title) for k, p in command.trials.planned.items()]
+    return list(command.trials.planned.values())
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
@@ -232,7 +258,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     kinds = set(trials.samples)
     if not command.is_search:
         done = {key for key, trial in view.trials.items() if trial.state in DONE}
-        kinds &= {p.kind for key, p in trials.planned.items() if key not in done}
+        kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
     elif len(view.points) >= command.total:
         kinds = set()
     samples = dict(trials.samples[kind] for kind in trials.samples if kind in kinds)
@@ -240,10 +266,10 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
         return
     elsewhere = not launchers.on_this_machine(launcher)
     if launchers.in_process(launcher):
-        child.check(samples, elsewhere)
+        torch_tasks.check_trials(samples, elsewhere)
     else:
         threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
-        child.in_child("check", samples, elsewhere)
+        torch_tasks.in_child("check_trials", samples, elsewhere)
 
 
 def _list(command: Command, view: View) -> None:
@@ -251,27 +277,39 @@ def _list(command: Command, view: View) -> None:
     observer = Observer(time.monotonic)
     wanted = wanted_of(command, view)
     trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
-    forgiven = forgivable(trial for trial in trials.values() if trial is not None)
     actions = {
         key: next_action(
             trial,
-            gone=trial is not None and trial.state == RUNNING and observer.is_gone(trial),
-            forgiven=forgiven.get(key, 0),
+            gone=trial is not None
+            and trial.state == RUNNING
+            and observer.is_gone(trial.attempts[-1].owner),
+            by="",
             retries=command.settings.retries,
         )
         for key, trial in trials.items()
     }
-    print(notices.overview(actions, command.total))
+    print(show.overview(actions, command.total))
     for planned in wanted:
         key = planned.fingerprint
-        print("  " + notices.line(planned.name, actions[key], trials[key], command.objective))
+        print("  " + show.trial_line(planned.name, actions[key], trials[key], command.objective))
 
 
-def _progress(view: View) -> tuple[int, ...]:
+def _work_done(view: View) -> tuple[int, ...]:
     """Changes whenever a worker has done anything worth launching it for."""
     trials = view.trials.values()
     ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
     return len(view.points), ended, sum(trial.number for trial in trials)
+
+
+def origin(config: Config) -> dict[str, str]:
+    """This program's code and, where the configuration knows it, data, as runs are tagged."""
+    tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
+    tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
+    known = config.data.sha256
+    if known is not None and all(name in known for name in FILES):
+        digests = "".join(known[name] for name in FILES)
+        tags[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
+    return tags
 
 
 def _store_exists(command: Command) -> bool:
@@ -283,7 +321,8 @@ def _store_exists(command: Command) -> bool:
 def _leave_at_once() -> None:
     """End this process and those that it started; the ledger stays as it is."""
     for process in psutil.Process().children(recursive=True):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")
     os._exit(INTERRUPTED)
 

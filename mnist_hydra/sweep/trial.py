@@ -1,11 +1,17 @@
-"""A trial as the ledger holds it, and how its parts are written as text; no disk, no network."""
+"""A sweep's trials, and the entries of its ledger that they follow from; no disk, no network.
+
+Every entry is written once, so what a trial is now is a replay of its entries: attempts are claimed
+and end, one after the other.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from mnist_hydra.sweep.owner import Owner
 
 FINISHED = "finished"
 PRUNED = "pruned"
@@ -21,47 +27,27 @@ DONE = frozenset({FINISHED, PRUNED})
 FAILURES = frozenset({FAILED, TIMEOUT})
 """Ends that count against `sweep.retries`."""
 
-PARENT_TAG = "mlflow.parentRunId"
+CLAIM = "claim/"
+"""`claim/<fingerprint>/<n>`: the n-th attempt at a trial, a `Claim`."""
+END = "end/"
+"""`end/<fingerprint>/<n>`: how that attempt ended, an `End`."""
+POINT = "point/"
+"""`point/<n>`: the n-th point that a search proposed, from 0, a `Point`."""
+STOP = "stop/"
+"""`stop/<token>`: why the trials of that sweeper are to stop."""
 OWN = "mnist_hydra."
-SWEEP_TAG = OWN + "sweep"
-GENERATION_TAG = OWN + "generation"
-STATE_TAG = OWN + "state"
-HEARTBEAT_TAG = OWN + "heartbeat"
-ERROR_TAG = OWN + "error"
-SECONDS_TAG = OWN + "seconds"
-CREATOR_TAG = OWN + "creator"
-ATTEMPT_TAG = OWN + "attempt/"
-STOP_TAG = OWN + "stop/"
-FORGIVEN_TAG = OWN + "forgiven/"
-RESULT_TAG = "mlflow." + OWN + "result/"
-"""A sweep has one for every trial; MLflow's UI shows no tags that begin with `mlflow.`."""
-TRIAL_PARAM = "trial/"
-POINT_PARAM = "point/"
-CLAIM_PARAM = "claim/"
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The process that has a claim."""
-
-    token: str
-    """Random, new for every worker: no two claims are the same text."""
-    host: str
-    """Names boot and pid namespace, so equal only where pids can be compared."""
-    pid: int
-    start_time: float
-    """When the process began, on its host's own scale."""
-    machine: str = ""
-    """Its host's name, for people."""
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+MAX_ENTRY = 6_000
+"""Characters that MLflow keeps of an entry."""
 
 
 @dataclass(frozen=True)
 class Claim:
     """One process's right to one attempt."""
 
+    run_id: str
+    """The trial's MLflow run; a new one where the one before was deleted."""
+    name: str
+    """The trial's, for people: what was swept."""
     owner: Owner
     by: str
     """The sweeper that started the worker."""
@@ -69,19 +55,56 @@ class Claim:
     """The step of the checkpoint that the attempt goes on from; -1 for none."""
 
     def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended, and what the trial's run held then."""
+
+    state: str
+    """One of the ends above."""
+    seconds: float
+    """That the attempt took."""
+    epoch: int
+    """Epochs done, as the newest checkpoint has them."""
+    step: int
+    """Step of the newest checkpoint; -1 for none."""
+    metrics: Mapping[str, float]
+    """The last value of each."""
+    error: str
+    """The last lines of what went wrong."""
+    made_by: Mapping[str, str]
+    """Code, package version and data that it was made with, by tag."""
+
+    def text(self) -> str:
+        """As an entry; where that would be too long, with fewer metrics and a shorter error."""
+        content = asdict(self)
+        while len(text := json.dumps(content)) > MAX_ENTRY:
+            content["error"] = content["error"][-len(content["error"]) // 2 :]
+            if len(content["error"]) < 200:
+                kept = len(content["metrics"]) // 2
+                content["metrics"] = dict(list(content["metrics"].items())[:kept])
+        return text
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a trial; attempts are numbered from 1."""
+    """One attempt at a trial."""
 
     number: int
+    """Of its claim, from 1."""
+    owner: Owner
+    by: str
+    """The sweeper that started the owner."""
     from_step: int
-    end: str | None
+    """The step of the checkpoint that it goes on from; -1 for none."""
+    end: str | None = None
     """How it ended; `None` while it runs, or if its process died."""
-    claim: Claim | None = None
-    """`None` where only the result was read."""
+    seconds: float = 0.0
+    """That it took."""
+    error: str = ""
+    """The last lines of what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +122,6 @@ class Trial:
     """Step of the newest checkpoint; -1 for none."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last value of each."""
-    error: str = ""
-    """The last lines of what went wrong in the last attempt."""
-    seconds: float = 0.0
-    """Time that its ended attempts took."""
     made_by: Mapping[str, str] = field(default_factory=dict)
     """Code, package version and data that it was made with, by tag."""
 
@@ -118,6 +137,11 @@ class Trial:
         """The number of attempts."""
         return len(self.attempts)
 
+    @property
+    def error(self) -> str:
+        """The last lines of what went wrong in the last attempt."""
+        return self.attempts[-1].error if self.attempts else ""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -128,6 +152,8 @@ class Planned:
     """The swept ones."""
     name: str
     """For people: `model=model3, dropout=0.02`."""
+    epochs: int | None = None
+    """How many it is to have; `None` where that is not known before it is composed."""
 
 
 @dataclass(frozen=True)
@@ -142,37 +168,87 @@ class Point:
     """What was chosen, by the axis's key."""
 
     def text(self) -> str:
-        return json.dumps(
-            {
-                "fingerprint": self.fingerprint,
-                "overrides": self.overrides,
-                "values": dict(self.values),
-            }
-        )
+        content = asdict(self)
+        del content["number"]
+        return json.dumps(content)
 
 
-def read_owner(text: str) -> Owner:
-    """The owner that `Owner.text` wrote."""
-    return Owner(**json.loads(text))
+def claim_key(fingerprint: str, number: int) -> str:
+    """The entry of a trial's n-th claim."""
+    return f"{CLAIM}{fingerprint}/{number}"
+
+
+def end_key(fingerprint: str, number: int) -> str:
+    """The entry of the end of a trial's n-th claim."""
+    return f"{END}{fingerprint}/{number}"
+
+
+def trial_of(key: str) -> str | None:
+    """The fingerprint of the trial that an entry is about; `None` for another entry."""
+    kind, _, rest = key.partition("/")
+    return rest.partition("/")[0] if f"{kind}/" in (CLAIM, END) else None
 
 
 def read_claim(text: str) -> Claim:
     """The claim that `Claim.text` wrote."""
     raw = json.loads(text)
-    return Claim(Owner(**raw["owner"]), raw["by"], raw["from_step"])
+    return Claim(**{**raw, "owner": Owner(**raw["owner"])})
 
 
-def read_point(number: int, text: str) -> Point:
-    """The point that `Point.text` wrote."""
-    raw = json.loads(text)
-    return Point(number, raw["fingerprint"], tuple(raw["overrides"]), raw["values"])
+def read_end(text: str) -> End:
+    """The end that `End.text` wrote."""
+    return End(**json.loads(text))
 
 
-def attempts_of(params: Mapping[str, str], tags: Mapping[str, str]) -> tuple[Attempt, ...]:
-    """A trial's attempts from its run's parameters and tags, in order."""
-    found: list[Attempt] = []
-    while (text := params.get(f"{CLAIM_PARAM}{len(found) + 1}")) is not None:
-        claim = read_claim(text)
-        number = len(found) + 1
-        found.append(Attempt(number, claim.from_step, tags.get(f"{ATTEMPT_TAG}{number}"), claim))
-    return tuple(found)
+def replay(
+    fingerprint: str, entries: Mapping[str, str], deleted: Collection[str] = ()
+) -> Trial | None:
+    """What a trial's entries come to; `None` if it was never attempted.
+
+    Args:
+        entries: of the ledger, by key; at least those of the trial.
+        deleted: runs that were deleted in MLflow; attempts in them count as never made.
+    """
+    claims = claims_of(fingerprint, entries)
+    kept = [(number, claim) for number, claim in claims if claim.run_id not in deleted]
+    if not kept:
+        return None
+    newest = kept[-1][1]
+    attempts: list[Attempt] = []
+    last = None
+    for number, claim in kept:
+        if claim.run_id == newest.run_id:
+            attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
+            if (text := entries.get(end_key(fingerprint, number))) is not None:
+                last = read_end(text)
+                attempt = replace(attempt, end=last.state, seconds=last.seconds, error=last.error)
+            attempts.append(attempt)
+    trial = Trial(fingerprint, newest.run_id, newest.name, tuple(attempts))
+    if last is None:
+        return trial
+    return replace(
+        trial, epoch=last.epoch, step=last.step, metrics=last.metrics, made_by=last.made_by
+    )
+
+
+def claims_of(fingerprint: str, entries: Mapping[str, str]) -> list[tuple[int, Claim]]:
+    """A trial's claims with their numbers, in order."""
+    found: list[tuple[int, Claim]] = []
+    while (text := entries.get(claim_key(fingerprint, len(found) + 1))) is not None:
+        found.append((len(found) + 1, read_claim(text)))
+    return found
+
+
+def points_of(entries: Mapping[str, str]) -> list[Point]:
+    """What a search has proposed, in order."""
+    found: list[Point] = []
+    while (text := entries.get(f"{POINT}{len(found)}")) is not None:
+        raw = json.loads(text)
+        overrides = tuple(raw["overrides"])
+        found.append(Point(len(found), raw["fingerprint"], overrides, raw["values"]))
+    return found
+
+
+def stops_of(entries: Mapping[str, str]) -> dict[str, str]:
+    """Why a sweeper's trials are to stop, by its token."""
+    return {k.removeprefix(STOP): text for k, text in entries.items() if k.startswith(STOP)}

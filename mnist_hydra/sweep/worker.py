@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import random
 import signal
 import sys
@@ -21,59 +22,58 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
-from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, ClaimLost, TimedOut, Watch, timeout_text
-from mnist_hydra.sweep.decide import TO_DO, Action, in_order, next_action
-from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.liveness import Observer, Working, made_here
-from mnist_hydra.sweep.transcript import Transcript
-from mnist_hydra.sweep.trial import (
-    DIED,
-    FAILED,
-    INTERRUPTED,
-    RUNNING,
-    TIMEOUT,
-    Owner,
-    Planned,
-    Trial,
+from mnist_hydra.sweep.attempt import (
+    BEAT_S,
+    GRACE_S,
+    ClaimLost,
+    TimedOut,
+    Transcript,
+    Watch,
+    timeout_text,
 )
-
-STOP = threading.Event()
-"""Set where this process is asked to stop: its trials write a checkpoint and end."""
-AFTER_ATTEMPT: list[Callable[[], None]] = []
-"""Called when an attempt has ended in this process: a display need not wait for its next look."""
+from mnist_hydra.sweep.decide import Action, in_order, next_action
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
+from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT, Planned, Trial
 
 log = logging.getLogger(__name__)
 
 
-def work(cfg: DictConfig) -> None:
+def work(
+    cfg: DictConfig,
+    stop: threading.Event | None = None,
+    after_attempt: Callable[[], None] = lambda: None,
+) -> None:
     """Work on a sweep's trials, as the job of a launcher, until none is left that could be taken.
 
     Args:
         cfg: the job's configuration, with what the sweeper sets below `sweep`.
+        stop: set when the trials are to write a checkpoint and end.
+        after_attempt: called when an attempt has ended.
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import Recording, train_run
-    from mnist_hydra.sweep.axes import parse
     from mnist_hydra.sweep.compose import Composer
-    from mnist_hydra.sweep.sources import GridSource, SearchSource
+    from mnist_hydra.sweep.plan import plan_file, read_plan
+    from mnist_hydra.sweep.search import SearchSource
     from mnist_hydra.tracking import Tracker
 
     config = settle(cfg)
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
     tracker = Tracker(config)
-    ledger = Ledger(tracker.client, tracker.experiment_id, settings.parent)
+    ledger = Ledger(tracker.client, settings.parent)
     composer = Composer.here()
-    plan = parse(settings.arguments, composer.options)
+    plan = read_plan(tracker.read_text(settings.parent, plan_file(settings.by)))
     source: Source = (
-        SearchSource(ledger, plan, composer, settings, config.seed)
-        if settings.kind == "search"
-        else GridSource(plan, composer)
+        SearchSource(ledger, plan.arguments, composer, settings, config.seed)
+        if plan.kind == "search"
+        else GridSource(plan.trials)
     )
 
     def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
-        overrides = plan.overrides(planned.overrides)
+        overrides = plan.arguments.overrides(planned.overrides)
         trial = settle(composer.compose(overrides))
         watch.epochs = trial.epochs
 
@@ -99,9 +99,12 @@ def work(cfg: DictConfig) -> None:
         fail_fast=settings.fail_fast,
         timeout_s=settings.trial_timeout_s,
     )
+    stop = stop or threading.Event()
+    if settings.ends_with_stdin:
+        threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
     # In the sweeper's own process the signals are the sweeper's.
-    with nullcontext() if made_here(settings.by) else stopping_on_signals():
-        pull(ledger, source, train, rules)
+    with nullcontext() if made_here(settings.by) else stopping_on_signals(stop):
+        pull(ledger, source, train, rules, stop, after_attempt)
 
 
 class Source(Protocol):
@@ -117,6 +120,22 @@ class Source(Protocol):
 
     def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
         """What says after an epoch of the trial whether to give it up; `None`: never."""
+
+
+class GridSource:
+    """The trials of a plan."""
+
+    def __init__(self, planned: Sequence[Planned]) -> None:
+        self._planned = planned
+
+    def wanted(self, view: View) -> Sequence[Planned]:
+        return self._planned
+
+    def propose(self, view: View) -> bool:
+        return False
+
+    def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
+        return None
 
 
 class Train(Protocol):
@@ -151,20 +170,26 @@ def pull(
     source: Source,
     train: Train,
     rules: Rules,
-    stop: threading.Event = STOP,
+    stop: threading.Event,
+    after_attempt: Callable[[], None] = lambda: None,
 ) -> None:
     """Take and train trials until there is none that could be taken now.
 
     It does not wait for trials that other processes are at. A trial's failure is recorded and never
     raised.
+
+    Args:
+        stop: set when the trials are to write a checkpoint and end.
+        after_attempt: called when an attempt has ended.
     """
     observer = Observer(time.monotonic)
     turn = rules.number
+    fresh = False
     with Working() as owner:
         if rules.number == 0:
-            tidy(ledger, ledger.read(), observer)
+            finish_half_done(ledger, observer)
         while not stop.is_set():
-            view = bury(ledger, ledger.read(), observer)
+            view = mark_dead(ledger, ledger.read(fresh), observer)
             if rules.by in view.stops:
                 return
             wanted = source.wanted(view)
@@ -174,60 +199,54 @@ def pull(
                 ledger.stop(rules.by, f"sweep.fail_fast: {given_up[0]}")
                 return
             taken = _take(ledger, source, view, wanted, actions, rules, owner, turn)
-            if taken is None:
+            if taken is None and fresh:
                 return
+            fresh = taken is None  # before it leaves, it looks once more
+            if taken is None:
+                continue
             turn = rules.number
             if isinstance(taken, _Again):
                 turn = random.randrange(1_000_000)
                 continue
             planned, trial = taken
             attempt(ledger, planned, trial, source, train, rules, stop)
+            after_attempt()
 
 
-def bury(ledger: Ledger, view: View, observer: Observer) -> View:
+def mark_dead(ledger: Ledger, view: View, observer: Observer) -> View:
     """Record the death of every owner that is gone, so that all processes know.
 
     Returns:
         the view, with what that changed.
     """
-    changed = {}
-    for fingerprint, trial in view.trials.items():
-        if trial.state == RUNNING and observer.is_gone(trial):
-            ledger.end(trial, DIED, error=_death_notice(trial))
-            now = ledger.read_trial(trial)
-            if now is not None:
-                changed[fingerprint] = now
-    if not changed:
-        return view
-    return View({**view.trials, **changed}, view.points, view.stops, view.forgiven)
+    dead = [
+        trial
+        for trial in view.trials.values()
+        if trial.state == RUNNING and observer.is_gone(trial.attempts[-1].owner, trial.heartbeat)
+    ]
+    for trial in dead:
+        owner = trial.attempts[-1].owner
+        notice = f"process {owner.pid} on {owner.machine} is gone (killed, out of memory?)"
+        ledger.end(trial, DIED, error=notice)
+    return ledger.read(fresh=True) if dead else view
 
 
-def _death_notice(trial: Trial) -> str:
-    claim = trial.attempts[-1].claim
-    assert claim is not None
-    return f"process {claim.owner.pid} on {claim.owner.machine} is gone (killed, out of memory?)"
-
-
-def tidy(ledger: Ledger, view: View, observer: Observer) -> None:
-    """Finish what processes that are gone left half written; may be repeated by anyone."""
-    for trial in view.trials.values():
-        # One of which only the result was read is closed already, and has no owner to be gone.
-        if trial.state != RUNNING and observer.is_gone(trial):
-            ledger.close(trial)
-    for run_id, owner in ledger.orphans():
-        if observer.owner_is_gone(owner, ""):
+def finish_half_done(ledger: Ledger, observer: Observer) -> None:
+    """Close or delete the runs that dead processes left open; may be repeated by anyone."""
+    for run_id, owner, trial in ledger.half_done():
+        if not observer.is_gone(owner):
+            continue
+        if trial is None:
             ledger.client.delete_run(run_id)
+        else:
+            ledger.close(run_id, trial.state, trial.error)
 
 
 def actions_of(view: View, wanted: Sequence[Planned], by: str, retries: int) -> dict[str, Action]:
     """The next step of every wanted trial, by fingerprint, within the command of sweeper `by`."""
-    forgiven = view.forgiven.get(by, {})
     return {
         planned.fingerprint: next_action(
-            view.trials.get(planned.fingerprint),
-            gone=False,
-            forgiven=forgiven.get(planned.fingerprint, 0),
-            retries=retries,
+            view.trials.get(planned.fingerprint), gone=False, by=by, retries=retries
         )
         for planned in wanted
     }
@@ -258,16 +277,7 @@ def _take(
                 return _Again()
         planned = by_fingerprint[fingerprint]
         trial = view.trials.get(fingerprint)
-        if trial is None:
-            trial = ledger.register(fingerprint, planned.name, owner)
-        else:
-            trial = ledger.read_trial(trial)
-        if trial is None:
-            return _Again()
-        forgiven = view.forgiven.get(rules.by, {}).get(fingerprint, 0)
-        if next_action(trial, gone=False, forgiven=forgiven, retries=rules.retries) not in TO_DO:
-            continue
-        claimed = ledger.claim(trial, owner, rules.by)
+        claimed = ledger.claim(fingerprint, planned.name, trial, owner, rules.by)
         return _Again() if claimed is None else (planned, claimed)
     if not proposed and source.propose(view):
         return _Again()
@@ -315,8 +325,6 @@ def attempt(
         _keep_evidence(ledger, planned, trial, error, transcript.text())
         _free_memory()
     ledger.end(trial, end, seconds=watch.seconds, error=error)
-    for tell in AFTER_ATTEMPT:
-        tell()
 
 
 def _keep_evidence(
@@ -324,7 +332,7 @@ def _keep_evidence(
 ) -> None:
     """The full traceback and the log of a failed attempt, as artifacts of its run."""
     folder = f"failures/attempt-{trial.number}"
-    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].claim}\n\n"
+    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
     try:
         ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
         ledger.client.log_text(trial.run_id, about + transcript, f"{folder}/log.txt")
@@ -341,8 +349,15 @@ def _free_memory() -> None:
             torch.cuda.empty_cache()
 
 
+def _stop_at_end_of_stdin(stop: threading.Event) -> None:
+    """Whoever started this worker holds the other end: it was closed, or its process is gone."""
+    while os.read(0, 1024):
+        pass
+    stop.set()
+
+
 @contextmanager
-def stopping_on_signals(stop: threading.Event = STOP) -> Iterator[None]:
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     """In a worker's own process SIGTERM asks its trial to stop, and Ctrl-C unless it is ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -23,7 +23,7 @@ from mnist_hydra.build import prepare
 from mnist_hydra.config import settle
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.planning import check_points
+from mnist_hydra.sweep.plan import check_points
 from mnist_hydra.trainer import Trainer
 
 PATIENCE_S = 120.0
@@ -38,7 +38,7 @@ def prepared(overrides: Sequence[str], part: int, of: int) -> dict[str, Trainer]
         plan = parse([*overrides, "threads=1"], composer.options)
         trials = check_points(plan, plan.points(), composer)
         mine = list(trials.planned.values())[part::of]
-        configs = {p.title: settle(composer.compose(plan.overrides(p.point))) for p in mine}
+        configs = {p.name: settle(composer.compose(plan.overrides(p.overrides))) for p in mine}
     return {title: prepare(config) for title, config in configs.items()}
 
 

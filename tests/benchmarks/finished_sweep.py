@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from mnist_hydra import train
 from mnist_hydra.config import flatten
-from mnist_hydra.sweep import entry, finish, sweeper
-from mnist_hydra.sweep.command import Command, Job, read
-from mnist_hydra.sweep.liveness import Working, new_token
+from mnist_hydra.sweep import sweeper
+from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
+from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.owner import Working, new_token
 from mnist_hydra.sweep.trial import FINISHED, Planned, Trial
 from mnist_hydra.tracking import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker, provenance
 
@@ -23,18 +24,16 @@ EPOCH_METRICS = ("train/loss", "train/acc", "lr", "images_per_s", "epoch_s")
 
 def fill(job: Job, arguments: Sequence[str]) -> None:
     """In place of `sweeper.main`: finish the trials that the ledger does not have yet."""
-    command = read(job, arguments)
+    command = read_command(job, arguments)
     tracker = Tracker(command.config)
-    parent = entry.enter(command, tracker)
-    ledger = entry.ledger_of(tracker, parent)
+    parent = begin_sweep(command, tracker)
+    ledger = Ledger(tracker.client, parent.run_id)
     view, by = ledger.read(), new_token()
-    made_by = provenance() | finish.origin(command.config)
+    made_by = provenance() | sweeper.origin(command.config)
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:
-                entered = ledger.register(planned.fingerprint, planned.name, owner)
-                assert entered is not None
-                trial = ledger.claim(entered, owner, by)
+                trial = ledger.claim(planned.fingerprint, planned.name, None, owner, by)
                 assert trial is not None
                 _record(command, tracker, trial, planned, number, made_by)
                 assert ledger.end(trial, FINISHED, seconds=1.0)
@@ -50,7 +49,7 @@ def _record(
     made_by: Mapping[str, str],
 ) -> None:
     """Record what a training would have: settings, tags and metrics."""
-    config, overrides = command.config, command.plan.overrides(planned.overrides)
+    config, overrides = command.config, command.arguments.overrides(planned.overrides)
     swept = dict(text.split("=", 1) for text in planned.overrides)
     tracker.log_settings(trial.run_id, flatten(config) | swept)
     checkpoint = {"slot": 0, "sha256": "", "epoch": config.epochs, "step": config.epochs}

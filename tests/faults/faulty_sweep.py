@@ -5,7 +5,6 @@ Each fault happens once, however often and wherever its trial is tried.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,8 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -150,12 +149,6 @@ class FaultySweep:
         return trials
 
 
-def claims(run: Run) -> list[dict[str, Any]]:
-    """A trial's attempts, the first one first."""
-    found = {k: v for k, v in run.data.params.items() if k.startswith("claim/")}
-    return [json.loads(found[key]) for key in sorted(found)]
-
-
 def finish(sweep: subprocess.Popen[str], seconds: float = 240.0) -> tuple[int, str]:
     """Wait for a sweep's own end: its exit code and what it wrote."""
     try:
@@ -163,6 +156,14 @@ def finish(sweep: subprocess.Popen[str], seconds: float = 240.0) -> tuple[int, s
     finally:
         sweep.kill()
     return sweep.returncode, said
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that only waits to be collected does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(what: Callable[[], bool], sweep: subprocess.Popen[str], seconds: float) -> None:

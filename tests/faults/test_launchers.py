@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.faulty_sweep import FaultySweep, claims, finish
+from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.ray_cluster import RayCluster
 from tests.faults.slurm import Slurm
+from tests.sweep_entries import claims
 
 VICTIM = {"FAULTS_VICTIMS": "1"}
 
@@ -64,12 +66,36 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
 ) -> None:
     with RayCluster(ray_folder, hidden=nine_trials.config, second_node=VICTIM) as cluster:
         launcher = ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}"]
+        launcher.append("+model.together=2")  # the victim's node is not to come too late
         inside, environment = cluster.inside, cluster.environment
         sweep = nine_trials.start(*launcher, inside=inside, environment=environment)
         assert nine_trials.victim(sweep) in cluster.processes_of_second_node()
         cluster.kill_second_node()
         ended = finish(sweep)
         _fails_once_and_then_ends(nine_trials, client, ended, launcher, inside, environment)
+
+
+def test_the_workers_of_a_killed_sweeper_write_a_checkpoint_and_end(
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "orphans", ["seed=1,2,3,4", f"output_dir={store}"])
+    launcher = ["hydra/launcher=joblib", "sweep.workers=2"]
+    going = sweep.start(*launcher, environment={"FAULTS_SLOW": "0.5"})
+    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, going, 180)
+    workers = [int(path.name.removeprefix("slow-")) for path in sweep.faults.glob("slow-*")]
+    going.kill()
+    going.wait()
+    until = time.monotonic() + 30
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < until, "a worker goes on without its sweeper"
+        time.sleep(0.1)
+    code, said = finish(sweep.start(*launcher))
+    assert code == 0, said
+    assert "2 to run, 2 to be continued" in said
+    attempts = [claims(client, run) for run in sweep.trials(client)]
+    resumed = [each[1] for each in attempts if len(each) == 2]
+    assert len(resumed) == 2
+    assert all(claim["from_step"] > -1 for claim in resumed)
 
 
 def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
@@ -83,7 +109,7 @@ def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
     code, said = finish(going)
     assert code == 0, said
     [trial] = sweep.trials(client)
-    assert len(claims(trial)) == 5
+    assert len(claims(client, trial)) == 5
 
 
 def _fails_once_and_then_ends(
@@ -108,7 +134,7 @@ def _check(nine_trials: FaultySweep, client: MlflowClient) -> None:
     """The ledger is complete, and no trial was trained twice."""
     trials = nine_trials.trials(client)
     assert len(trials) == 9
-    again = [claims(run) for run in trials if len(claims(run)) > 1]
+    again = [claims(client, run) for run in trials if len(claims(client, run)) > 1]
     assert [len(attempts) for attempts in again] == [2, 2]
     from_steps = sorted(attempts[1]["from_step"] for attempts in again)
     assert from_steps[0] == -1 < from_steps[1], "one anew, one from where it was killed"

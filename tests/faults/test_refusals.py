@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_hydra.sweep.ray_cluster import ANSWER_WITHIN_S, JOIN_WITHIN_S
+from hydra_plugins.mnist_hydra.ray_launcher import ANSWER_WITHIN_S, JOIN_WITHIN_S
 from tests.faults.faulty_sweep import FaultySweep, finish
 from tests.faults.postgres import free_port
 

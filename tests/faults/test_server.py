@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.faults.faulty_sweep import FaultySweep, claims, finish, wait_for
+from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
+from tests.sweep_entries import claims
 
 pytestmark = pytest.mark.xdist_group("server")
 CHECKPOINT_TAG = "mnist_hydra.checkpoint"
@@ -38,7 +39,7 @@ def test_sixteen_trials_write_at_once_and_a_second_process_joins(
 
     trials = sweep.trials(client)
     assert len(trials) == 16
-    attempts = [claims(run) for run in trials]
+    attempts = [claims(client, run) for run in trials]
     assert {len(each) for each in attempts} == {1}, "none was trained twice"
     assert len({each[0]["by"] for each in attempts}) == 2, "both took part"
     for run in trials[:3]:
@@ -69,8 +70,8 @@ def test_the_trial_of_a_machine_that_is_gone_is_finished_by_another(
     assert code == 0, said
     trials = sweep.trials(client)
     assert len(trials) == 3
-    [taken_over] = [run for run in trials if len(claims(run)) == 2]
-    before, after = claims(taken_over)
+    [taken_over] = [run for run in trials if len(claims(client, run)) == 2]
+    before, after = claims(client, taken_over)
     assert before["owner"]["host"] != after["owner"]["host"]
     assert after["from_step"] > -1, "it went on from the other machine's checkpoint"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from tests.faults.faulty_sweep import FaultySweep, claims, finish, wait_for
+from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.slurm import Slurm
+from tests.sweep_entries import claims, ends
 
 LAUNCHER = ["hydra/launcher=slurm", "sweep.workers=1"]
 
@@ -24,9 +25,9 @@ def test_a_preempted_job_goes_back_to_the_queue_and_its_trial_goes_on(
     assert slurm.queue() == [job], "the very same one"
     code, said = finish(going)
     assert code == 0, said
-    [preempted] = [run for run in sweep.trials(client) if len(claims(run)) == 2]
-    assert preempted.data.tags["mnist_hydra.attempt/1"] == "interrupted"
-    assert claims(preempted)[1]["from_step"] > -1
+    [preempted] = [run for run in sweep.trials(client) if len(claims(client, run)) == 2]
+    assert ends(client, preempted) == ["interrupted", "finished"]
+    assert claims(client, preempted)[1]["from_step"] > -1
 
 
 def test_a_job_that_slurm_refuses_is_bad_input(

@@ -1,4 +1,4 @@
-"""The compiled kernel, as wide as this CPU allows and narrower, against plain PyTorch in float64."""
+"""The compiled kernel, as wide as this CPU allows and narrower, against float64 PyTorch."""
 
 from __future__ import annotations
 

@@ -25,18 +25,35 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+# Hashes of fetched files, in `sha256sum`'s format; checked where the configuration knows none.
+SUMS = "SHA256SUMS"
 IMAGES_OFFSET = 16
 LABELS_OFFSET = 8
 
 
-def header(array: npt.NDArray[np.uint8]) -> bytes:
-    """The IDX header of an array: two zeros, 8 for `uint8`, the number of axes, their lengths."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-
-
 def write(path: Path, array: npt.NDArray[np.uint8]) -> None:
-    """Write `array` (images: uint8 [N, 28, 28]; labels: uint8 [N]) as an IDX file."""
-    path.write_bytes(header(array) + array.tobytes())
+    """Write `array` (images: uint8 [N, 28, 28]; labels: uint8 [N]) as an IDX file.
+
+    Its header is two zeros, 8 for `uint8`, the number of axes and their lengths.
+    """
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def first_missing(raw: Path) -> str:
+    """The first of the four files that `raw` holds neither plain nor gzipped; empty if none."""
+    for name in FILES:
+        if not os.path.isfile(raw / name) and not os.path.isfile(raw / f"{name}.gz"):
+            return name
+    return ""
+
+
+def read_sums(raw: Path) -> dict[str, str]:
+    """What `sha256sum` would check in `raw`: name -> SHA-256 (hex), empty without a list."""
+    if not (raw / SUMS).is_file():
+        return {}
+    lines = (line.split() for line in (raw / SUMS).read_text(errors="replace").splitlines())
+    return {parts[1].lstrip("*"): parts[0] for parts in lines if len(parts) == 2}
 
 
 def sha256(path: Path) -> str:

@@ -1,9 +1,9 @@
-"""What a sweep ends with: its table, the best as a command line, pictures, the parent run."""
+"""The end of a sweep: its table, on the terminal and on the parent run, and its best trials."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,37 +11,27 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from rich.console import Console
 
-import mnist_hydra
-from mnist_hydra.config import Config
-from mnist_hydra.idx import FILES
-from mnist_hydra.sweep import child, results, search
+from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
 from mnist_hydra.sweep.trial import FINISHED, OWN, Planned, Trial
-from mnist_hydra.tracking import COMMIT_TAG, DATA_TAG, DIRTY_TAG, Tracker, git_state
+from mnist_hydra.tracking import Tracker
 
-COMPLETE_PARAM = "complete/"
-COMPLETED_TAG = OWN + "completed"
+COMPLETE = "complete/"
+"""`complete/<run>/<n>`: the n-th process that completes a trial, an `Owner`."""
+COMPLETED = "completed/"
+"""`completed/<run>`: the trial has its pictures and its exported model."""
+POLL_S = 2.0
 BEST_TAG = OWN + "best"
-
-
-def origin(config: Config) -> dict[str, str]:
-    """This program's code and, where the configuration knows it, data, as runs are tagged."""
-    tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
-    tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
-    known = config.data.sha256
-    if known is not None and all(name in known for name in FILES):
-        digests = "".join(known[name] for name in FILES)
-        tags[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
-    return tags
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
     """The trials that the ledger knows, ranked by the objective."""
-    axes = [axis.key for axis in command.plan.axes]
+    axes = [axis.key for axis in command.arguments.axes]
     records = []
     for planned in wanted:
         trial = view.trials.get(planned.fingerprint)
@@ -50,7 +40,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         records.append(
             Record(
                 values=dict(zip(axes, (p.partition("=")[2] for p in planned.overrides))),
-                overrides=command.plan.overrides(planned.overrides),
+                overrides=command.arguments.overrides(planned.overrides),
                 state=trial.state,
                 objective=_objective(command, ledger, trial) if trial.state == FINISHED else None,
                 run_id=trial.run_id,
@@ -59,10 +49,10 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         )
     minimize = search.is_minimized(command.objective)
     at = command.settings.objective_at if command.is_search else "last"
-    return results.build(records, axes, command.objective, minimize=minimize, at=at)
+    return results.ranked(records, axes, command.objective, minimize=minimize, at=at)
 
 
-def show(found: Results) -> None:
+def print_results(found: Results) -> None:
     """The table, and the best configuration as a command line, to stdout."""
     console = Console()
     if found.rows and console.is_terminal:
@@ -83,7 +73,7 @@ def program() -> list[str]:
     return words
 
 
-def record(
+def record_results(
     tracker: Tracker,
     parent: Parent,
     found: Results,
@@ -102,45 +92,54 @@ def record(
     tracker.end(parent.run_id, "KILLED" if interrupted else "FAILED" if failed else "FINISHED")
 
 
-def complete_best(
-    command: Command, tracker: Tracker, found: Results, by: str, in_process: bool
-) -> None:
-    """Give the best trials their pictures and the exported model, each of them once."""
+def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:
+    """Give the best trials their pictures and the exported model, each of them once.
+
+    Args:
+        ledger: as it was read a moment ago.
+        in_process: whether this process may import torch.
+    """
     finished = [record for row in found.rows for record in row.finished]
     best_first = sorted(
         finished, key=lambda r: r.objective or 0.0, reverse=not search.is_minimized(found.objective)
     )
     chosen = [record.run_id for record in best_first[: command.settings.keep]]
-    mine = [run_id for run_id in chosen if _take(tracker, run_id, by)]
-    if not mine:
-        return
-    print(f"making pictures and exported models of the best: {len(mine)}", file=sys.stderr)
-    raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
-    try:
-        if in_process:
-            child.complete(raw, mine)
-        else:
-            child.in_child("complete", raw, mine)
-    except Exception as error:  # the results stand without them
-        print(f"no pictures of the best trials: {error}", file=sys.stderr)
-        return
-    for run_id in mine:
-        tracker.set_tags(run_id, {COMPLETED_TAG: by})
+    with Working() as owner:
+        mine = [run_id for run_id in chosen if claim_completion(ledger, run_id, owner)]
+        if not mine:
+            return
+        print(f"making pictures and exported models of the best: {len(mine)}", file=sys.stderr)
+        raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
+        try:
+            if in_process:
+                torch_tasks.complete(raw, mine)
+            else:
+                torch_tasks.in_child("complete", raw, mine)
+        except Exception as error:  # the results stand without them
+            print(f"no pictures of the best trials: {error}", file=sys.stderr)
+            return
+        for run_id in mine:
+            ledger.write_once(COMPLETED + run_id, owner.token)
 
 
-def _take(tracker: Tracker, run_id: str, by: str) -> bool:
-    """Whether it is for this process to complete a run: MLflow takes a parameter's value once."""
-    from mlflow.exceptions import MlflowException
+def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
+    """Whether it is for this process to complete a trial: nobody has, and nobody alive is at it.
 
-    data = tracker.client.get_run(run_id).data
-    if COMPLETED_TAG in data.tags:
+    A process of this machine that is at it is left alone; one of another machine is waited for,
+    since only its silence tells that it is gone.
+    """
+    if ledger.entries(COMPLETED + run_id):
         return False
-    before = sum(key.startswith(COMPLETE_PARAM) for key in data.params)
-    try:
-        tracker.client.log_param(run_id, f"{COMPLETE_PARAM}{before + 1}", by)
-    except MlflowException:
-        return False
-    return True
+    claims = ledger.entries(f"{COMPLETE}{run_id}/")
+    if claims:
+        rival = read_owner(claims[str(len(claims))])
+        observer = Observer(time.monotonic)
+        while not observer.is_gone(rival):
+            if rival.host == owner.host or ledger.holds(COMPLETED + run_id):
+                return False
+            time.sleep(POLL_S)
+    mine = owner.text()
+    return ledger.write_once(f"{COMPLETE}{run_id}/{len(claims) + 1}", mine) == mine
 
 
 def _objective(command: Command, ledger: Ledger, trial: Trial) -> float | None:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from mnist_hydra import targets
-from mnist_hydra.affine import near
 from mnist_hydra.augment import Augmentation, Change
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, did_you_mean
 
 
 class PerImage(Augmentation):
@@ -36,7 +35,7 @@ class PerImage(Augmentation):
         importlib.import_module("cv2").setNumThreads(0)
 
     def plan(self, shape: Sequence[int], *, seed: int) -> Change:
-        """As `Augmentation` says; what chance decides depends on how the row is cut, too.
+        """As `Augmentation` says; what is drawn depends on how the sequence is cut, too.
 
         Images on another device than the CPU are copied there and back, which waits for the device.
 
@@ -57,7 +56,7 @@ class PerImage(Augmentation):
 
         return change
 
-    def check(self, images: Tensor) -> None:
+    def try_out(self, images: Tensor) -> None:
         """Try each step alone, and always applied, on `images` uint8 [N, C, H, W].
 
         Raises:
@@ -110,8 +109,9 @@ def albumentations_step(name: str, given: Mapping[str, Any], key: str) -> Any:
     names = [n for n, v in vars(a).items() if isinstance(v, type) and issubclass(v, kinds)]
     if name not in names:
         raise UserError(
-            f"{key}: albumentations {a.__version__} has no step {name!r}{near(name, names)}; "
-            "right: one of its transforms, or your own as `_target_: my_module.MyTransform`"
+            f"{key}: albumentations {a.__version__} has no step {name!r}"
+            f"{did_you_mean(name, names)}; right: one of its transforms, or your own as "
+            "`_target_: my_module.MyTransform`"
         )
     return _made(getattr(a, name), given, key)
 
@@ -122,7 +122,7 @@ def own_step(target: str, given: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: there is no such class, or it does not take these arguments.
     """
-    kind = targets.resolve(target, _albumentations().BasicTransform, f"{key}._target_")
+    kind = targets.find_class(target, _albumentations().BasicTransform, f"{key}._target_")
     return _made(kind, given, key)
 
 
@@ -133,7 +133,7 @@ def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
             if argument not in parameters:
                 raise UserError(
                     f"{key}: {kind.__name__} has no argument {argument!r}"
-                    f"{near(argument, parameters)}; right: {', '.join(sorted(parameters))}"
+                    f"{did_you_mean(argument, parameters)}; right: {', '.join(sorted(parameters))}"
                 )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ShiftScaleRotate recommends Affine each time
@@ -149,9 +149,10 @@ def _reason(error: BaseException) -> str:
     """Say in one line what was wrong; pydantic's errors by argument."""
     cause: Any = error.__cause__
     if hasattr(cause, "errors"):
+        by_argument = {e["loc"][0] if e["loc"] else "": e for e in cause.errors()}
         return "; ".join(
-            f"{'.'.join(map(str, e['loc'][:1]))}={e.get('input')!r}: {e['msg']}"
-            for e in {e["loc"][:1]: e for e in cause.errors()}.values()
+            (f"{argument}={e.get('input')!r}: " if argument else "") + e["msg"]
+            for argument, e in by_argument.items()
         )
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -1,11 +1,13 @@
 """Loads MNIST-format data as memory-mapped arrays and splits it into train, val and test.
 
-It never copies the images, and the test set never enters a split that training can see.
+It never hands out a file that was not checked, never copies the images, and the test set never
+enters a split that training can see.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mnist_hydra import fetch, idx
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data import fetch, idx
 from mnist_hydra.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,34 +61,48 @@ class Dataset:
     """Which way the files were found, for people."""
 
 
-def load(config: DataConfig, cache_dir: Path) -> Dataset:
-    """Load the data that `config` names, fetching it into `cache_dir` where need be.
+def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
+    """Load the data that `config` names: from `data.root`, else from the cache, else fetched there.
+
+    The cache is `cache_dir/<dataset>/raw`, torchvision's layout. Nothing is written where
+    `data.root` or the cache holds the files unpacked.
 
     Args:
         config: the `data` group; `val_size` images are held out of the training set, and of the
             rest the first `limit` are kept.
-        cache_dir: holds or gets `<dataset>/raw/*-ubyte`; not written to where all files are found.
+        cache_dir: where the cache is, or is made.
 
     Raises:
-        UserError: data missing or damaged, `val_size` or `limit` out of range.
+        UserError: data missing or damaged, nothing can be fetched or `data.offline` forbids it,
+            `val_size` or `limit` out of range.
     """
-    found = fetch.find(config, cache_dir)
-    images, labels = _map(found.paths, "train")
-    train, val = split(labels, config.val_size, config.split_seed, config.limit)
-    test_images, test_labels = _map(found.paths, "t10k")
-    digests = "".join(found.digests[name] for name in idx.FILES)
+    cache = cache_dir.expanduser().absolute() / config.dataset / "raw"
+    try:
+        raw, source, mend = _find(config, cache)
+        try:
+            paths, digests = _verify(raw, config, cache)
+        except UserError as error:
+            raise UserError(f"{error}; {mend}") from error
+    except OSError as error:
+        raise UserError(
+            f"the data cache {cache} cannot be used ({error}): name "
+            "another folder with output_dir=, or make it writable"
+        ) from error
+    images, labels = _map_pair(*paths[:2])
+    train, val = split_rows(labels, config.val_size, config.split_seed, config.limit)
+    test_images, test_labels = _map_pair(*paths[2:])
     return Dataset(
         train=Split(images, labels, train),
         val=Split(images, labels, val) if len(val) else None,
         test=Split(test_images, test_labels, np.arange(len(test_labels))),
         mean=config.mean,
         std=config.std,
-        sha256=hashlib.sha256(digests.encode()).hexdigest(),
-        source=found.source,
+        sha256=hashlib.sha256("".join(digests).encode()).hexdigest(),
+        source=source,
     )
 
 
-def split(
+def split_rows(
     labels: npt.NDArray[np.uint8], val_size: int, split_seed: int, limit: int | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Choose the rows to train on and the rows to hold out, each in ascending order.
@@ -124,9 +142,54 @@ def split(
     return np.flatnonzero(~held_out)[:limit], np.flatnonzero(held_out)
 
 
-def _map(paths: dict[str, Path], name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Map the images, uint8 [N, 1, 28, 28], and labels, uint8 [N], of "train" or "t10k"."""
-    image_file, label_file = paths[f"{name}-images-idx3-ubyte"], paths[f"{name}-labels-idx1-ubyte"]
+def _find(config: DataConfig, cache: Path) -> tuple[Path, str, str]:
+    """The folder that holds the four files, how it was found, and what mends a damaged file."""
+    if config.root is not None:
+        given = Path(config.root).expanduser().absolute() / config.dataset / "raw"
+        missing = idx.first_missing(given)
+        if not missing:
+            mend = "put a good copy there, or leave data.root= out"
+            return given, f"data.root: {given}", mend
+        log.warning("data.root=%s: there is no %s; looking elsewhere", config.root, given / missing)
+    source = f"cache: {cache}"
+    missing = idx.first_missing(cache)
+    if missing:
+        if config.offline:
+            raise UserError(
+                f"data.offline=true, and {missing} is neither in {cache} nor below "
+                f"data.root={config.root or 'null'}: name a folder that holds {config.dataset}/raw/"
+                "*-ubyte with data.root=, or run once with data.offline=false"
+            )
+        source = fetch.fetch_once(config, cache) or source
+    return cache, source, f"delete {cache}, and it is fetched anew"
+
+
+def _verify(raw: Path, config: DataConfig, cache: Path) -> tuple[list[Path], list[str]]:
+    """Check the four files in `raw`; what is gzipped there is unpacked beside the cache.
+
+    Returns:
+        The paths of the uncompressed files and their SHA-256 (hex), in the order of `idx.FILES`.
+    """
+    known = config.sha256 or idx.read_sums(raw)
+    paths, digests = [], []
+    for name in idx.FILES:
+        path = raw / name
+        if not path.is_file():
+            packed = raw / f"{name}.gz"
+            digest = idx.check_hash(packed, known.get(name))
+            path = cache.parent / "unpacked" / digest[:16] / name
+            if not path.is_file() or idx.sha256(path) != digest:
+                idx.unpack(packed, path)
+        digests.append(idx.check_hash(path, known.get(name)))
+        idx.check_structure(path)
+        paths.append(path)
+    return paths, digests
+
+
+def _map_pair(
+    image_file: Path, label_file: Path
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Map images, uint8 [N, 1, 28, 28], and their labels, uint8 [N]."""
     images = np.memmap(image_file, np.uint8, mode="r", offset=idx.IMAGES_OFFSET)
     labels = np.memmap(label_file, np.uint8, mode="r", offset=idx.LABELS_OFFSET)
     if len(images) != len(labels) * 784:

@@ -9,11 +9,12 @@ from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Plan, parse
+from mnist_hydra.sweep.axes import Arguments, parse
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.planning import Trials, check_points, corners, objective
-from mnist_hydra.sweep.settings import SweepConfig
+from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, read_plan
+from mnist_hydra.sweep.trial import Planned
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +26,24 @@ def composer() -> Iterator[Composer]:
 
 
 def trials_of(composer: Composer, *arguments: str) -> Trials:
-    plan = parse(arguments, composer.options)
-    return check_points(plan, plan.points(), composer)
+    typed = parse(arguments, composer.options)
+    return check_points(typed, typed.points(), composer)
 
 
-def plan_of(composer: Composer, *arguments: str) -> Plan:
+def arguments_of(composer: Composer, *arguments: str) -> Arguments:
     return parse(arguments, composer.options)
 
 
 def test_every_point_is_a_trial_in_the_order_of_the_command_line(composer: Composer) -> None:
     trials = trials_of(composer, "model=model1,model2", "seed=1,2", "epochs=3")
-    titles = [planned.title for planned in trials.planned.values()]
+    titles = [planned.name for planned in trials.planned.values()]
     assert titles == [f"model=model{m}, seed={s}" for m in (1, 2) for s in (1, 2)]
     assert trials.epochs == 3 and not trials.holdout and not trials.repeated
 
 
 def test_points_that_come_to_the_same_configuration_are_one_trial(composer: Composer) -> None:
     trials = trials_of(composer, "model=model3", "dropout=0.04,null,0.02")
-    assert [planned.title for planned in trials.planned.values()] == [
+    assert [planned.name for planned in trials.planned.values()] == [
         "dropout=0.04",
         "dropout=0.02",
     ]
@@ -74,8 +75,9 @@ def test_trials_that_differ_in_checked_numbers_alone_are_looked_at_once(composer
 
 
 def test_a_search_is_checked_at_each_value_and_end_of_each_axis(composer: Composer) -> None:
-    plan = plan_of(composer, "model=choice(model1,model2)", "lr=interval(0.1,0.2)", "seed=range(2)")
-    found = corners(plan)
+    axes = ("model=choice(model1,model2)", "lr=interval(0.1,0.2)", "seed=range(2)")
+    arguments = arguments_of(composer, *axes)
+    found = corners(arguments)
     assert found[0] == ("model=model1", "lr=0.1", "seed=0")
     assert ("model=model2", "lr=0.1", "seed=0") in found
     assert ("model=model1", "lr=0.1", "seed=1") in found
@@ -85,9 +87,9 @@ def test_a_search_is_checked_at_each_value_and_end_of_each_axis(composer: Compos
 
 
 def test_an_end_of_an_interval_that_no_trial_can_have_is_named(composer: Composer) -> None:
-    plan = plan_of(composer, "dropout=interval(0,1.5)")
+    arguments = arguments_of(composer, "dropout=interval(0,1.5)")
     with pytest.raises(UserError, match="trial dropout=1.4"):
-        check_points(plan, corners(plan), composer)
+        check_points(arguments, corners(arguments), composer)
 
 
 def test_a_grid_ranks_by_the_hold_out_where_there_is_one(composer: Composer) -> None:
@@ -107,3 +109,16 @@ def test_a_search_never_chooses_on_the_test_set(composer: Composer) -> None:
     assert objective(SweepConfig(), "search", with_val) == "val/acc"
     with pytest.raises(UserError, match="test set"):
         objective(SweepConfig(objective="test/acc"), "search", with_val)
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_workers_read_the_plan_that_was_written(composer: Composer, kind: str) -> None:
+    axes = ["lr=tag(log,interval(0.02,0.5))"] if kind == "search" else ["lr=0.1,0.2"]
+    axes += ["+x='a,b','c d'", "seed=range(2)", "model=glob(*)"]
+    arguments = arguments_of(composer, "epochs=3", *axes, "batch_size=${seed}")
+    trials = [Planned("f", ("lr=0.1", "+x='a,b'", "seed=0", "model=model1"), "lr=0.1, x", 3)]
+    plan = Plan(kind, arguments, tuple(trials))
+    again = read_plan(plan.text())
+    assert again == plan
+    point = ("lr=0.1", "+x=c", "seed=1", "model=model2")
+    assert again.arguments.overrides(point) == ["epochs=3", *point, "batch_size=${seed}"]

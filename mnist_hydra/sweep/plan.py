@@ -1,39 +1,59 @@
-"""Which trials a sweep has, each of them checked before any starts; it never touches the ledger."""
+"""Which trials a sweep has, each of them checked before any starts, and the plan for its workers.
+
+It never touches the ledger.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Axis, Plan, title
-from mnist_hydra.sweep.child import kind_of
+from mnist_hydra.sweep.axes import Arguments, Axis, Span, title
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.settings import SweepConfig
+from mnist_hydra.sweep.torch_tasks import kind_of
+from mnist_hydra.sweep.trial import Planned
 
 MAX_KINDS = 100
 ALMOST = 1 - 1e-9
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One trial that a sweep is to have."""
+class Plan:
+    """What a command's workers work on, checked."""
 
-    fingerprint: str
-    point: tuple[str, ...]
-    """The swept overrides."""
-    epochs: int
     kind: str
-    """What there is to check about it with torch, see `child.kind_of`."""
+    """`grid` or `search`."""
+    arguments: Arguments
+    trials: tuple[Planned, ...]
+    """All of a grid's, in the sweep's order; of a search none."""
 
-    @property
-    def title(self) -> str:
-        """Its name for people."""
-        return title(self.point)
+    def text(self) -> str:
+        """As `read_plan` reads it."""
+        items = [
+            item if isinstance(item, str) else asdict(item) | {"tags": sorted(item.tags)}
+            for item in self.arguments.items
+        ]
+        trials = [[p.fingerprint, p.overrides, p.name, p.epochs] for p in self.trials]
+        return json.dumps({"kind": self.kind, "arguments": items, "trials": trials})
+
+
+def read_plan(text: str) -> Plan:
+    """The plan that `Plan.text` wrote."""
+    raw = json.loads(text)
+    items = tuple(item if isinstance(item, str) else _read_axis(item) for item in raw["arguments"])
+    trials = tuple(Planned(key, tuple(point), *rest) for key, point, *rest in raw["trials"])
+    return Plan(raw["kind"], Arguments(items), trials)
+
+
+def plan_file(by: str) -> str:
+    """The artifact of the parent run that holds the plan of the command with this sweeper."""
+    return f"plans/{by}.json"
 
 
 @dataclass
@@ -42,6 +62,8 @@ class Trials:
 
     planned: dict[str, Planned] = field(default_factory=dict)
     """By fingerprint, in the sweep's order."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """By fingerprint, what there is to check about it with torch, see `torch_tasks.kind_of`."""
     repeated: list[tuple[str, str]] = field(default_factory=list)
     """Names of points that are the same trial as another, and of that other."""
     samples: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -54,22 +76,26 @@ class Trials:
     @property
     def first(self) -> tuple[str, ...]:
         """A point that has been checked."""
-        return next(iter(self.planned.values())).point
+        return next(iter(self.planned.values())).overrides
 
     def add(self, point: Sequence[str], config: Config) -> None:
         """Take in a trial."""
-        planned = Planned(fingerprint(config), tuple(point), config.epochs, kind_of(config))
-        twin = self.planned.setdefault(planned.fingerprint, planned)
+        key, kind = fingerprint(config), kind_of(config)
+        planned = Planned(key, tuple(point), title(point), config.epochs)
+        twin = self.planned.setdefault(key, planned)
         if twin is not planned:
-            self.repeated.append((planned.title, twin.title))
-        if planned.kind not in self.samples and len(self.samples) < MAX_KINDS:
+            self.repeated.append((planned.name, twin.name))
+        self.kinds[key] = kind
+        if kind not in self.samples and len(self.samples) < MAX_KINDS:
             raw: Any = OmegaConf.to_container(config.composed, resolve=True)
-            self.samples[planned.kind] = (planned.title, raw)
+            self.samples[kind] = (planned.name, raw)
         self.holdout = self.holdout and config.data.val_size > 0
         self.epochs = max(self.epochs, config.epochs)
 
 
-def check_points(plan: Plan, points: Iterable[Sequence[str]], composer: Composer) -> Trials:
+def check_points(
+    arguments: Arguments, points: Iterable[Sequence[str]], composer: Composer
+) -> Trials:
     """Compose and range-check every trial.
 
     Raises:
@@ -78,7 +104,7 @@ def check_points(plan: Plan, points: Iterable[Sequence[str]], composer: Composer
     trials = Trials()
     for point in points:
         try:
-            config = settle(composer.compose(plan.overrides(point)))
+            config = settle(composer.compose(arguments.overrides(point)))
         except UserError as error:
             raise UserError(f"trial {title(point)}: {error}") from None
         if config.resume is not None:
@@ -90,9 +116,9 @@ def check_points(plan: Plan, points: Iterable[Sequence[str]], composer: Composer
     return trials
 
 
-def corners(plan: Plan) -> list[tuple[str, ...]]:
+def corners(arguments: Arguments) -> list[tuple[str, ...]]:
     """Points of a search that stand for all: each value or end of an axis once, others at first."""
-    ends = [_ends(axis) for axis in plan.axes]
+    ends = [_ends(axis) for axis in arguments.axes]
     first = tuple(values[0] for values in ends)
     found = [first]
     for place, values in enumerate(ends):
@@ -129,3 +155,8 @@ def _ends(axis: Axis) -> list[str]:
     # An interval ends just below its upper end.
     last = high if axis.span.integer else low + (high - low) * ALMOST
     return [axis.override(low), axis.override(last)]
+
+
+def _read_axis(raw: Mapping[str, Any]) -> Axis:
+    span = None if raw["span"] is None else Span(**raw["span"])
+    return Axis(raw["key"], raw["text"], tuple(raw["values"]), span, frozenset(raw["tags"]))

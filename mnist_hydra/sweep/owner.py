@@ -1,4 +1,4 @@
-"""Whether the process that owns a trial is gone; nobody's wall clock is compared with another's.
+"""The process that owns a trial, and whether it is gone; no two wall clocks are compared.
 
 On one host by boot, pid namespace, pid and process start time; elsewhere by a heartbeat that stands
 still.
@@ -6,13 +6,13 @@ still.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import secrets
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from mnist_hydra.sweep.trial import Owner, Trial
 
 SILENT_S = 60.0
 """An owner elsewhere whose heartbeat has stood still for so long is gone."""
@@ -24,6 +24,29 @@ HIDDEN = -1.0
 _made_here: dict[str, int] = {}
 _working_here: set[str] = set()
 _nameless = secrets.token_hex(16)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that has a claim."""
+
+    token: str
+    """Random, new for every worker: no two claims are the same text."""
+    host: str
+    """Names boot and pid namespace, so equal only where pids can be compared."""
+    pid: int
+    start_time: float
+    """When the process began, on its host's own scale."""
+    machine: str = ""
+    """Its host's name, for people."""
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def read_owner(text: str) -> Owner:
+    """The owner that `Owner.text` wrote."""
+    return Owner(**json.loads(text))
 
 
 def new_token() -> str:
@@ -94,18 +117,8 @@ class Observer:
         self._clock = clock
         self._seen: dict[str, tuple[str, float, float]] = {}
 
-    def is_gone(self, trial: Trial) -> bool:
-        """Whether the owner of the trial's last attempt is gone; call it again and again.
-
-        A trial that nobody has claimed, or of which only the result was read, has none to lose.
-        """
-        claim = trial.attempts[-1].claim if trial.attempts else None
-        if claim is None:
-            return False
-        return self.owner_is_gone(claim.owner, trial.heartbeat)
-
-    def owner_is_gone(self, owner: Owner, heartbeat: str) -> bool:
-        """As `is_gone`, from an owner and its last heartbeat."""
+    def is_gone(self, owner: Owner, heartbeat: str = "") -> bool:
+        """Whether an owner is gone, from its last heartbeat; call it again and again."""
         now = self._clock()
         text, looked, silent_s = self._seen.get(owner.token, (heartbeat, now, 0.0))
         silent_s = silent_s + min(now - looked, LONGEST_GAP_S) if text == heartbeat else 0.0

@@ -1,6 +1,7 @@
-"""What a sweep needs torch for, beside training: done here, or in a short-lived child process.
+"""What a sweep needs torch for, beside training: to check its trials and to complete the best.
 
-A sweeper whose trials run elsewhere never imports torch itself; it calls `in_child`.
+Done here, or in a short-lived process of its own: a sweeper whose trials run elsewhere never
+imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
 
 
-def check(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> None:
+def check_trials(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> None:
     """Build what each trial needs, to find out before any of them starts that one cannot.
 
     Args:
@@ -64,7 +65,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
         complete_run(trainer, tracker, run_id)
 
 
-JOBS = {"check": check, "complete": complete}
+JOBS = {"check_trials": check_trials, "complete": complete}
 
 
 def in_child(job: str, *arguments: Any) -> Any:
@@ -78,7 +79,7 @@ def in_child(job: str, *arguments: Any) -> Any:
         ChildProcessError: it died or raised anything else; with its last lines.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "mnist_hydra.sweep.child"],
+        [sys.executable, "-m", "mnist_hydra.sweep.torch_tasks"],
         input=json.dumps({"job": job, "arguments": arguments, "path": sys.path}),
         check=False,
         capture_output=True,
@@ -93,7 +94,7 @@ def in_child(job: str, *arguments: Any) -> Any:
 
 
 def kind_of(config: Config) -> str:
-    """What `check` has to look at; trials of one kind differ in numbers that `config.py` checks."""
+    """What `check_trials` looks at; trials of one kind differ in numbers checked before."""
     arguments = [
         [part.target, {k: v for k, v in part.arguments.items() if k not in CHECKED_NUMBERS}]
         for part in (config.model, config.optimizer, config.scheduler)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from mnist_hydra.affine import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Affine
 from mnist_hydra.augment import Augmentation, Change
+from mnist_hydra.augment.affine import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Affine
 
 # OpenCV's border as grid_sample's padding_mode and align_corners. Where the padding allows either,
 # align_corners=False rounds less.
@@ -39,17 +39,18 @@ class Warp(Augmentation):
         self.steps = tuple(steps)
 
     def plan(self, shape: Sequence[int], *, seed: int) -> Change:
-        """As `Augmentation` says; how the row is cut into batches changes nothing.
+        """As `Augmentation` says; how the sequence is cut into batches changes nothing.
 
-        All matrices at once: for a batch alone NumPy's calls cost more than the numbers do.
+        All matrices are made at once: batch by batch NumPy's calls would cost more than the
+        numbers do.
         """
         generator = torch.Generator().manual_seed(seed)
         count, _, height, width = shape
         drawn = []
         for step in self.steps:
-            chosen = choose(step.p, count, generator)
-            matrices = draw(step, len(chosen), height, width, generator)
-            drawn.append((step, chosen, backward(matrices, height, width, step.border)))
+            chosen = choose_images(step.p, count, generator)
+            matrices = draw_matrices(step, len(chosen), height, width, generator)
+            drawn.append((step, chosen, backward_maps(matrices, height, width, step.border)))
         return functools.partial(_change, drawn)
 
 
@@ -73,14 +74,15 @@ def _change(drawn: Sequence[tuple[Affine, Tensor, Tensor]], images: Tensor, firs
         source = np.arange(count)
         source[rows] = np.arange(count, count + len(rows))
         part = changed.index_select(0, _to(torch.from_numpy(rows), device))
-        warped = sample(part, _to(back[begin:end], device), border=step.border, fill=step.fill)
+        back_here = _to(back[begin:end], device)
+        warped = warp_images(part, back_here, border=step.border, fill=step.fill)
         # one gather out of both: index_copy is slow on some devices, or missing
         both = torch.cat((changed, warped))
         changed = both.index_select(0, _to(torch.from_numpy(source), device))
     return images.clone() if changed is images else changed
 
 
-def choose(p: float, count: int, generator: torch.Generator) -> Tensor:
+def choose_images(p: float, count: int, generator: torch.Generator) -> Tensor:
     """Choose which of `count` images a step changes: int64 [n], ascending, on the CPU."""
     if p >= 1.0:
         return torch.arange(count)
@@ -88,7 +90,9 @@ def choose(p: float, count: int, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(np.flatnonzero(drawn.numpy() < p))
 
 
-def draw(step: Affine, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def draw_matrices(
+    step: Affine, n: int, height: int, width: int, generator: torch.Generator
+) -> Tensor:
     """Draw `n` times what `step` leaves to chance and build the matrices of it.
 
     Returns:
@@ -140,7 +144,7 @@ def _matrices(*entries: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack(entries, 1).reshape(-1, 2, 3)
 
 
-def backward(matrices: Tensor, height: int, width: int, border: int) -> Tensor:
+def backward_maps(matrices: Tensor, height: int, width: int, border: int) -> Tensor:
     """Where each pixel of a warped image looks in the original, in `grid_sample`'s coordinates.
 
     As in OpenCV, with a matrix that has no inverse every pixel looks at (0, 0).
@@ -148,7 +152,7 @@ def backward(matrices: Tensor, height: int, width: int, border: int) -> Tensor:
     Args:
         matrices: float64 [n, 2, 3]: input to output, in pixels.
         height, width: of the images, in pixels.
-        border: OpenCV's number, as in `sample`.
+        border: OpenCV's number, as in `warp_images`.
 
     Returns:
         float32 [n, 2, 3]: of a pixel (x, y, 1).
@@ -157,7 +161,7 @@ def backward(matrices: Tensor, height: int, width: int, border: int) -> Tensor:
     return torch.from_numpy(_normalised(_inverse(matrices.numpy()), height, width, align_corners))
 
 
-def sample(images: Tensor, back: Tensor, *, border: int, fill: float) -> Tensor:
+def warp_images(images: Tensor, back: Tensor, *, border: int, fill: float) -> Tensor:
     """Warp each image by its own map, as `cv2.warpAffine` with INTER_LINEAR does.
 
     OpenCV 5 interpolates in float32, and so does this: they agree but for a grey level in a few
@@ -166,7 +170,7 @@ def sample(images: Tensor, back: Tensor, *, border: int, fill: float) -> Tensor:
 
     Args:
         images: uint8 [n, C, H, W] on any device.
-        back: float32 [n, 2, 3] on the same, from `backward` with the same `border`.
+        back: float32 [n, 2, 3] on the same, from `backward_maps` with the same `border`.
         border: OpenCV's number of what stands outside the image, one of `affine`'s constants.
         fill: its grey level, 0..255, where `border` is CONSTANT.
 

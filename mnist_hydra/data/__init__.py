@@ -1,0 +1,1 @@
+"""MNIST-format data: found or fetched, verified, loaded and split (`load.load_dataset`)."""
