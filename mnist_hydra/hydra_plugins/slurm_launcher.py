@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -148,18 +147,20 @@ class SlurmLauncher(CommandLauncher):
                     os.kill(int(handle.job_id), signal.SIGTERM)
 
 
-@dataclass(frozen=True)
 class WorkerJob:
     """What submitit runs: a worker, which goes back to the queue as it is when its time is over.
 
     Submitit's own handler would requeue it in the middle of a step: the worker ends first, with a
-    checkpoint.
+    checkpoint. No dataclass: Hydra's scan of plugins runs this file where no module has its name.
+
+    Args:
+        arguments: `python`'s.
+        environment: variables on top of the job's own.
+        folder: where the worker is started.
     """
 
-    arguments: list[str]
-    """`python`'s."""
-    environment: dict[str, str]
-    folder: str
+    def __init__(self, arguments: list[str], environment: dict[str, str], folder: str) -> None:
+        self.arguments, self.environment, self.folder = arguments, environment, folder
 
     def __call__(self) -> Ended:
         name = import_module("submitit.core.job_environment").JobEnvironment.USR_SIG
