@@ -17,7 +17,7 @@ from mnist_hydra.augment.build import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError
-from mnist_hydra.trainer import CLASSES, Trainer
+from mnist_hydra.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
-    _insist_on_log_probabilities(config, model, (2, *sample.shape[1:]), where.device)
+    _insist_on_log_probabilities(config, model, dataset, where.device)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 
@@ -151,13 +151,14 @@ def _scheduler(
 
 
 def _insist_on_log_probabilities(
-    config: Config, model: torch.nn.Module, shape: tuple[int, ...], device: str
+    config: Config, model: torch.nn.Module, dataset: Dataset, device: str
 ) -> None:
     """Try the model on two blank images before anything is recorded.
 
     Raises:
-        UserError: if it does not return log-probabilities [B, 10].
+        UserError: if it does not return log-probabilities [B, classes].
     """
+    shape, classes = (2, *dataset.train.images.shape[1:]), dataset.classes
     model.eval()
     try:
         with torch.inference_mode():
@@ -167,9 +168,9 @@ def _insist_on_log_probabilities(
             f"model={config.model.target} fails on images of shape {shape}: {error}; right: a "
             f"model for such images"
         ) from error
-    if got.shape != (2, CLASSES) or bool((got.exp().sum(1) > 1.01).any()):
+    if got.shape != (2, classes) or bool((got.exp().sum(1) > 1.01).any()):
         raise UserError(
             f"model={config.model.target} returns {tuple(got.shape)} that are no "
             f"log-probabilities; right: end its forward with log_softmax(scores, dim=1) "
-            f"of shape (batch, {CLASSES})"
+            f"of shape (batch, {classes})"
         )

@@ -136,7 +136,7 @@ class Progress:
             if f"{split}/loss" in metrics:
                 words.append((rank - 1, f"{split}/loss {_loss(metrics[f'{split}/loss'])}"))
             if f"{split}/acc" in metrics:
-                words.append((rank, f"{split}/acc {_percent(metrics[f'{split}/acc'])}"))
+                words.append((rank, f"{split}/acc {percent(metrics[f'{split}/acc'])}"))
         if "lr" in metrics:
             words.append((1, f"lr {metrics['lr']:<8.4g}"))
         if "images_per_s" in metrics:
@@ -156,7 +156,7 @@ class Progress:
             words.append((5, f"loss {_loss(metrics['train/loss'])}"))
         for name in ("val/acc", "test/acc", "train/acc"):
             if name in metrics:
-                words.append((8, f"{name} {_percent(metrics[name])}"))
+                words.append((8, f"{name} {percent(metrics[name])}"))
                 break
         speed = metrics.get("images_per_s") or self._images_per_s()
         if speed:
@@ -308,5 +308,6 @@ def _loss(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of 0 to 1 in per cent, `99.42 %`."""
     return f"{100 * share:.2f} %"

@@ -68,7 +68,7 @@ class Tracker:
         self.is_local = config.tracking.uri is None
         self.uri = config.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        check(config)
+        check_store(config)
         if self.is_local:
             if not make and not (output_dir / "mlflow.db").exists():
                 raise UserError(
@@ -285,7 +285,7 @@ def git_state() -> dict[str, str]:
     return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
 
 
-def check(config: Config) -> None:
+def check_store(config: Config) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:

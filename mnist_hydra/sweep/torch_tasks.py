@@ -52,7 +52,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
         run_ids: MLflow runs of the trials.
     """
     from mnist_hydra.build import prepare
-    from mnist_hydra.run import complete as complete_run
+    from mnist_hydra.export import complete as complete_run
     from mnist_hydra.tracking import Tracker
 
     here = OmegaConf.create(dict(raw))
