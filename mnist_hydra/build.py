@@ -63,7 +63,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     """
     runtime.apply(where)
     torch.manual_seed(config.seed)
-    model_class = targets.find_class(config.model.target, torch.nn.Module, "model._target_")
+    model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
     model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)
     optimizer = _optimizer(config, model)
@@ -109,7 +109,9 @@ def _dataset(config: DataConfig, cache_dir: str) -> Dataset:
 
 
 def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
-    kind = targets.find_class(config.optimizer.target, torch.optim.Optimizer, "optimizer._target_")
+    kind = targets.resolve_class(
+        config.optimizer.target, torch.optim.Optimizer, "optimizer._target_"
+    )
     arguments = dict(config.optimizer.arguments)
     if kind.__module__.startswith("torch.optim"):
         if targets.accepts(kind, "fused"):
@@ -126,7 +128,7 @@ def _scheduler(
     `total_steps` and `T_max` are the run's steps, `max_lr` its learning rate, `max_momentum` its
     momentum, and `base_momentum` is never above that.
     """
-    kind = targets.find_class(
+    kind = targets.resolve_class(
         config.scheduler.target, torch.optim.lr_scheduler.LRScheduler, "scheduler._target_"
     )
     arguments = dict(config.scheduler.arguments)

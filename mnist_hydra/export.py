@@ -20,7 +20,7 @@ from mnist_hydra.tracking import Tracker
 from mnist_hydra.trainer import Trainer
 
 
-def complete(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
+def log_pictures_and_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
     """Add what only a run worth looking at gets: pictures and the exported model."""
     from mnist_hydra import pictures
 

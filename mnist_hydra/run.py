@@ -27,7 +27,7 @@ from mnist_hydra import runtime
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.export import complete
+from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.tracking import (
     DATA_TAG,
@@ -99,7 +99,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
             tracker, run_id = recording.opened()
             if outcome.state == "finished":
                 print("drawing the pictures, exporting the model", file=sys.stderr)
-                complete(trainer, tracker, run_id)
+                log_pictures_and_model(trainer, tracker, run_id)
         except BaseException as error:
             tracker, run_id = recording.opened()
             tracker.log_text(run_id, traceback.format_exc(), "traceback.txt")

@@ -113,7 +113,7 @@ class Trainer:
         self.augmentation = augmentation
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         self.dataset = dataset
-        self.train_images, self.train_labels, self.train_index = on_device(
+        self.train_images, self.train_labels, self.train_index = to_device(
             dataset.train, self.device
         )
         self.monitored = "test" if dataset.val is None else "val"
@@ -269,7 +269,7 @@ class Trainer:
         """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order."""
         chosen = self.dataset.test if split == "test" else self.dataset.val
         assert chosen is not None, split
-        images, labels, index = on_device(chosen, self.device)
+        images, labels, index = to_device(chosen, self.device)
         self.model.eval()
         parts = []
         with torch.inference_mode(), self._autocast():
@@ -325,7 +325,7 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=self.runtime.dtype)
 
 
-def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def to_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A split's images uint8, labels int64 and index int64 on a device.
 
     On the CPU the images stay the memory-mapped file that all processes share.

@@ -115,7 +115,8 @@ def main() -> None:
     Progress.step = timed("progress bar", Progress.step)  # type: ignore[method-assign]
     Progress.epoch = timed("progress bar", Progress.epoch)  # type: ignore[method-assign]
     run._record_end = mark(run._record_end)
-    run.complete = compare_evaluations  # in place of the pictures and the exported model
+    # in place of the pictures and the exported model
+    run.log_pictures_and_model = compare_evaluations
     train.main()
     (began, before), (ended, after) = marks[1], marks[-1]
     epochs = len(marks) - 2
