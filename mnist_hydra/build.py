@@ -17,7 +17,7 @@ from mnist_hydra.augment.build import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError
-from mnist_hydra.trainer import CLASSES, Trainer
+from mnist_hydra.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     """
     runtime.apply(where)
     torch.manual_seed(config.seed)
-    model_class = targets.find_class(config.model.target, torch.nn.Module, "model._target_")
+    model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
     model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)
     optimizer = _optimizer(config, model)
@@ -77,7 +77,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
-    _insist_on_log_probabilities(config, model, (2, *sample.shape[1:]), where.device)
+    _insist_on_log_probabilities(config, model, dataset, where.device)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 
@@ -109,7 +109,9 @@ def _dataset(config: DataConfig, cache_dir: str) -> Dataset:
 
 
 def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
-    kind = targets.find_class(config.optimizer.target, torch.optim.Optimizer, "optimizer._target_")
+    kind = targets.resolve_class(
+        config.optimizer.target, torch.optim.Optimizer, "optimizer._target_"
+    )
     arguments = dict(config.optimizer.arguments)
     if kind.__module__.startswith("torch.optim"):
         if targets.accepts(kind, "fused"):
@@ -126,7 +128,7 @@ def _scheduler(
     `total_steps` and `T_max` are the run's steps, `max_lr` its learning rate, `max_momentum` its
     momentum, and `base_momentum` is never above that.
     """
-    kind = targets.find_class(
+    kind = targets.resolve_class(
         config.scheduler.target, torch.optim.lr_scheduler.LRScheduler, "scheduler._target_"
     )
     arguments = dict(config.scheduler.arguments)
@@ -151,13 +153,14 @@ def _scheduler(
 
 
 def _insist_on_log_probabilities(
-    config: Config, model: torch.nn.Module, shape: tuple[int, ...], device: str
+    config: Config, model: torch.nn.Module, dataset: Dataset, device: str
 ) -> None:
     """Try the model on two blank images before anything is recorded.
 
     Raises:
-        UserError: if it does not return log-probabilities [B, 10].
+        UserError: if it does not return log-probabilities [B, classes].
     """
+    shape, classes = (2, *dataset.train.images.shape[1:]), dataset.classes
     model.eval()
     try:
         with torch.inference_mode():
@@ -167,9 +170,9 @@ def _insist_on_log_probabilities(
             f"model={config.model.target} fails on images of shape {shape}: {error}; right: a "
             f"model for such images"
         ) from error
-    if got.shape != (2, CLASSES) or bool((got.exp().sum(1) > 1.01).any()):
+    if got.shape != (2, classes) or bool((got.exp().sum(1) > 1.01).any()):
         raise UserError(
             f"model={config.model.target} returns {tuple(got.shape)} that are no "
             f"log-probabilities; right: end its forward with log_softmax(scores, dim=1) "
-            f"of shape (batch, {CLASSES})"
+            f"of shape (batch, {classes})"
         )

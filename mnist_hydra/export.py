@@ -1,4 +1,7 @@
-"""Hands a trained model on as a `torch.export` program that needs none of this package's code."""
+"""What a finished run leaves besides its metrics: pictures and the exported model.
+
+The model is a `torch.export` program that needs none of this package's code.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,38 @@ from torch import Tensor, nn
 
 from mnist_hydra.tracking import Tracker
 from mnist_hydra.trainer import Trainer
+
+
+def log_pictures_and_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
+    """Add what only a run worth looking at gets: pictures and the exported model."""
+    from mnist_hydra import pictures
+
+    log_probabilities, labels = trainer.predict("test")
+    probabilities = log_probabilities.exp()
+    confidence, predicted = (x.cpu() for x in probabilities.max(1))
+    truth, classes = labels.cpu(), trainer.dataset.classes
+    counts = torch.bincount(truth * classes + predicted, minlength=classes**2)
+    wrong = (predicted != truth).nonzero().flatten()
+    test = trainer.dataset.test
+    worst = wrong[confidence[wrong].argsort(descending=True)]
+    figures = {
+        "learning_curves": pictures.learning_curves(trainer.position.history),
+        "confusion_matrix": pictures.confusion_matrix(
+            counts.view(classes, classes).numpy(), "test images"
+        ),
+        "misclassified": pictures.misclassified_grid(
+            test.images[test.index[worst.numpy()], 0],
+            truth[worst].numpy(),
+            predicted[worst].numpy(),
+            confidence[worst].numpy(),
+            "test images",
+        ),
+        "augmentation": pictures.augmentation_grid(*_augmented_examples(trainer)),
+    }
+    for name, figure in figures.items():
+        tracker.log_figure(run_id, figure, f"pictures/{name}.png")
+    trainer.release()  # torch's exporter needs 200 MiB
+    log_model(trainer, tracker, run_id)
 
 
 class Classifier(nn.Module):
@@ -60,7 +95,7 @@ def log_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
             signature=signature,
             input_example=example,
             serialization_format="pt2",
-            step=trainer.progress.epoch,
+            step=trainer.position.epoch,
             pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
         )
 
@@ -79,3 +114,12 @@ def pytorch_flavor() -> Any:
     finally:
         if sys.modules[asking] is None:
             del sys.modules[asking]
+
+
+def _augmented_examples(trainer: Trainer, rows: int = 8, draws: int = 8) -> tuple[Any, Any]:
+    """uint8 [rows, H, W] training images and uint8 [rows, draws, H, W] augmented ones."""
+    chosen = trainer.train_index[:rows]
+    images = trainer.train_images[chosen]
+    augmentation = trainer.augmentation
+    drawn = [images if augmentation is None else augmentation(images, seed=i) for i in range(draws)]
+    return images[:, 0].cpu().numpy(), torch.stack(drawn, 1)[:, :, 0].cpu().numpy()

@@ -116,7 +116,7 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
     cell = 0.58
     side = cell * (classes + 1)
     width, height = side + 1.95, side + 1.7
-    subtitle = f"{right:,} of {total:,} {of} right ({_percent(right, total, 2)})"
+    subtitle = f"{right:,} of {total:,} {of} right ({_share_text(right, total, 2)})"
     figure = blank(width, height, "Confusion matrix", subtitle)
     axes = figure.add_axes(share((0.9, 0.25, side, side), width, height))
     heat = axes.imshow(
@@ -147,8 +147,8 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
             elif count:
                 colour = "white" if count > 0.8 * worst else INK
                 write(column, row, str(count), fontsize=size, color=colour)
-        recall = _percent(int(counts[row, row]), int(counts[row].sum()), 1)
-        precision = _percent(int(counts[row, row]), int(counts[:, row].sum()), 1)
+        recall = _share_text(int(counts[row, row]), int(counts[row].sum()), 1)
+        precision = _share_text(int(counts[row, row]), int(counts[:, row].sum()), 1)
         write(classes, row, recall, fontsize=8.5, color=GREY)
         write(row, classes, precision, fontsize=8.5, color=GREY)
 
@@ -394,5 +394,5 @@ def _with_last(name: str, kind: str, values: Floats) -> str:
     return f"{name} {last:.2f}" if kind == "accuracy" else f"{name} {last:.3g}"
 
 
-def _percent(part: int, whole: int, digits: int) -> str:
+def _share_text(part: int, whole: int, digits: int) -> str:
     return f"{100 * part / whole:.{digits}f} %" if whole else "–"

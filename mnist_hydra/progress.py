@@ -9,11 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from typing_extensions import Self
 
-DRAW_EVERY_S = 0.25
+DRAWINGS_PER_S = 4
 BAR_WIDTH = 40
 GAP = 2
 
@@ -29,8 +27,8 @@ GAP = 2
 class Progress:
     """A training's progress, from the `with` block's begin to its end.
 
-    On a terminal a bar is redrawn four times a second by a thread of its own, and a line for each
-    finished epoch stays above it. Where output is no terminal there are only those lines, and
+    On a terminal rich redraws a bar four times a second in a thread, and a line for each finished
+    epoch stays above it. Where output is no terminal there are only those lines, and
     rich is not imported.
     """
 
@@ -64,8 +62,6 @@ class Progress:
         self._enabled = enabled
         self._output: _Output | None = None
         self._live: Live | None = None
-        self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
 
     def step(self, n: int = 1) -> None:
         """Count `n` steps more; nothing is drawn by it."""
@@ -96,29 +92,13 @@ class Progress:
                 self._live = _live(_Bar(self), self._output)
                 self._live.start()
                 self._live.console.show_cursor()  # or a killed process would leave it hidden
-                self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
-                self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the bar away; the lines of the epochs stay."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-    def _draw(self) -> None:
-        while self._live is not None and self._output is not None and not self._output.gone:
-            self._live.refresh()
-            if self._ended.wait(DRAW_EVERY_S):
-                return
 
     def _write(self, words: Sequence[tuple[int, str]]) -> None:
         if self._live is not None:
@@ -136,7 +116,7 @@ class Progress:
             if f"{split}/loss" in metrics:
                 words.append((rank - 1, f"{split}/loss {_loss(metrics[f'{split}/loss'])}"))
             if f"{split}/acc" in metrics:
-                words.append((rank, f"{split}/acc {_percent(metrics[f'{split}/acc'])}"))
+                words.append((rank, f"{split}/acc {percent(metrics[f'{split}/acc'])}"))
         if "lr" in metrics:
             words.append((1, f"lr {metrics['lr']:<8.4g}"))
         if "images_per_s" in metrics:
@@ -156,7 +136,7 @@ class Progress:
             words.append((5, f"loss {_loss(metrics['train/loss'])}"))
         for name in ("val/acc", "test/acc", "train/acc"):
             if name in metrics:
-                words.append((8, f"{name} {_percent(metrics[name])}"))
+                words.append((8, f"{name} {percent(metrics[name])}"))
                 break
         speed = metrics.get("images_per_s") or self._images_per_s()
         if speed:
@@ -223,13 +203,11 @@ def clock(seconds: float | None) -> str:
 
 
 class _Output:
-    """A text stream to which writing cannot fail; what cannot be written is dropped."""
+    """A text stream whose writes never fail; what cannot be written is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.encoding: str = getattr(stream, "encoding", None) or "ascii"
-        self.gone = False
-        """Nobody will ever read it."""
 
     def isatty(self) -> bool:
         try:
@@ -259,7 +237,6 @@ class _Output:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
             # What is still in the buffer would be tried again at exit, and fail the command then:
             # https://docs.python.org/3/library/signal.html#note-on-sigpipe
-            self.gone = True
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -301,12 +278,13 @@ def _live(bar: _Bar, output: _Output) -> Live:
     from rich.live import Live
 
     console = Console(file=cast(TextIO, output))
-    return Live(bar, console=console, auto_refresh=False, transient=True)
+    return Live(bar, console=console, refresh_per_second=DRAWINGS_PER_S, transient=True)
 
 
 def _loss(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of 0 to 1 in per cent, `99.42 %`."""
     return f"{100 * share:.2f} %"

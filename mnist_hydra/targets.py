@@ -15,7 +15,7 @@ from mnist_hydra.errors import UserError
 T = TypeVar("T")
 
 
-def find_class(path: str, base: type[T], key: str) -> type[T]:
+def resolve_class(path: str, base: type[T], key: str) -> type[T]:
     """Find the class at a dotted path and insist that it is a kind of `base`.
 
     Nothing but a subclass of `base` is ever returned, so no path can name a function, a module or

@@ -68,7 +68,7 @@ class Tracker:
         self.is_local = config.tracking.uri is None
         self.uri = config.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        check(config)
+        check_store(config)
         if self.is_local:
             if not make and not (output_dir / "mlflow.db").exists():
                 raise UserError(
@@ -162,18 +162,11 @@ class Tracker:
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            path.write_text(text)
-            parent = str(Path(name).parent)
-            self.log_file(run_id, path, None if parent == "." else parent)
+        self.client.log_text(run_id, text, name)
 
     def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
         """Record a picture as an artifact called `name`, a PNG."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            figure.savefig(path, dpi=110)
-            self.log_file(run_id, path, str(Path(name).parent))
+        self.client.log_figure(run_id, figure, name, save_kwargs={"dpi": 110})
 
     def log_state(self, run_id: str, state: dict[str, Any], name: str) -> None:
         """Record a state dictionary as an artifact called `name`."""
@@ -285,7 +278,7 @@ def git_state() -> dict[str, str]:
     return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
 
 
-def check(config: Config) -> None:
+def check_store(config: Config) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:

@@ -28,7 +28,7 @@ def task(cfg: DictConfig) -> float | None:
 
             work(cfg)
             return None
-        from mnist_hydra.alone import run_alone
+        from mnist_hydra.run import run_alone
 
         return run_alone(cfg, list(HydraConfig.get().overrides.task))
     except UserError as error:

@@ -1,7 +1,8 @@
-"""The training loop: arrays on the device, whole batches, no host synchronisation inside an epoch.
+"""The training loop: epoch, step, checkpoint and metrics (`Trainer.train`).
 
-Everything random is a function of the seed and of the epoch or step, so that a run can go on from
-any step as if it had never stopped. It knows nothing of MLflow, Hydra or files.
+The data lie on the device as arrays, batches are gathered there, and within an epoch the host waits
+for no result. Everything random is a function of the seed and of the epoch or step, so that a run
+can go on from any step as if it had never stopped. Nothing here knows of MLflow, Hydra or files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,7 +31,6 @@ from mnist_hydra.fast import Prepared
 from mnist_hydra.runtime import Runtime, as_record
 
 EVALUATION_BATCH = 512
-CLASSES = 10
 
 
 class StopReason(Enum):
@@ -45,22 +45,37 @@ class NonFiniteLoss(Exception):
     """The loss became infinite or NaN."""
 
 
+class Listener:
+    """Takes part in a training; this one does nothing."""
+
+    def should_stop(self) -> StopReason | None:
+        """Asked after every step: a reason to write a checkpoint and end at once, or `None`."""
+        return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Given what `Trainer.state` returns, after every epoch and before an early end."""
+
+    def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
+        """Told of every epoch (the first is 1), once it is saved: a reason to end, or `None`."""
+        return None
+
+
 @dataclass
-class Progress:
-    """How far a training is; what a checkpoint holds besides weights and random state."""
+class Position:
+    """Where a training is: what a checkpoint holds besides weights and random state."""
 
     epoch: int = 0
     """Epochs finished."""
     step: int = 0
-    """Steps finished in the epoch under way."""
+    """Steps finished in the current epoch."""
     losses: Tensor | None = None
-    """float32 [steps]: the losses of the epoch under way, on the device."""
+    """float32 [steps]: the losses of the current epoch, on the device."""
     correct: Tensor | None = None
-    """int64 []: how many training images of it were classified rightly, on the device."""
+    """int64 []: how many of its training images were classified correctly, on the device."""
     lr: float = 0.0
-    """Learning rate at the first step of the epoch under way."""
+    """Learning rate at the current epoch's first step."""
     elapsed_s: float = 0.0
-    """Seconds spent in the epoch under way before this process."""
+    """Seconds spent in the current epoch before this process."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Per finished epoch: epoch, timestamp_ms and metrics by name."""
     best: dict[str, Any] | None = None
@@ -98,124 +113,51 @@ class Trainer:
         self.augmentation = augmentation
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         self.dataset = dataset
-        self.train_images, self.train_labels, self.train_index = on_device(
+        self.train_images, self.train_labels, self.train_index = to_device(
             dataset.train, self.device
         )
         self.monitored = "test" if dataset.val is None else "val"
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
-        self.progress = Progress()
-        self.on_step: Callable[[], None] = lambda: None
+        self.position = Position()
 
     @property
     def steps(self) -> int:
         """Optimizer steps since the training began."""
-        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+        return self.position.epoch * self.steps_per_epoch + self.position.step
 
-    def release(self) -> None:
-        """Let go of the memory that only training needs; whatever is used again comes back."""
-        self.ready.release()
-        self.dataset.train.release()
+    def train(self, listener: Listener) -> StopReason | None:
+        """Train from the current step to the last epoch, or until `listener` gives a reason.
 
-    def train_epoch(self, should_stop: Callable[[], StopReason | None]) -> StopReason | None:
-        """Train the epoch under way from its next step on; then measure and record it.
-
-        Ends early, with the reason, when `should_stop` gives one; the progress is then that of a
-        half-done epoch, ready to be saved.
+        Returns:
+            The reason for ending early, or `None` after the last epoch.
 
         Raises:
             NonFiniteLoss: naming epoch, step and learning rate.
         """
-        progress, began = self.progress, time.perf_counter()
-        if progress.losses is None or progress.correct is None:
-            progress.losses = torch.zeros(self.steps_per_epoch, device=self.device)
-            progress.correct = torch.zeros((), dtype=torch.int64, device=self.device)
-            progress.lr = float(self.optimizer.param_groups[0]["lr"])
-        self.model.train()
-        for images, labels in self._batches(progress.epoch, progress.step):
-            step_loss, log_probabilities = self._step(self._normalise(images), labels)
-            progress.losses[progress.step].copy_(step_loss)
-            progress.correct.add_((log_probabilities.argmax(1) == labels).sum())
-            progress.step += 1
-            self.on_step()
-            reason = should_stop()
-            if reason is not None and progress.step < self.steps_per_epoch:
-                progress.elapsed_s += time.perf_counter() - began
+        position = self.position
+        while position.epoch < self.config.epochs:
+            began = time.perf_counter()
+            if position.losses is None or position.correct is None:
+                position.losses = torch.zeros(self.steps_per_epoch, device=self.device)
+                position.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+                position.lr = float(self.optimizer.param_groups[0]["lr"])
+            self.model.train()
+            for images, labels in self._batches():
+                loss, log_probabilities = self._step(self._normalise(images), labels)
+                position.losses[position.step].copy_(loss)
+                position.correct.add_((log_probabilities.argmax(1) == labels).sum())
+                position.step += 1
+                reason = listener.should_stop()
+                if reason is not None and position.step < self.steps_per_epoch:
+                    position.elapsed_s += time.perf_counter() - began
+                    listener.save(self.state())
+                    return reason
+            metrics = self._measure_epoch(began - position.elapsed_s)
+            listener.save(self.state())
+            reason = listener.after_epoch(position.epoch, metrics)
+            if reason is not None and position.epoch < self.config.epochs:
                 return reason
-        train_loss, train_accuracy = self._training_metrics()
-        training_s = progress.elapsed_s + time.perf_counter() - began
-        loss, accuracy = self.evaluate(self.monitored)
-        epoch_s = progress.elapsed_s + time.perf_counter() - began
-        progress.epoch += 1
-        progress.history.append(
-            {
-                "epoch": progress.epoch,
-                "timestamp_ms": int(time.time() * 1000),
-                "train/loss": train_loss,
-                "train/acc": train_accuracy,
-                f"{self.monitored}/loss": loss,
-                f"{self.monitored}/acc": accuracy,
-                "lr": progress.lr,
-                "images_per_s": len(self.dataset.train) / training_s,
-                "epoch_s": epoch_s,
-            }
-        )
-        if progress.best is None or accuracy > progress.best["value"]:
-            weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-            progress.best = {"epoch": progress.epoch, "value": accuracy, "model": weights}
-        progress.step, progress.elapsed_s = 0, 0.0
-        progress.losses = progress.correct = None
         return None
-
-    def evaluate(self, split: str) -> tuple[float, float]:
-        """Mean negative log-likelihood and accuracy (0..1) on `val` or `test`."""
-        log_probabilities, labels = self.predict(split)
-        loss = F.nll_loss(log_probabilities, labels)
-        right = (log_probabilities.argmax(1) == labels).sum()
-        measured: list[float] = torch.stack([loss, right.float()]).tolist()
-        return measured[0], measured[1] / len(labels)
-
-    def predict(self, split: str) -> tuple[Tensor, Tensor]:
-        """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order."""
-        chosen = self.dataset.test if split == "test" else self.dataset.val
-        assert chosen is not None, split
-        images, labels, index = on_device(chosen, self.device)
-        self.model.eval()
-        parts = []
-        with torch.inference_mode(), self._autocast():
-            for rows in torch.split(index, EVALUATION_BATCH):
-                batch = self._normalise(images.index_select(0, rows))
-                parts.append(self.ready.evaluate(batch).float())
-        return torch.cat(parts), labels[index]
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint needs to go on exactly here; tensors on the CPU."""
-        progress = self.progress
-        state: dict[str, Any] = to_cpu(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": plain(self.scheduler.state_dict()),
-                "scaler": self.scaler.state_dict(),
-                "random": checkpoint.random_state(),
-                "runtime": as_record(self.runtime),
-                "steps": self.steps,
-                **{name: getattr(progress, name) for name in progress.__dataclass_fields__},
-            }
-        )
-        return state
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-        for name in ("losses", "correct"):
-            value = getattr(progress, name)
-            setattr(progress, name, None if value is None else value.to(self.device))
-        self.progress = progress
-        checkpoint.set_random_state(state["random"])
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step on images float32 [B, 1, H, W] and labels int64 [B].
@@ -236,11 +178,55 @@ class Trainer:
             self.scheduler.step()
         return loss.detach(), log_probabilities.detach()
 
-    def _batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 [B, 1, H, W] images and int64 [B] labels, from a step of an epoch on.
+    def _measure_epoch(self, began: float) -> dict[str, float]:
+        """Evaluate, and record the current epoch as finished; returns its metrics by name."""
+        position = self.position
+        train_loss, train_accuracy = self._training_metrics()
+        training_s = time.perf_counter() - began
+        loss, accuracy = self.evaluate(self.monitored)
+        metrics = {
+            "train/loss": train_loss,
+            "train/acc": train_accuracy,
+            f"{self.monitored}/loss": loss,
+            f"{self.monitored}/acc": accuracy,
+            "lr": position.lr,
+            "images_per_s": len(self.dataset.train) / training_s,
+            "epoch_s": time.perf_counter() - began,
+        }
+        position.epoch += 1
+        now_ms = int(time.time() * 1000)
+        position.history.append({"epoch": position.epoch, "timestamp_ms": now_ms, **metrics})
+        if position.best is None or accuracy > position.best["value"]:
+            weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            position.best = {"epoch": position.epoch, "value": accuracy, "model": weights}
+        position.step, position.elapsed_s = 0, 0.0
+        position.losses = position.correct = None
+        return metrics
+
+    def _training_metrics(self) -> tuple[float, float]:
+        """Mean loss and accuracy over the images of the current epoch, as it was trained."""
+        position, images = self.position, len(self.dataset.train)
+        assert position.losses is not None and position.correct is not None
+        losses: list[float] = position.losses.tolist()
+        for step, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"the loss is {loss} in epoch {position.epoch + 1}, step {step + 1} of "
+                    f"{self.steps_per_epoch}, with lr={self.config.lr:g} "
+                    f"(now {self.optimizer.param_groups[0]['lr']:.3g}); "
+                    f"right: a smaller lr, or precision=fp32"
+                )
+        sizes = [self.config.batch_size] * len(losses)
+        sizes[-1] = images - sum(sizes[:-1])
+        mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / images
+        return mean, int(position.correct) / images
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 [B, 1, H, W] images and int64 [B] labels, from the current step of the epoch on.
 
         An augmentation that works on the CPU runs one batch ahead in a thread.
         """
+        epoch, first_step = self.position.epoch, self.position.step
         generator = torch.Generator().manual_seed(stable_seed(self.config.seed, "order", epoch))
         shuffled = torch.randperm(len(self.train_index), generator=generator).to(self.device)
         index = self.train_index.index_select(0, shuffled)
@@ -271,6 +257,62 @@ class Trainer:
                     waiting = ahead.submit(batch, step + 1)
                 yield ready
 
+    def evaluate(self, split: str) -> tuple[float, float]:
+        """Mean negative log-likelihood and accuracy (0..1) on `val` or `test`."""
+        log_probabilities, labels = self.predict(split)
+        loss = F.nll_loss(log_probabilities, labels)
+        right = (log_probabilities.argmax(1) == labels).sum()
+        measured: list[float] = torch.stack([loss, right.float()]).tolist()
+        return measured[0], measured[1] / len(labels)
+
+    def predict(self, split: str) -> tuple[Tensor, Tensor]:
+        """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order."""
+        chosen = self.dataset.test if split == "test" else self.dataset.val
+        assert chosen is not None, split
+        images, labels, index = to_device(chosen, self.device)
+        self.model.eval()
+        parts = []
+        with torch.inference_mode(), self._autocast():
+            for rows in torch.split(index, EVALUATION_BATCH):
+                batch = self._normalise(images.index_select(0, rows))
+                parts.append(self.ready.evaluate(batch).float())
+        return torch.cat(parts), labels[index]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to go on exactly here; tensors on the CPU."""
+        position = self.position
+        state: dict[str, Any] = to_cpu(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": plain(self.scheduler.state_dict()),
+                "scaler": self.scaler.state_dict(),
+                "random": checkpoint.random_state(),
+                "runtime": as_record(self.runtime),
+                "steps": self.steps,
+                **{name: getattr(position, name) for name in position.__dataclass_fields__},
+            }
+        )
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        position = Position(**{name: state[name] for name in Position.__dataclass_fields__})
+        if position.losses is not None and position.correct is not None:
+            position.losses = position.losses.to(self.device)
+            position.correct = position.correct.to(self.device)
+        self.position = position
+        checkpoint.set_random_state(state["random"])
+
+    def release(self) -> None:
+        """Let go of the memory that only training needs; whatever is used again comes back."""
+        self.ready.release()
+        self.dataset.train.release()
+
     def _normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 1, H, W] in 0..255 to float32 of mean 0 and deviation 1, channels last."""
         mean, std = self.dataset.mean, self.dataset.std
@@ -282,26 +324,8 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.runtime.dtype)
 
-    def _training_metrics(self) -> tuple[float, float]:
-        progress = self.progress
-        assert progress.losses is not None and progress.correct is not None
-        losses: list[float] = progress.losses.tolist()
-        sizes = [self.config.batch_size] * self.steps_per_epoch
-        sizes[-1] = len(self.dataset.train) - sum(sizes[:-1])
-        for step, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(
-                    f"the loss is {loss} in epoch {progress.epoch + 1}, step {step + 1} of "
-                    f"{self.steps_per_epoch}, with lr={self.config.lr:g} "
-                    f"(now {self.optimizer.param_groups[0]['lr']:.3g}); "
-                    f"right: a smaller lr, or precision=fp32"
-                )
-        images = len(self.dataset.train)
-        mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / images
-        return mean, int(progress.correct) / images
 
-
-def on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def to_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """A split's images uint8, labels int64 and index int64 on a device.
 
     On the CPU the images stay the memory-mapped file that all processes share.

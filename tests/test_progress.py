@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -322,9 +321,13 @@ def test_a_step_does_nothing_but_count() -> None:
 
 
 def test_no_thread_outlives_the_block() -> None:
-    with Progress(1, 1, 1, ""):
-        pass
-    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+    code = CHILD + "import threading, time; time.sleep(0.5)\n"
+    code += "print('threads left:', threading.active_count())\n"
+    with Terminal(120, 24, code) as terminal:
+        terminal.enter()
+        assert terminal.end() == 0
+    assert "rich imported: True" in terminal.written
+    assert "threads left: 1" in terminal.written
 
 
 @pytest.mark.parametrize(

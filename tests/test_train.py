@@ -21,7 +21,7 @@ from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
 from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
-from mnist_hydra.trainer import StopReason
+from mnist_hydra.trainer import Listener, StopReason
 
 QUICK = ("epochs=2", "batch_size=128", "data.limit=1024", "threads=1")
 
@@ -174,8 +174,7 @@ def test_the_same_command_twice_gives_bit_identical_weights(mnist: Path) -> None
     config = settled("aug=ssr", f"data.root={mnist}", *QUICK)
     first, second = prepare(config), prepare(config)
     for trainer in (first, second):
-        for _ in range(2):
-            trainer.train_epoch(lambda: None)
+        trainer.train(Listener())
     for name, weight in first.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
 
@@ -188,28 +187,30 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
     words = ("aug=ssr", f"data.root={mnist}", f"precision={precision}", f"output_dir={tmp_path}")
     config = settled(*words, *QUICK)
     whole = prepare(config)
-    while whole.progress.epoch < config.epochs:
-        whole.train_epoch(lambda: None)
+    whole.train(Listener())
 
     tracker = Tracker(config)
     run_id = tracker.create_run(None, {})
-    stopped, steps = prepare(config), 0
+    stopped = prepare(config)
 
-    def stop() -> StopReason | None:
-        nonlocal steps
-        steps += 1
-        return StopReason.INTERRUPTED if steps >= stop_after_steps else None
+    class StopAfterSteps(Listener):
+        def should_stop(self) -> StopReason | None:
+            return StopReason.INTERRUPTED if stopped.steps >= stop_after_steps else None
 
-    while stopped.train_epoch(stop) is None:
-        pass
-    tracker.save_checkpoint(run_id, stopped.state())
+        def save(self, state: dict[str, Any]) -> None:
+            tracker.save_checkpoint(run_id, state)
+
+        def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
+            return self.should_stop()
+
+    assert stopped.train(StopAfterSteps()) is StopReason.INTERRUPTED
+    assert stopped.steps == stop_after_steps
 
     resumed = prepare(config, tracker.load_checkpoint(run_id))
-    while resumed.progress.epoch < config.epochs:
-        resumed.train_epoch(lambda: None)
+    assert resumed.train(Listener()) is None
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
-    for ours, theirs in zip(whole.progress.history, resumed.progress.history, strict=True):
+    for ours, theirs in zip(whole.position.history, resumed.position.history, strict=True):
         for name in ("train/loss", "train/acc", "test/loss", "test/acc", "lr"):
             assert ours[name] == theirs[name], name
 

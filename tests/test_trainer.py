@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mnist_hydra import checkpoint
 from mnist_hydra.build import prepare
 from mnist_hydra.config import settle
-from mnist_hydra.trainer import Trainer, stable_seed
+from mnist_hydra.trainer import Listener, StopReason, Trainer, stable_seed
 
 
 def trainer(mnist: Path, *overrides: str) -> Trainer:
@@ -32,41 +32,80 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class OnlyTheStepsOfAnEpoch(Listener):
+    """Watches from the first step of the epoch to the one before its last."""
+
+    def __init__(self, watched: Trainer) -> None:
+        self.watched, self.mode, self.steps = watched, NoHostSync(), 0
+
+    def should_stop(self) -> StopReason | None:
+        self.steps += 1
+        if self.steps == 1:
+            self.mode.__enter__()
+        if self.steps == self.watched.steps_per_epoch - 1:
+            self.mode.__exit__(None, None, None)
+        return None
+
+
+class Seen(torch.nn.Module):
+    """A model that keeps the images it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = torch.nn.Linear(784, 10)
+        self.batches: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.batches.append(images.detach().clone())
+        return self.scores(images.flatten(1)).log_softmax(1)
+
+
+def trained_on_what_is_seen(mnist: Path, *overrides: str) -> tuple[Trainer, list[torch.Tensor]]:
+    own = (f"model._target_={__name__}.Seen", "~model.dropout", "compile=false", "precision=fp32")
+    ours = trainer(mnist, *own, *overrides)
+    ours.train(Listener())
+    assert isinstance(ours.model, Seen)
+    return ours, ours.model.batches
+
+
 def test_no_step_of_an_epoch_waits_for_the_device(mnist: Path) -> None:
-    ours = trainer(mnist, "aug=ssr", "optimizer=sgd", "dropout=0.1", "compile=false")
-    batches = ours._batches(0, 0)
-    next(batches)  # before it the epoch is shuffled
-    with NoHostSync():
-        for images, labels in batches:
-            ours._step(ours._normalise(images), labels)
+    ours = trainer(mnist, "aug=ssr", "optimizer=sgd", "dropout=0.1", "compile=false", "epochs=1")
+    listener = OnlyTheStepsOfAnEpoch(ours)
+    ours.train(listener)
+    assert listener.steps == ours.steps_per_epoch == 4
 
 
 def test_every_training_image_is_seen_once_an_epoch_and_the_last_batch_is_kept(
     mnist: Path,
 ) -> None:
-    ours = trainer(mnist)
-    sizes = [len(labels) for _, labels in ours._batches(0, 0)]
-    assert sizes == [256, 256, 256, 232]
-    seen = torch.cat([images.flatten(1) for images, _ in ours._batches(0, 0)])
-    wanted = torch.from_numpy(np.array(ours.dataset.train.images[ours.dataset.train.index]))
-    assert torch.equal(
-        seen.long().sum(1).sort().values, wanted.flatten(1).long().sum(1).sort().values
-    )
+    ours, batches = trained_on_what_is_seen(mnist, "epochs=1")
+    assert [len(batch) for batch in batches] == [256, 256, 256, 232]
+    given = torch.from_numpy(np.array(ours.dataset.train.images[ours.dataset.train.index]))
+    seen = torch.cat(batches) * ours.dataset.std + ours.dataset.mean  # 0 to 1
+    brightness = (seen * 255).round().long().flatten(1).sum(1)
+    assert torch.equal(brightness.sort().values, given.long().flatten(1).sum(1).sort().values)
 
 
 def test_epochs_differ_in_their_order(mnist: Path) -> None:
-    ours = trainer(mnist)
-    first, second = (torch.cat([y for _, y in ours._batches(epoch, 0)]) for epoch in (0, 1))
+    _, batches = trained_on_what_is_seen(mnist, "epochs=2")
+    first, second = torch.cat(batches[:4]), torch.cat(batches[4:])
     assert not torch.equal(first, second)
 
 
 def test_the_training_loss_is_the_mean_over_images_not_over_batches(mnist: Path) -> None:
-    ours = trainer(mnist)
-    ours.progress.losses = torch.tensor([1.0, 1.0, 1.0, 2.0])
-    ours.progress.correct = torch.tensor(500)
-    loss, accuracy = ours._training_metrics()
-    assert loss == pytest.approx((768 + 2 * 232) / 1000)
-    assert accuracy == 0.5
+    still = ("scheduler=constant", "lr=1e-30", "weight_decay=0")
+    ours, _ = trained_on_what_is_seen(mnist, "epochs=1", *still)
+    train = ours.dataset.train
+    pixels = torch.from_numpy(np.array(train.images[train.index])).float() / 255
+    labels = torch.from_numpy(np.array(train.labels[train.index])).long()
+    with torch.inference_mode():
+        log_probabilities = ours.model((pixels - ours.dataset.mean) / ours.dataset.std)
+    loss = torch.nn.functional.nll_loss(log_probabilities, labels)
+    right = (log_probabilities.argmax(1) == labels).sum()
+    measured = ours.position.history[-1]
+    assert measured["train/loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert measured["train/acc"] == pytest.approx(int(right) / 1000, abs=0.0021)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

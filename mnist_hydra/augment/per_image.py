@@ -122,7 +122,7 @@ def own_step(target: str, given: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: there is no such class, or it does not take these arguments.
     """
-    kind = targets.find_class(target, _albumentations().BasicTransform, f"{key}._target_")
+    kind = targets.resolve_class(target, _albumentations().BasicTransform, f"{key}._target_")
     return _made(kind, given, key)
 
 

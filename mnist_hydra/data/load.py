@@ -59,6 +59,7 @@ class Dataset:
     """One hash (hex) over those of the four files."""
     source: str
     """Which way the files were found, for people."""
+    classes: int = idx.CLASSES
 
 
 def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:

@@ -52,7 +52,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
         run_ids: MLflow runs of the trials.
     """
     from mnist_hydra.build import prepare
-    from mnist_hydra.run import complete as complete_run
+    from mnist_hydra.export import log_pictures_and_model
     from mnist_hydra.tracking import Tracker
 
     here = OmegaConf.create(dict(raw))
@@ -62,7 +62,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
         for key in (*NO_EFFECT_ON_RESULT, *NOT_SWEPT_IN_GROUP):
             OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
         trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
-        complete_run(trainer, tracker, run_id)
+        log_pictures_and_model(trainer, tracker, run_id)
 
 
 JOBS = {"check_trials": check_trials, "complete": complete}

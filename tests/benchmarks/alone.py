@@ -24,7 +24,7 @@ from mnist_hydra.config import settle
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.plan import check_points
-from mnist_hydra.trainer import Trainer
+from mnist_hydra.trainer import Listener, Trainer
 
 PATIENCE_S = 120.0
 
@@ -54,12 +54,8 @@ def meet(folder: Path, part: int, of: int) -> None:
 
 def epoch_s(trainer: Trainer) -> list[float]:
     """Train to the end; seconds of each epoch, evaluation included."""
-    seconds = []
-    for _ in range(trainer.config.epochs):
-        began = time.perf_counter()
-        trainer.train_epoch(lambda: None)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+    trainer.train(Listener())
+    return [epoch["epoch_s"] for epoch in trainer.position.history]
 
 
 def main() -> None:

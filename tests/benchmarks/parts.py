@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mnist_hydra import alone, run, train
+from mnist_hydra import run, train
 from mnist_hydra.progress import Progress
 from mnist_hydra.tracking import Tracker
 from mnist_hydra.trainer import EVALUATION_BATCH, Trainer
@@ -101,12 +101,13 @@ def compare_evaluations(trainer: Trainer, *_: object) -> None:
 
 def main() -> None:
     Trainer._step = timed("step", Trainer._step)  # type: ignore[method-assign]
-    Trainer._batches = timed_batches(Trainer._batches)  # type: ignore[method-assign]
+    Trainer._batches = mark(  # type: ignore[method-assign]
+        timed_batches(Trainer._batches)
+    )
     Trainer._training_metrics = timed(  # type: ignore[method-assign]
         "metrics", Trainer._training_metrics
     )
     Trainer.evaluate = timed("evaluation", Trainer.evaluate)  # type: ignore[method-assign]
-    Trainer.train_epoch = mark(Trainer.train_epoch)  # type: ignore[method-assign]
     Tracker.save_checkpoint = timed(  # type: ignore[method-assign]
         "checkpoint", Tracker.save_checkpoint
     )
@@ -114,7 +115,8 @@ def main() -> None:
     Progress.step = timed("progress bar", Progress.step)  # type: ignore[method-assign]
     Progress.epoch = timed("progress bar", Progress.epoch)  # type: ignore[method-assign]
     run._record_end = mark(run._record_end)
-    alone.complete = compare_evaluations  # in place of the pictures and the exported model
+    # in place of the pictures and the exported model
+    run.log_pictures_and_model = compare_evaluations
     train.main()
     (began, before), (ended, after) = marks[1], marks[-1]
     epochs = len(marks) - 2
