@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from mnist_hydra.sweep.attempt import Watch
-from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.trial import Planned, Trial
-from mnist_hydra.sweep.worker import Rules, pull, stopping_on_signals
+from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.trial import Planned
+from mnist_hydra.sweep.worker import GridSource, Rules, pull, stopping_on_signals
 from mnist_hydra.tracking import CHECKPOINT_TAG
 
 if TYPE_CHECKING:
@@ -42,22 +42,6 @@ def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.sweep_process"])
     return context
-
-
-class Grid:
-    """The simplest source of trials: a list."""
-
-    def __init__(self, planned: Sequence[Planned]) -> None:
-        self._planned = planned
-
-    def wanted(self, view: View) -> Sequence[Planned]:
-        return self._planned
-
-    def propose(self, view: View) -> bool:
-        return False
-
-    def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
-        return None
 
 
 def plan(*overrides: str) -> list[Planned]:
@@ -132,7 +116,7 @@ def work(
     ledger = Ledger(client, parent)
     stop = threading.Event()
     with stopping_on_signals(stop):
-        pull(ledger, Grid(planned), TinyTrial(client, journal, 3), Rules(**rules), stop)
+        pull(ledger, GridSource(planned), TinyTrial(client, journal, 3), Rules(**rules), stop)
 
 
 def race(uri: str, start: Barrier, action: Callable[..., Any], *arguments: Any) -> None:

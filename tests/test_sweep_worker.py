@@ -20,9 +20,9 @@ from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.owner import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Planned, Trial
-from mnist_hydra.sweep.worker import Rules, pull
+from mnist_hydra.sweep.worker import GridSource, Rules, pull
 from mnist_hydra.tracking import CHECKPOINT_TAG
-from tests.sweep_process import Grid, TinyTrial, ended, new_store, plan, processes, work
+from tests.sweep_process import TinyTrial, ended, new_store, plan, processes, work
 
 pytestmark = pytest.mark.xdist_group("sweep_worker")  # they share a store, which is slow to make
 
@@ -54,14 +54,15 @@ class Sweep:
         planned: list[Planned],
         *,
         by: str = "one",
-        source: Grid | None = None,
+        source: GridSource | None = None,
         stop: threading.Event | None = None,
         epochs: int = 3,
         **rules: Any,
     ) -> None:
         train = TinyTrial(self.client, self.journal, epochs)
         settings = Rules(by, beat_s=0.2, **rules)
-        pull(self.ledger(), source or Grid(planned), train, settings, stop or threading.Event())
+        source = source or GridSource(planned)
+        pull(self.ledger(), source, train, settings, stop or threading.Event())
 
     def start(self, planned: list[Planned], **rules: Any) -> BaseProcess:
         settings = {"by": "one", "beat_s": 0.2, **rules}
@@ -248,7 +249,7 @@ def test_with_fail_fast_the_first_final_failure_stops_everything(sweep: Sweep) -
 
 
 def test_a_pruned_trial_is_recorded_with_the_epochs_that_it_did(sweep: Sweep) -> None:
-    class Pruning(Grid):
+    class Pruning(GridSource):
         def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool]:
             return lambda epoch, metrics: epoch == 2 and metrics["val/acc"] < 1
 
@@ -260,7 +261,7 @@ def test_a_pruned_trial_is_recorded_with_the_epochs_that_it_did(sweep: Sweep) ->
 
 
 def test_a_trial_is_never_pruned_after_its_last_epoch(sweep: Sweep) -> None:
-    class Pruning(Grid):
+    class Pruning(GridSource):
         def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool]:
             return lambda epoch, metrics: epoch == 3
 

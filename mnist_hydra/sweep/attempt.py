@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from mnist_hydra.sweep.ledger import Ledger
@@ -133,12 +133,7 @@ class Watch:
             self._watchdog.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._beating.join()  # its last word must not come after the attempt's end
         if self._watchdog is not None:
@@ -218,12 +213,7 @@ class Transcript:
         sys.stdout, sys.stderr = self._own
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Where somebody else has replaced them since, they are his.
         if sys.stdout is self._own[0]:
             sys.stdout = self._before[0]

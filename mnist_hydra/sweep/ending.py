@@ -18,15 +18,15 @@ from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
-from mnist_hydra.sweep.trial import FINISHED, OWN, Planned, Trial
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.sweep.trial import FINISHED, Planned, Trial
+from mnist_hydra.tracking import PREFIX, Tracker
 
 COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that completes a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
 POLL_S = 2.0
-BEST_TAG = OWN + "best"
+BEST_TAG = PREFIX + "best"
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:

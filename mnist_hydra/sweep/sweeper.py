@@ -40,13 +40,14 @@ from mnist_hydra.sweep.decide import TO_DO, Action, next_action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.owner import Observer, new_token
 from mnist_hydra.sweep.show import Display, Follower, Shown, shown
-from mnist_hydra.sweep.trial import DONE, OWN, RUNNING, Planned
+from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
 from mnist_hydra.sweep.worker import actions_of, mark_dead
 from mnist_hydra.targets import import_user_code_from
 from mnist_hydra.tracking import (
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
+    PREFIX,
     Tracker,
     git_state,
     import_mlflow,
@@ -303,7 +304,7 @@ def _work_done(view: View) -> tuple[int, ...]:
 
 def origin(config: Config) -> dict[str, str]:
     """This program's code and, where the configuration knows it, data, as runs are tagged."""
-    tags = {OWN + "version.mnist_hydra": mnist_hydra.__version__}
+    tags = {PREFIX + "version.mnist_hydra": mnist_hydra.__version__}
     tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
     known = config.data.sha256
     if known is not None and all(name in known for name in FILES):

@@ -35,7 +35,6 @@ POINT = "point/"
 """`point/<n>`: the n-th point that a search proposed, from 0, a `Point`."""
 STOP = "stop/"
 """`stop/<token>`: why the trials of that sweeper are to stop."""
-OWN = "mnist_hydra."
 MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
 
