@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,15 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     """
     machine, recorded = runtime.capability(), (state or {}).get("runtime")
     parts = build(config, runtime.choose(config, machine, recorded))
-    model = parts.model
-    # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
-    kernels = Path(config.output_dir).absolute() / "kernels"
-    where = runtime.choose(config, machine, recorded, lambda: _kernel_problem(model, kernels))
-    if not where.kernel:
-        model.to(memory_format=torch.channels_last)
-    trainer = Trainer(config, where, fast.prepare(model, where, kernels), **vars(parts))
+    fused = None
+    if runtime.wants_kernel(config, machine, recorded):
+        # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
+        fused = fast.kernel_for(parts.model, Path(config.output_dir).absolute() / "kernels")
+    where = runtime.choose(config, machine, recorded, kernel=fused is not None)
+    if fused is None:
+        parts.model.to(memory_format=torch.channels_last)
+    ready = fast.runnable(parts.model, where, fused)
+    trainer = Trainer(config, where, ready, **vars(parts))
     if state is not None:
         trainer.restore(state)
     return trainer
@@ -79,21 +81,6 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     scheduler = _scheduler(config, optimizer, steps)
     _insist_on_log_probabilities(config, model, dataset, where.device)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
-
-
-def _kernel_problem(model: torch.nn.Module, folder: Path) -> str | None:
-    """Why there is no kernel for the model, said to the user once; `None` where there is one."""
-    problem, parallel = fast.try_kernel(model, folder)
-    if problem is not None:
-        _say_once(f"training at plain PyTorch's speed: {problem}")
-    elif not parallel:
-        _say_once("training on one thread: the C compiler has no OpenMP")
-    return problem
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 @lru_cache(maxsize=2)

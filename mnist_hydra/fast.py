@@ -6,8 +6,10 @@ what checkpoints and exports are made of.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Runnable:
     """A model ready to run: images float32 [B, 1, H, W] -> log-probabilities float32 [B, 10]."""
 
     train: Forward
@@ -32,26 +34,33 @@ class Prepared:
     """Lets go of what is only kept for the next step."""
 
 
-def try_kernel(model: nn.Module, folder: Path) -> tuple[str | None, bool]:
-    """Compile the kernel for `model` into `folder` (1 to 3 s the first time), or say why not.
+def kernel_for(model: nn.Module, folder: Path) -> Fused | None:
+    """The model's kernel, compiled into `folder` (1 to 3 s the first time).
 
-    Returns:
-        Why there is no kernel, `None` where there is one; and whether it uses several threads.
+    `None` where it cannot be had; why is printed once.
     """
     try:
-        return None, Fused(model, folder).kernel.parallel
+        fused = Fused(model, folder)
     except Unavailable as error:
-        return str(error), False
+        _say_once(f"training at plain PyTorch's speed: {error}")
+        return None
+    if not fused.kernel.parallel:
+        _say_once("training on one thread: the C compiler has no OpenMP")
+    return fused
 
 
-def prepare(model: nn.Module, chosen: Runtime, folder: Path) -> Prepared:
+def runnable(model: nn.Module, chosen: Runtime, fused: Fused | None) -> Runnable:
     """Make `model` ready to run as `chosen`; mixed precision is the caller's.
 
-    Raises:
-        Unavailable: a kernel was chosen that this machine cannot have.
+    Args:
+        fused: its kernel, where `chosen.kernel`.
     """
-    if chosen.kernel:
-        fused = Fused(model, folder)
-        return Prepared(fused, fused.evaluate, fused.idle.clear)
+    if fused is not None:
+        return Runnable(fused, fused.evaluate, fused.idle.clear)
     forward: Forward = torch.compile(model) if chosen.compile else model
-    return Prepared(forward, model)
+    return Runnable(forward, model)
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,44 +66,49 @@ def capability() -> Capability:
     )
 
 
+def wants_kernel(
+    config: Config, machine: Capability, recorded: dict[str, Any] | None = None
+) -> bool:
+    """Whether a run takes the compiled kernel if it can be had.
+
+    It does on the CPU, unless another precision than float32 or `compile` was asked for, or a
+    checkpoint's run went without.
+
+    Raises:
+        UserError: for a device that this machine does not have.
+    """
+    recorded = recorded or {}
+    return (
+        _device(config, machine, recorded) == "cpu"
+        and config.compile == "auto"
+        and config.precision in ("auto", "fp32")
+        and bool(recorded.get("kernel", True))
+    )
+
+
 def choose(
     config: Config,
     machine: Capability,
     recorded: dict[str, Any] | None = None,
-    no_kernel: Callable[[], str | None] = lambda: "not asked for",
+    *,
+    kernel: bool = False,
 ) -> Runtime:
     """Settle every `auto`: as a checkpoint recorded it where there is one, else by the machine.
 
-    A device that the checkpoint names and this machine lacks is chosen anew. On the CPU the kernel
-    is taken where there is one, unless another precision than float32 or `compile` was asked for;
-    else bfloat16 where the device multiplies it natively.
+    A device that the checkpoint names and this machine lacks is chosen anew. Without the kernel the
+    precision is bfloat16 where the device multiplies it natively.
 
     Args:
-        no_kernel: why the kernel cannot be had, or `None` if it can; asked only where it is wanted.
+        kernel: whether the kernel was wanted and is there.
 
     Raises:
         UserError: for a device or precision that this machine does not have.
     """
     recorded = recorded or {}
-    device = config.device
-    if device == "auto":
-        device = str(recorded.get("device", "auto"))
-        if device == "auto" or not _has_device(device, machine):
-            device = "cuda" if machine.cuda_devices else "mps" if machine.mps else "cpu"
-    elif not _has_device(device, machine):
-        there = ["cpu"] + [f"cuda:{i}" for i in range(machine.cuda_devices)]
-        there += ["mps"] if machine.mps else []
-        raise UserError(f"device={device} is not on this machine; right: auto, {', '.join(there)}")
+    device = _device(config, machine, recorded)
     kind = device.partition(":")[0]
 
     precision, compile_ = config.precision, config.compile
-    kernel = (
-        kind == "cpu"
-        and compile_ == "auto"
-        and precision in ("auto", "fp32")
-        and bool(recorded.get("kernel", True))
-        and no_kernel() is None
-    )
     if kernel:
         precision = "fp32"
     if precision == "auto":
@@ -158,6 +162,21 @@ def _spare_dynamo() -> None:
         method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if method is not None and not hasattr(method, "__dynamo_disable"):
             vars(method)["__dynamo_disable"] = method
+
+
+def _device(config: Config, machine: Capability, recorded: dict[str, Any]) -> str:
+    """The device that is asked for, else the checkpoint's if it is there, else the fastest kind."""
+    if config.device != "auto":
+        if not _has_device(config.device, machine):
+            there = ["auto", "cpu"] + [f"cuda:{i}" for i in range(machine.cuda_devices)]
+            there += ["mps"] if machine.mps else []
+            right = ", ".join(there)
+            raise UserError(f"device={config.device} is not on this machine; right: {right}")
+        return config.device
+    before = str(recorded.get("device", ""))
+    if before and _has_device(before, machine):
+        return before
+    return "cuda" if machine.cuda_devices else "mps" if machine.mps else "cpu"
 
 
 def _has_device(device: str, machine: Capability) -> bool:

@@ -27,7 +27,7 @@ from mnist_hydra import checkpoint, layers
 from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
-from mnist_hydra.fast import Prepared
+from mnist_hydra.fast import Runnable
 from mnist_hydra.runtime import Runtime, as_record
 
 EVALUATION_BATCH = 512
@@ -99,7 +99,7 @@ class Trainer:
         self,
         config: Config,
         runtime: Runtime,
-        ready: Prepared,
+        ready: Runnable,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,

@@ -16,24 +16,28 @@ PLAIN = Runtime("cpu", "fp32", compile=False, kernel=False, threads=1, determini
 KERNEL = Runtime("cpu", "fp32", compile=False, kernel=True, threads=1, deterministic=True)
 
 
-def test_a_choice_without_the_kernel_runs_the_model_itself(tmp_path: Path) -> None:
+def test_a_choice_without_the_kernel_runs_the_model_itself() -> None:
     model = Model2()
-    prepared = fast.prepare(model, PLAIN, tmp_path)
-    assert prepared.train is model and prepared.evaluate is model
-    assert not list(tmp_path.iterdir())
+    ready = fast.runnable(model, PLAIN, None)
+    assert ready.train is model and ready.evaluate is model
 
 
 @pytest.mark.usefixtures("kernel_possible")
 def test_a_choice_with_the_kernel_trains_and_evaluates_the_same_parameters(tmp_path: Path) -> None:
     model = Model2()
-    assert fast.try_kernel(model, tmp_path)[0] is None
-    prepared = fast.prepare(model, KERNEL, tmp_path)
+    ready = fast.runnable(model, KERNEL, fast.kernel_for(model, tmp_path))
     images = torch.randn(4, 1, 28, 28)
-    torch.autograd.backward(prepared.train(images).sum())
+    torch.autograd.backward(ready.train(images).sum())
     assert all(parameter.grad is not None for parameter in model.parameters())
     model.eval()
-    torch.testing.assert_close(prepared.evaluate(images), model(images), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ready.evaluate(images), model(images), atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_of_ones_own_has_no_kernel(tmp_path: Path) -> None:
-    assert "not Linear" in str(fast.try_kernel(nn.Linear(2, 3), tmp_path)[0])
+def test_a_model_of_ones_own_has_no_kernel_and_that_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert fast.kernel_for(nn.Linear(2, 3), tmp_path) is None
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("training at plain PyTorch's speed:") and "not Linear" in told
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 
 from mnist_hydra.config import Config, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.runtime import Capability, choose, without_dynamo
+from mnist_hydra.runtime import Capability, choose, wants_kernel, without_dynamo
 
 PLAIN = Capability(cuda_devices=0, cuda_bf16=False, mps=False, cpu_bf16=False, cores=4)
 FAST_CPU = dataclasses.replace(PLAIN, cpu_bf16=True)
@@ -66,7 +66,6 @@ def test_a_resumed_run_keeps_what_auto_chose_at_its_start() -> None:
     chosen = choose(config(), HOPPER, recorded)
     assert (chosen.device, chosen.precision) == ("cpu", "fp32")
     assert (chosen.compile, chosen.threads) == (True, 3)
-    assert not choose(config(), PLAIN, {"kernel": False}, lambda: None).kernel
 
 
 def test_a_resumed_run_moves_to_another_device_where_its_own_is_missing() -> None:
@@ -84,28 +83,28 @@ def test_what_is_asked_for_wins_over_what_was_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "machine", "no_kernel", "kernel", "precision"),
+    ("changes", "machine", "recorded", "wanted"),
     [
-        ({}, FAST_CPU, None, True, "fp32"),
-        ({"precision": "fp32"}, PLAIN, None, True, "fp32"),
-        ({"precision": "bf16"}, FAST_CPU, None, False, "bf16"),
-        ({"compile": False}, FAST_CPU, None, False, "bf16"),
-        ({"compile": True}, PLAIN, None, False, "fp32"),
-        ({}, FAST_CPU, "no compiler", False, "bf16"),
-        ({}, PLAIN, "no compiler", False, "fp32"),
-        ({}, HOPPER, None, False, "bf16"),
-        ({"device": "cpu"}, HOPPER, None, True, "fp32"),
+        ({}, FAST_CPU, {}, True),
+        ({"precision": "fp32"}, PLAIN, {}, True),
+        ({"precision": "bf16"}, FAST_CPU, {}, False),
+        ({"compile": False}, FAST_CPU, {}, False),
+        ({"compile": True}, PLAIN, {}, False),
+        ({}, HOPPER, {}, False),
+        ({}, MAC, {}, False),
+        ({"device": "cpu"}, HOPPER, {}, True),
+        ({}, PLAIN, {"kernel": False}, False),
     ],
 )
-def test_a_cpu_takes_the_kernel_where_it_is_and_nothing_else_was_asked_for(
-    changes: dict[str, Any],
-    machine: Capability,
-    no_kernel: str | None,
-    kernel: bool,
-    precision: str,
+def test_a_cpu_wants_the_kernel_where_nothing_else_was_asked_for(
+    changes: dict[str, Any], machine: Capability, recorded: dict[str, Any], wanted: bool
 ) -> None:
-    chosen = choose(config(**changes), machine, None, lambda: no_kernel)
-    assert (chosen.kernel, chosen.precision) == (kernel, precision)
+    assert wants_kernel(config(**changes), machine, recorded) is wanted
+
+
+def test_the_kernel_computes_in_float32_whatever_the_cpu_multiplies() -> None:
+    assert choose(config(), FAST_CPU, kernel=True).precision == "fp32"
+    assert choose(config(), FAST_CPU, kernel=False).precision == "bf16"
 
 
 STEP_ALONE = """

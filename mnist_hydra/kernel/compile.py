@@ -175,9 +175,10 @@ def load(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None = None
             with FileLock(lock, timeout=3 * TIMEOUT_S):
                 loaded = _loaded(library) or _compiled(library, command, shapes)
     except (OSError, Unavailable) as error:
-        with suppress(OSError):
-            lock.unlink()
-            folder.rmdir()
+        if not library.exists():
+            for left in (_hash_file(library), lock, folder):
+                with suppress(OSError):
+                    left.rmdir() if left is folder else left.unlink()
         raise Unavailable(str(error)) from error
     return loaded
 
@@ -185,9 +186,18 @@ def load(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None = None
 def _loaded(library: Path) -> Kernel | None:
     """A library that was compiled before, or `None` where it is missing or damaged."""
     try:
-        return _opened(library) if library.exists() else None
+        return _opened(library) if _hash_file(library).read_text() == _sha256(library) else None
     except (OSError, ValueError):
         return None
+
+
+def _hash_file(library: Path) -> Path:
+    """Where a library's hash is kept: one that is cut short would end the process that loads it."""
+    return library.with_suffix(".sha256")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _opened(library: Path) -> Kernel:
@@ -224,6 +234,7 @@ def _compiled(library: Path, command: Sequence[str], shapes: Sequence[Shape]) ->
             kernel = _opened(built)
         except (OSError, ValueError) as error:
             raise Unavailable(f"{Path(command[0]).name} made no library: {error}") from None
+        _hash_file(library).write_text(_sha256(built))
         os.replace(built, library)
     return kernel
 
@@ -266,7 +277,8 @@ def _run(command: Sequence[str]) -> str:
         raise
     if process.returncode != 0:
         lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
-        first = next((line for line in lines if "error" in line), lines[0])
+        telling = (line for line in lines if "error" in line or "failed" in line)
+        first = next(telling, lines[0])
         raise Unavailable(f"{name} fails: {first}")
     return out
 

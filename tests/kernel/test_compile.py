@@ -7,12 +7,13 @@ import stat
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
-from mnist_hydra import build, fast
+from mnist_hydra import fast
 from mnist_hydra.kernel import compile as kernel
 from mnist_hydra.kernel.compile import Unavailable, Vectors
 from mnist_hydra.kernel.fused import Fused
@@ -142,20 +143,9 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_without_a_kernel_a_run_is_told_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CC", "/nowhere/cc")
-    build._say_once.cache_clear()
-    for _ in range(2):
-        assert build._kernel_problem(Model3(), tmp_path) is not None
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith("training at plain PyTorch's speed: CC=")
-
-
 @pytest.mark.usefixtures("kernel_possible")
 def test_a_compiler_without_openmp_makes_a_kernel_of_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (real, *_) = kernel.compiler()
     script = f"""for word in "$@"; do
@@ -164,12 +154,12 @@ done
 exec {real} "$@" """
     monkeypatch.setenv("CC", pretend(tmp_path, "mycc", script))
     model = Model2()
-    assert fast.try_kernel(model, tmp_path) == (None, False)
+    fused = fast.kernel_for(model, tmp_path)
+    assert fused is not None and not fused.kernel.parallel
+    assert capsys.readouterr().err == "training on one thread: the C compiler has no OpenMP\n"
     images = torch.randn(20, 1, 28, 28)
     model.eval()
-    torch.testing.assert_close(
-        Fused(model, tmp_path).evaluate(images), model(images), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(fused.evaluate(images), model(images), atol=1e-4, rtol=1e-4)
 
 
 def build_elsewhere(folder: Path) -> subprocess.Popen[bytes]:
@@ -182,12 +172,22 @@ def build_elsewhere(folder: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.usefixtures("kernel_possible")
-def test_a_damaged_kernel_is_compiled_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "hash gone"])
+def test_a_damaged_kernel_is_compiled_anew(tmp_path: Path, damage: str) -> None:
     build_elsewhere(tmp_path).wait(timeout=120)
     (library,) = tmp_path.glob("*.so")
+    good = library.read_bytes()
     library.unlink()
-    library.write_bytes(b"no library")
+    middle = len(good) // 2
+    if damage == "cut":
+        library.write_bytes(good[:middle])
+    elif damage == "flipped":
+        library.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    else:
+        library.write_bytes(good)
+        library.with_suffix(".sha256").unlink()
     assert Fused(Model3(), tmp_path)(torch.randn(3, 1, 28, 28)).isfinite().all()
+    assert library.with_suffix(".sha256").read_text() == sha256(library.read_bytes()).hexdigest()
 
 
 @pytest.mark.usefixtures("kernel_possible")
