@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from mnist_hydra.sweep.decide import (
+from mnist_hydra.sweep.owner import HIDDEN, Observer, Owner, is_gone, myself, read_owner, start_time
+from mnist_hydra.sweep.trial import (
     Action,
+    Attempt,
+    Trial,
     deaths_in_a_row,
     in_order,
     next_action,
 )
-from mnist_hydra.sweep.owner import HIDDEN, Observer, Owner, is_gone, myself, read_owner, start_time
-from mnist_hydra.sweep.trial import Attempt, Trial
 
 HERE = Owner("", "boot-1 4026531836", 100, 5000.0)
 ELSEWHERE = Owner("t", "another host", 7, 300.0)

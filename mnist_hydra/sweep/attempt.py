@@ -1,22 +1,24 @@
-"""One attempt at a trial while it runs: heartbeat, stop requests, time limit, and what it says.
+"""One attempt at a trial: its heartbeat, stop requests and time limit while it runs, and its end.
 
 It tells the training when to stop and never touches what the training records.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.trial import TIMEOUT, Trial
+from mnist_hydra.sweep.trial import FAILED, INTERRUPTED, TIMEOUT, Planned, Trial
 
 if TYPE_CHECKING:
     from mnist_hydra.trainer import StopReason
@@ -40,6 +42,65 @@ class TimedOut(BaseException):
 
     No `Exception`, so that a user's own code does not swallow it.
     """
+
+
+class Train(Protocol):
+    """Trains one trial in its run."""
+
+    def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+        """Train, and say how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
+
+        Args:
+            watch: the training's hooks; `watch.epochs` is to be set.
+            resume: whether there is a checkpoint to go on from.
+        """
+
+
+def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch: Watch) -> None:
+    """Make one attempt at a claimed trial and record how it ended; its failure is never raised."""
+    error = ""
+    transcript = Transcript()
+    try:
+        with watch, transcript:
+            end = train(planned, trial.run_id, watch, trial.step >= 0)
+        if end == TIMEOUT:
+            error = timeout_text(watch.timeout_s)
+    except ClaimLost as lost:
+        log.warning("%s", lost)
+        return
+    except TimedOut:
+        end, error = TIMEOUT, timeout_text(watch.timeout_s) + "\n" + traceback.format_exc()
+    except (Exception, SystemExit):
+        end, error = FAILED, traceback.format_exc()
+    except BaseException:
+        ledger.end(trial, INTERRUPTED, seconds=watch.seconds)
+        raise
+    if error:
+        _keep_evidence(ledger, planned, trial, error, transcript.text())
+        _free_memory()
+    ledger.end(trial, end, seconds=watch.seconds, error=error)
+
+
+def _keep_evidence(
+    ledger: Ledger, planned: Planned, trial: Trial, error: str, transcript: str
+) -> None:
+    """The full traceback and the log of a failed attempt, as artifacts of its run."""
+    folder = f"failures/attempt-{trial.number}"
+    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
+    try:
+        ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
+        ledger.client.log_text(trial.run_id, about + transcript, f"{folder}/log.txt")
+    except Exception as failure:  # the state is what matters
+        log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
+
+
+def _free_memory() -> None:
+    """Let go of what a failed training held, before the next one begins."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class Watch:
@@ -73,7 +134,7 @@ class Watch:
         self.epochs: int | None = None
         """How many the trial is to have; the training says."""
         self._stop = stop
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._prune = prune
         self._beat_s = beat_s
         self._grace_s = grace_s
@@ -120,8 +181,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._beating.start()
-        if self._timeout_s is not None:
-            forced_after_s = self._timeout_s + self._grace_s
+        if self.timeout_s is not None:
+            forced_after_s = self.timeout_s + self._grace_s
             if threading.current_thread() is threading.main_thread() and hasattr(
                 signal, "setitimer"
             ):
@@ -167,7 +228,7 @@ class Watch:
         """The training hangs where Python cannot reach it, so its process has to go."""
         if self._over.is_set():
             return
-        text = timeout_text(self._timeout_s) + "; it hung, so its process was ended"
+        text = timeout_text(self.timeout_s) + "; it hung, so its process was ended"
         try:
             self._ledger.end(self._trial, TIMEOUT, seconds=self.seconds, error=text)
         finally:
@@ -181,12 +242,15 @@ def timeout_text(timeout_s: float | None) -> str:
 
 
 class Transcript:
-    """While it is open, this thread's output and log records are kept as text."""
+    """While it is open, what this thread prints and logs is shown as before and kept as text."""
 
     def __init__(self) -> None:
         self._kept: list[str] = []
         self._length = 0
         self._thread = threading.get_ident()
+        self._handler = logging.StreamHandler(cast(TextIO, _Tee(None, self)))
+        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        self._handler.setFormatter(logging.Formatter(form))
 
     def text(self) -> str:
         """All that was kept."""
@@ -202,11 +266,6 @@ class Transcript:
             self._length -= len(self._kept.pop(0))
 
     def __enter__(self) -> Transcript:
-        self._thread = threading.get_ident()
-        self._handler = logging.StreamHandler(cast(TextIO, _Sink(self)))
-        self._handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        )
         logging.getLogger().addHandler(self._handler)
         self._before = sys.stdout, sys.stderr
         self._own = tuple(cast(TextIO, _Tee(stream, self)) for stream in self._before)
@@ -222,26 +281,16 @@ class Transcript:
         logging.getLogger().removeHandler(self._handler)
 
 
-class _Sink:
-    """Where the log records go."""
-
-    def __init__(self, transcript: Transcript) -> None:
-        self._transcript = transcript
-
-    def write(self, text: str) -> None:
-        self._transcript.keep(text)
-
-
 class _Tee:
-    """Shows what is written as before and keeps it too."""
+    """Shows what is written as before, where there is a before, and keeps it too."""
 
-    def __init__(self, shown: TextIO, transcript: Transcript) -> None:
+    def __init__(self, shown: TextIO | None, transcript: Transcript) -> None:
         self._shown = shown
         self._transcript = transcript
 
     def write(self, text: str) -> int:
         self._transcript.keep(text)
-        return self._shown.write(text)
+        return len(text) if self._shown is None else self._shown.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shown, name)

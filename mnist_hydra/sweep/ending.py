@@ -13,12 +13,11 @@ from rich.console import Console
 
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
-from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
-from mnist_hydra.sweep.trial import FINISHED, Planned, Trial
+from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
 from mnist_hydra.tracking import PREFIX, Tracker
 
 COMPLETE = "complete/"

@@ -1,7 +1,7 @@
 """A sweep's ledger: entries in MLflow that are written once, and what follows from them.
 
 The entries are parameters of a run of bookkeeping, since MLflow refuses a second value for one; the
-trials' own runs keep theirs to themselves. It decides nothing: see `decide.py`.
+trials' own runs keep theirs to themselves. What follows from them is worked out in `trial.py`.
 """
 
 from __future__ import annotations

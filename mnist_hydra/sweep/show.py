@@ -17,9 +17,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mnist_hydra.sweep.decide import Action
 from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, WAITING, Trial
+from mnist_hydra.sweep.trial import (
+    DIED,
+    DONE,
+    FAILURES,
+    PRUNED,
+    RUNNING,
+    TIMEOUT,
+    WAITING,
+    Action,
+    Trial,
+)
 
 POLL_S = 2.0
 MAX_ROWS = 20

@@ -36,12 +36,19 @@ from mnist_hydra.sweep.command import (
     read_command,
     write_plan,
 )
-from mnist_hydra.sweep.decide import TO_DO, Action, next_action
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.owner import Observer, new_token
 from mnist_hydra.sweep.show import Display, Follower, Shown, shown
-from mnist_hydra.sweep.trial import DONE, RUNNING, Planned
-from mnist_hydra.sweep.worker import actions_of, mark_dead
+from mnist_hydra.sweep.trial import (
+    DONE,
+    RUNNING,
+    TO_DO,
+    Action,
+    Planned,
+    actions_of,
+    next_action,
+)
+from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
 from mnist_hydra.tracking import (
     COMMIT_TAG,
@@ -228,7 +235,7 @@ class Sweep:
 
     def _actions(self, view: View) -> dict[str, Action]:
         wanted = wanted_of(self.command, view)
-        return actions_of(view, wanted, self.by, self.command.settings.retries)
+        return actions_of(view.trials, wanted, self.by, self.command.settings.retries)
 
     def _shown(self, view: View) -> dict[str, Shown]:
         most = self.command.trials.epochs

@@ -5,15 +5,12 @@ Any number of workers on any number of machines do so side by side; none of them
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import random
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,19 +19,10 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
-from mnist_hydra.sweep.attempt import (
-    BEAT_S,
-    GRACE_S,
-    ClaimLost,
-    TimedOut,
-    Transcript,
-    Watch,
-    timeout_text,
-)
-from mnist_hydra.sweep.decide import Action, in_order, next_action
+from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
 from mnist_hydra.sweep.ledger import Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
-from mnist_hydra.sweep.trial import DIED, FAILED, INTERRUPTED, RUNNING, TIMEOUT, Planned, Trial
+from mnist_hydra.sweep.trial import DIED, RUNNING, Action, Planned, Trial, actions_of, in_order
 
 log = logging.getLogger(__name__)
 
@@ -138,18 +126,6 @@ class GridSource:
         return None
 
 
-class Train(Protocol):
-    """Trains one trial in its run."""
-
-    def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
-        """Train, and say how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
-
-        Args:
-            watch: the training's hooks; `watch.epochs` is to be set.
-            resume: whether there is a checkpoint to go on from.
-        """
-
-
 @dataclass(frozen=True)
 class Rules:
     """How a worker works."""
@@ -193,7 +169,7 @@ def pull(
             if rules.by in view.stops:
                 return
             wanted = source.wanted(view)
-            actions = actions_of(view, wanted, rules.by, rules.retries)
+            actions = actions_of(view.trials, wanted, rules.by, rules.retries)
             given_up = [p.name for p in wanted if actions[p.fingerprint] is Action.GIVE_UP]
             if rules.fail_fast and given_up:
                 ledger.stop(rules.by, f"sweep.fail_fast: {given_up[0]}")
@@ -209,7 +185,17 @@ def pull(
                 turn = random.randrange(1_000_000)
                 continue
             planned, trial = taken
-            attempt(ledger, planned, trial, source, train, rules, stop)
+            watch = Watch(
+                ledger,
+                trial,
+                by=rules.by,
+                stop=stop,
+                timeout_s=rules.timeout_s,
+                prune=source.prune(trial),
+                beat_s=rules.beat_s,
+                grace_s=rules.grace_s,
+            )
+            attempt(ledger, planned, trial, train, watch)
             after_attempt()
 
 
@@ -242,16 +228,6 @@ def finish_half_done(ledger: Ledger, observer: Observer) -> None:
             ledger.close(run_id, trial.state, trial.error)
 
 
-def actions_of(view: View, wanted: Sequence[Planned], by: str, retries: int) -> dict[str, Action]:
-    """The next step of every wanted trial, by fingerprint, within the command of sweeper `by`."""
-    return {
-        planned.fingerprint: next_action(
-            view.trials.get(planned.fingerprint), gone=False, by=by, retries=retries
-        )
-        for planned in wanted
-    }
-
-
 class _Again:
     """Another process was faster: read the ledger again."""
 
@@ -282,71 +258,6 @@ def _take(
     if not proposed and source.propose(view):
         return _Again()
     return None
-
-
-def attempt(
-    ledger: Ledger,
-    planned: Planned,
-    trial: Trial,
-    source: Source,
-    train: Train,
-    rules: Rules,
-    stop: threading.Event,
-) -> None:
-    """Make one attempt at a claimed trial and record how it ended."""
-    error = ""
-    transcript = Transcript()
-    watch = Watch(
-        ledger,
-        trial,
-        by=rules.by,
-        stop=stop,
-        timeout_s=rules.timeout_s,
-        prune=source.prune(trial),
-        beat_s=rules.beat_s,
-        grace_s=rules.grace_s,
-    )
-    try:
-        with watch, transcript:
-            end = train(planned, trial.run_id, watch, trial.step >= 0)
-        if end == TIMEOUT:
-            error = timeout_text(rules.timeout_s)
-    except ClaimLost as lost:
-        log.warning("%s", lost)
-        return
-    except TimedOut:
-        end, error = TIMEOUT, timeout_text(rules.timeout_s) + "\n" + traceback.format_exc()
-    except (Exception, SystemExit):
-        end, error = FAILED, traceback.format_exc()
-    except BaseException:
-        ledger.end(trial, INTERRUPTED, seconds=watch.seconds)
-        raise
-    if error:
-        _keep_evidence(ledger, planned, trial, error, transcript.text())
-        _free_memory()
-    ledger.end(trial, end, seconds=watch.seconds, error=error)
-
-
-def _keep_evidence(
-    ledger: Ledger, planned: Planned, trial: Trial, error: str, transcript: str
-) -> None:
-    """The full traceback and the log of a failed attempt, as artifacts of its run."""
-    folder = f"failures/attempt-{trial.number}"
-    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
-    try:
-        ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
-        ledger.client.log_text(trial.run_id, about + transcript, f"{folder}/log.txt")
-    except Exception as failure:  # the state is what matters
-        log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
-
-
-def _free_memory() -> None:
-    """Let go of what a failed training held, before the next one begins."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _stop_at_end_of_stdin(stop: threading.Event) -> None:
