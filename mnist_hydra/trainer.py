@@ -119,6 +119,7 @@ class Trainer:
         self.monitored = "test" if dataset.val is None else "val"
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.position = Position()
+        self._predicted: tuple[str, int, Tensor] | None = None
 
     @property
     def steps(self) -> int:
@@ -266,17 +267,23 @@ class Trainer:
         return measured[0], measured[1] / len(labels)
 
     def predict(self, split: str) -> tuple[Tensor, Tensor]:
-        """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order."""
+        """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order.
+
+        Those of one split are kept until the next step: its accuracy after the last epoch, the
+        final metrics and the pictures all ask for the same.
+        """
         chosen = self.dataset.test if split == "test" else self.dataset.val
         assert chosen is not None, split
         images, labels, index = to_device(chosen, self.device)
-        self.model.eval()
-        parts = []
-        with torch.inference_mode(), self._autocast():
-            for rows in torch.split(index, EVALUATION_BATCH):
-                batch = self._normalise(images.index_select(0, rows))
-                parts.append(self.ready.evaluate(batch).float())
-        return torch.cat(parts), labels[index]
+        if self._predicted is None or self._predicted[:2] != (split, self.steps):
+            self.model.eval()
+            parts = []
+            with torch.inference_mode(), self._autocast():
+                for rows in torch.split(index, EVALUATION_BATCH):
+                    batch = self._normalise(images.index_select(0, rows))
+                    parts.append(self.ready.evaluate(batch).float())
+            self._predicted = (split, self.steps, torch.cat(parts))
+        return self._predicted[2], labels[index]
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint needs to go on exactly here; tensors on the CPU."""
@@ -306,6 +313,7 @@ class Trainer:
             position.losses = position.losses.to(self.device)
             position.correct = position.correct.to(self.device)
         self.position = position
+        self._predicted = None
         checkpoint.set_random_state(state["random"])
 
     def release(self) -> None:

@@ -186,3 +186,28 @@ def test_seeds_depend_on_seed_purpose_and_number() -> None:
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert stable_seed(14596, "order", 0) == stable_seed(14596, "order", 0)
+
+
+class PredictsAfterEachEpoch(Listener):
+    """Keeps each epoch's state and what the model says of the test set then."""
+
+    def __init__(self, watched: Trainer) -> None:
+        self.watched = watched
+        self.states: list[dict[str, Any]] = []
+        self.said: list[torch.Tensor] = []
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.states.append(state)
+        self.said.append(self.watched.predict("test")[0])
+
+
+def test_what_is_predicted_is_always_of_the_present_weights(mnist: Path) -> None:
+    ours = trainer(mnist, "epochs=2", "data.val_size=100")
+    listener = PredictsAfterEachEpoch(ours)
+    ours.train(listener)
+    first, second = listener.said
+    assert not torch.equal(first, second)
+    assert torch.equal(ours.predict("test")[0], second)
+    assert len(ours.predict("val")[0]) == 100
+    ours.restore(listener.states[0])
+    assert torch.equal(ours.predict("test")[0], first)
