@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mnist_hydra import fast, runtime, targets
+from mnist_hydra import runtime, targets
 from mnist_hydra.augment import Augmentation
 from mnist_hydra.augment.build import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError
-from mnist_hydra.trainer import Trainer
+from mnist_hydra.kernel.compile import Unavailable
+from mnist_hydra.kernel.fused import Fused
+from mnist_hydra.trainer import Runnable, Trainer
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     fused = None
     if runtime.wants_kernel(config, machine, recorded):
         # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
-        fused = fast.kernel_for(parts.model, Path(config.output_dir).absolute() / "kernels")
+        fused = kernel_of(parts.model, Path(config.output_dir).absolute() / "kernels")
     where = runtime.choose(config, machine, recorded, kernel=fused is not None)
     if fused is None:
         parts.model.to(memory_format=torch.channels_last)
-    ready = fast.runnable(parts.model, where, fused)
+    ready = runnable(parts.model, where, fused)
     trainer = Trainer(config, where, ready, **vars(parts))
     if state is not None:
         trainer.restore(state)
@@ -81,6 +83,39 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     scheduler = _scheduler(config, optimizer, steps)
     _insist_on_log_probabilities(config, model, dataset, where.device)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
+
+
+def kernel_of(model: torch.nn.Module, folder: Path) -> Fused | None:
+    """The model's kernel, compiled into `folder` (1 to 3 s the first time).
+
+    `None` where it cannot be had; why is printed once.
+    """
+    try:
+        fused = Fused(model, folder)
+    except Unavailable as error:
+        _say_once(f"training at plain PyTorch's speed: {error}")
+        return None
+    if not fused.kernel.parallel:
+        _say_once("training on one thread: the C compiler has no OpenMP")
+    return fused
+
+
+def runnable(
+    model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | None
+) -> Runnable:
+    """Make a model ready to run as it was chosen; mixed precision is the caller's.
+
+    Args:
+        fused: its kernel, where `chosen.kernel`.
+    """
+    if fused is not None:
+        return Runnable(fused, fused.evaluate, fused.idle.clear)
+    return Runnable(torch.compile(model) if chosen.compile else model, model)
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @lru_cache(maxsize=2)

@@ -39,7 +39,7 @@ class Runtime:
     compile: bool
     """Through `torch.compile`."""
     kernel: bool
-    """Through the compiled kernel (`fast.py`), in float32 on the CPU."""
+    """Through the compiled kernel (`kernel/`), in float32 on the CPU."""
     threads: int
     deterministic: bool
 

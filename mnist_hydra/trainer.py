@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -27,7 +27,6 @@ from mnist_hydra import checkpoint, layers
 from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
-from mnist_hydra.fast import Runnable
 from mnist_hydra.runtime import Runtime, as_record
 
 EVALUATION_BATCH = 512
@@ -58,6 +57,22 @@ class Listener:
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         """Told of every epoch (the first is 1), once it is saved: a reason to end, or `None`."""
         return None
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model as it is run: images float32 [B, 1, H, W] -> log-probabilities float32 [B, 10].
+
+    However that is, it computes what the plain PyTorch model computes; that model keeps the
+    parameters and is what checkpoints and exports are made of.
+    """
+
+    train: Callable[[Tensor], Tensor]
+    """With gradients; changes BatchNorm's running statistics."""
+    evaluate: Callable[[Tensor], Tensor]
+    """Without; takes any number of images, and expects the model in evaluation mode."""
+    release: Callable[[], None] = lambda: None
+    """Lets go of what is only kept for the next step."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_hydra import fast
+from mnist_hydra import build
 from mnist_hydra.kernel import compile as kernel
 from mnist_hydra.kernel.compile import Unavailable, Vectors
 from mnist_hydra.kernel.fused import Fused
@@ -154,7 +154,7 @@ done
 exec {real} "$@" """
     monkeypatch.setenv("CC", pretend(tmp_path, "mycc", script))
     model = Model2()
-    fused = fast.kernel_for(model, tmp_path)
+    fused = build.kernel_of(model, tmp_path)
     assert fused is not None and not fused.kernel.parallel
     assert capsys.readouterr().err == "training on one thread: the C compiler has no OpenMP\n"
     images = torch.randn(20, 1, 28, 28)

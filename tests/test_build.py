@@ -1,4 +1,4 @@
-"""The ways in which a model can be run compute the same."""
+"""What is built of a configuration: here, the ways in which a model can be run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_hydra import fast
+from mnist_hydra import build
 from mnist_hydra.models import Model2
 from mnist_hydra.runtime import Runtime
 
@@ -18,14 +18,14 @@ KERNEL = Runtime("cpu", "fp32", compile=False, kernel=True, threads=1, determini
 
 def test_a_choice_without_the_kernel_runs_the_model_itself() -> None:
     model = Model2()
-    ready = fast.runnable(model, PLAIN, None)
+    ready = build.runnable(model, PLAIN, None)
     assert ready.train is model and ready.evaluate is model
 
 
 @pytest.mark.usefixtures("kernel_possible")
 def test_a_choice_with_the_kernel_trains_and_evaluates_the_same_parameters(tmp_path: Path) -> None:
     model = Model2()
-    ready = fast.runnable(model, KERNEL, fast.kernel_for(model, tmp_path))
+    ready = build.runnable(model, KERNEL, build.kernel_of(model, tmp_path))
     images = torch.randn(4, 1, 28, 28)
     torch.autograd.backward(ready.train(images).sum())
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -37,7 +37,7 @@ def test_a_model_of_ones_own_has_no_kernel_and_that_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        assert fast.kernel_for(nn.Linear(2, 3), tmp_path) is None
+        assert build.kernel_of(nn.Linear(2, 3), tmp_path) is None
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("training at plain PyTorch's speed:") and "not Linear" in told
     assert not list(tmp_path.iterdir())
