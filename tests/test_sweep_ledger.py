@@ -7,10 +7,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
+from mlflow.cli import gc
 from mlflow.entities import Metric, Run, ViewType
+from mlflow.store.entities import PagedList
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.ledger import CREATOR_TAG, Ledger
@@ -60,6 +64,14 @@ def claimed(ledger: Ledger, owner: Owner, trial: Trial | None = None) -> Trial:
 def again(ledger: Ledger) -> Ledger:
     """The same ledger as a process reads it that knows nothing yet."""
     return Ledger(ledger.client, ledger.parent_id)
+
+
+def delete_for_good(client: MlflowClient, run_id: str) -> None:
+    """What a person does in MLflow's UI, and then with `mlflow gc`."""
+    client.delete_run(run_id)
+    words = ["--backend-store-uri", client.tracking_uri, "--run-ids", run_id]
+    done = CliRunner(env={"MLFLOW_TRACKING_URI": client.tracking_uri}).invoke(gc, words)
+    assert done.exit_code == 0, done.output
 
 
 def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner: Owner) -> None:
@@ -287,6 +299,70 @@ def test_a_trial_whose_run_was_deleted_counts_as_never_made(ledger: Ledger, owne
     assert (now.run_id, now.number) == (second.run_id, 1)
 
 
+def test_trials_whose_runs_are_gone_for_good_count_as_never_made(
+    store: tuple[str, MlflowClient], ledger: Ledger, owner: Owner
+) -> None:
+    ledger.read()
+    runs = []
+    for fingerprint in "abcd":
+        trial = ledger.claim(fingerprint, fingerprint, None, owner, SWEEPER)
+        assert trial is not None and ledger.end(trial, "finished")
+        runs.append(trial.run_id)
+    delete_for_good(store[1], runs[0])
+    later = again(ledger)
+    assert set(later.read().trials) == {"b", "c", "d"}
+    assert claimed(later, owner).run_id != runs[0]
+    # A trial that was made anew for one that is gone by now may be deleted in its turn.
+    anew = again(ledger).read().trials["a"].run_id
+    delete_for_good(store[1], anew)
+    assert set(again(ledger).read().trials) == {"b", "c", "d"}
+
+
+def test_no_run_is_listed_to_see_that_none_is_gone(
+    store: tuple[str, MlflowClient], ledger: Ledger, owner: Owner
+) -> None:
+    ledger.read()
+    for fingerprint in "abcd":
+        trial = ledger.claim(fingerprint, fingerprint, None, owner, SWEEPER)
+        assert trial is not None and ledger.end(trial, "finished")
+    listed: list[str] = []
+
+    class Counting(MlflowClient):
+        def search_runs(self, *args: Any, **kwargs: Any) -> PagedList[Run]:
+            found = super().search_runs(*args, **kwargs)
+            listed.extend(run.info.run_id for run in found)
+            return found
+
+    reader = Ledger(Counting(store[0]), ledger.parent_id)
+    assert len(reader.read().trials) == 4
+    assert len(listed) == 1
+
+
+def test_a_parent_that_is_gone_for_good_is_made_anew(
+    store: tuple[str, MlflowClient], ledger: Ledger, experiment: str
+) -> None:
+    ledger.read()
+    delete_for_good(store[1], ledger.parent_id)
+    parent = elect_parent(store[1], experiment, "0123456789abcdef", name="sweep", tags={})
+    assert parent.made_now and parent.run_id != ledger.parent_id
+    with pytest.raises(UserError, match=f"{ledger.parent_id}. was deleted in MLflow"):
+        again(ledger)
+    with pytest.raises(UserError, match="was deleted in MLflow"):
+        ledger.read(fresh=True)
+
+
+def test_a_sweep_whose_experiment_was_renamed_says_which_name_goes_on_with_it(
+    store: tuple[str, MlflowClient], ledger: Ledger, experiment: str
+) -> None:
+    client, name = store[1], store[1].get_experiment(experiment).name
+    client.rename_experiment(experiment, "renamed")
+    other = client.create_experiment(name)
+    with pytest.raises(UserError, match="tracking.experiment_name=renamed"):
+        elect_parent(client, other, "0123456789abcdef", name="sweep", tags={})
+    fresh = elect_parent(client, other, "0123456789abcdef", name="sweep", tags={}, fresh=True)
+    assert fresh.made_now and client.get_run(fresh.run_id).info.experiment_id == other
+
+
 def test_a_run_deleted_while_it_is_watched_is_no_trial_any_more(
     ledger: Ledger, owner: Owner
 ) -> None:
@@ -295,6 +371,8 @@ def test_a_run_deleted_while_it_is_watched_is_no_trial_any_more(
     trial = claimed(ledger, owner)
     assert reader.read().trials["a"].run_id == trial.run_id
     ledger.client.delete_run(trial.run_id)
+    assert not ledger.beat(trial, 1), "whoever trains it is told"
+    assert not ledger.end(trial, "finished")
     assert reader.read(fresh=True).trials == {}
     assert claimed(reader, owner).run_id != trial.run_id
 

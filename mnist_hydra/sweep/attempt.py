@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.ledger import Ledger, wait_for_store
 from mnist_hydra.sweep.trial import FAILED, INTERRUPTED, TIMEOUT, Planned, Trial
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class ClaimLost(Exception):
-    """Another process took the trial over: this one was silent for too long."""
+    """The trial is another process's, since this one was silent for too long; or it was deleted."""
 
 
 class TimedOut(BaseException):
@@ -75,10 +75,11 @@ def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch:
     except BaseException:
         ledger.end(trial, INTERRUPTED, seconds=watch.seconds)
         raise
+    seconds = watch.seconds
     if error:
         _keep_evidence(ledger, planned, trial, error, transcript.text())
         _free_memory()
-    ledger.end(trial, end, seconds=watch.seconds, error=error)
+    wait_for_store(lambda: ledger.end(trial, end, seconds=seconds, error=error), watch.stop)
 
 
 def _keep_evidence(
@@ -133,7 +134,7 @@ class Watch:
         self._by = by
         self.epochs: int | None = None
         """How many the trial is to have; the training says."""
-        self._stop = stop
+        self.stop = stop
         self.timeout_s = timeout_s
         self._prune = prune
         self._beat_s = beat_s
@@ -159,12 +160,12 @@ class Watch:
             ClaimLost: so that nothing more is written.
         """
         if self._lost:
-            raise ClaimLost(f"{self._trial.name}: another process has taken this trial over")
-        if not (self._told_to_stop or self._stop.is_set() or time.monotonic() > self._deadline):
+            raise ClaimLost(f"{self._trial.name}: it was deleted, or another process took it over")
+        if not (self._told_to_stop or self.stop.is_set() or time.monotonic() > self._deadline):
             return None
         from mnist_hydra.trainer import StopReason  # torch; whoever trains has it
 
-        if self._told_to_stop or self._stop.is_set():
+        if self._told_to_stop or self.stop.is_set():
             return StopReason.INTERRUPTED
         return StopReason.TIMEOUT
 

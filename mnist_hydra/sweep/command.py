@@ -187,7 +187,6 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         _check_base(command, parent)
         about[AXES_TAG] = json.dumps({**_axes(parent), **mine})[:PART]
         tracker.set_tags(parent.run_id, about)
-        tracker.reopen(parent.run_id)
     return parent
 
 

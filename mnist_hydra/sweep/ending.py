@@ -88,7 +88,9 @@ def record_results(
     if Action.WAIT in actions.values():
         return
     failed = any(action is not Action.DONE for action in actions.values())
-    tracker.end(parent.run_id, "KILLED" if interrupted else "FAILED" if failed else "FINISHED")
+    status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
+    if tracker.client.get_run(parent.run_id).info.status != status:  # else it keeps its end
+        tracker.end(parent.run_id, status)
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:

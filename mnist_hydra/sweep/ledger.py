@@ -7,17 +7,21 @@ trials' own runs keep theirs to themselves. What follows from them is worked out
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep import trial as names
 from mnist_hydra.sweep.owner import Owner, read_owner
-from mnist_hydra.sweep.parent import book_of
+from mnist_hydra.sweep.parent import book_of, existing_run
 from mnist_hydra.sweep.trial import (
+    CLAIM,
     DIED,
+    FAILURES,
     FINISHED,
     MAX_ENTRY,
     POINT,
@@ -29,7 +33,6 @@ from mnist_hydra.sweep.trial import (
     Point,
     Trial,
     claim_key,
-    claims_of,
     end_key,
     points_of,
     replay,
@@ -55,13 +58,19 @@ CREATOR_TAG = "mlflow.mnist_hydra.creator"
 STATE_TAG = PREFIX + "state"
 ERROR_TAG = PREFIX + "error"
 MADE_BY_TAGS = (COMMIT_TAG, DIRTY_TAG, PREFIX + "version.mnist_hydra", DATA_TAG)
-STATUS = {FINISHED: "FINISHED", names.FAILED: "FAILED", names.TIMEOUT: "FAILED", DIED: "FAILED"}
+STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
+AWAY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
+"""MLflow's error codes for a store that does not answer or is locked."""
 PAGE = 500
 MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
 """Reading the entries takes at most this share of a worker's time, however many there are."""
+ASK_AGAIN_S = 2.0
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,36 @@ class View:
     """Why a sweeper's trials are to stop, by its token."""
 
 
+def wait_for_store(call: Callable[[], T], stop: threading.Event) -> T:
+    """Call again and again while the store is away, and say so once.
+
+    Args:
+        call: may be repeated without harm.
+        stop: once it is set, the store's error is raised.
+    """
+    told = False
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not is_away(error) or stop.is_set():
+                raise
+            if not told:
+                log.warning("waiting for the store, which does not answer: %s", first_line(error))
+            told = True
+            stop.wait(ASK_AGAIN_S)
+
+
+def is_away(error: Exception) -> bool:
+    """Whether an error of MLflow's says that its store does not answer now."""
+    return getattr(error, "error_code", None) in AWAY
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows in further lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 class Ledger:
     """One sweep's ledger; not to be shared between threads.
 
@@ -83,17 +122,20 @@ class Ledger:
         client: of the MLflow store.
         parent_id: the sweep's run.
     Raises:
-        UserError: that run belongs to a sweep that an earlier version began.
+        UserError: that run was deleted, or belongs to a sweep that an earlier version began.
     """
 
     def __init__(self, client: MlflowClient, parent_id: str) -> None:
-        parent = client.get_run(parent_id)
+        parent = existing_run(client, parent_id)
+        if parent is None:
+            raise _deleted(parent_id)
         self.client = client
         self.parent_id = parent_id
         self.experiment_id: str = parent.info.experiment_id
         self._book = book_of(parent)
         self._entries: dict[str, str] = {}
         self._trials: dict[str, Trial] = {}
+        self._claims: Counter[str] = Counter()
         self._deleted: set[str] = set()
         self._read_at: float | None = None
         self._read_s = 0.0
@@ -103,6 +145,8 @@ class Ledger:
 
         Args:
             fresh: the entries are of this moment too, and not a little older.
+        Raises:
+            UserError: the sweep's run, or the one with its entries, was deleted in MLflow.
         """
         read_now = self._read_entries(0.0 if fresh else self._read_s / SHARE_OF_TIME)
         opened = {run.info.run_id: run for run in self._children("attributes.status = 'RUNNING'")}
@@ -156,11 +200,11 @@ class Ledger:
         """
         if _attempts(self._trials.get(fingerprint)) != _attempts(trial):
             return None
-        number = 1 + len(claims_of(fingerprint, self._entries))
+        number = 1 + self._claims[fingerprint]
         heartbeat = {HEARTBEAT_TAG: f"{number}:0", STATE_TAG: RUNNING}
         if trial is None:
             run_id = self._make_run(fingerprint, name, owner, heartbeat)
-        elif self._is_deleted(trial.run_id):
+        elif self._without_deleted(trial) is not trial:
             return None
         else:
             run_id = trial.run_id
@@ -176,25 +220,31 @@ class Ledger:
         return replace(self._trials[fingerprint], heartbeat=f"{number}:0")
 
     def beat(self, trial: Trial, count: int) -> bool:
-        """Move a claimed trial's heartbeat; false if another process has ended the attempt."""
+        """Move a claimed trial's heartbeat; false if another process has ended the attempt, or the
+        trial's run was deleted.
+        """
         number = trial.attempts[-1].number
-        self._tag(trial.run_id, {HEARTBEAT_TAG: f"{number}:{count}"})
-        if self.holds(end_key(trial.fingerprint, number)):
+        run = existing_run(self.client, trial.run_id)
+        if run is None or self.holds(end_key(trial.fingerprint, number)):
             return False
-        if number > 1 and self.client.get_run(trial.run_id).info.status != "RUNNING":
+        self._tag(trial.run_id, {HEARTBEAT_TAG: f"{number}:{count}"})
+        if run.info.status != "RUNNING":
             # Whoever ended the attempt before this one was slow to close the run.
             self.client.update_run(trial.run_id, status="RUNNING")
         return True
 
     def end(self, trial: Trial, state: str, *, seconds: float = 0.0, error: str = "") -> bool:
-        """Record how a trial's last attempt ended; false if another process has done so already.
+        """Record how a trial's last attempt ended; false if another process has done so already,
+        or the trial's run was deleted.
 
         Args:
             state: one of the ends in `trial.py`.
             seconds: that the attempt took.
             error: what went wrong; its last lines are kept.
         """
-        run = self.client.get_run(trial.run_id)
+        run = existing_run(self.client, trial.run_id)
+        if run is None:
+            return False
         epoch, step = _checkpoint(run)
         tags = run.data.tags
         made_by = {key: tags[key] for key in MADE_BY_TAGS if key in tags}
@@ -203,8 +253,7 @@ class Ledger:
         key, text = end_key(trial.fingerprint, trial.attempts[-1].number), end.text()
         if self.holds(key) or self.write_once(key, text) != text:
             return False
-        if run.info.lifecycle_stage != "deleted":
-            self.close(trial.run_id, state, error)
+        self.close(trial.run_id, state, error)
         return True
 
     def close(self, run_id: str, state: str, error: str = "") -> None:
@@ -260,25 +309,31 @@ class Ledger:
         started = time.monotonic()
         if self._read_at is not None and started - self._read_at <= patience_s:
             return False
-        book = self.client.get_run(self._book.run_id)
-        if book.info.lifecycle_stage == "deleted":
+        if not first and existing_run(self.client, self.parent_id) is None:
+            raise _deleted(self.parent_id)
+        book = existing_run(self.client, self._book.run_id)
+        if book is None:
             raise UserError(
                 f"the entries of this sweep (run {self._book.run_id}) were deleted in MLflow; "
-                "right: restore that run with `mlflow runs restore`, or sweep.fresh=true"
+                "right: restore it with `mlflow runs restore` (its experiment with `mlflow "
+                "experiments restore`), or begin the sweep anew with sweep.fresh=true"
             )
         self._read_at = time.monotonic()
         self._read_s = self._read_at - started
         if first:
             self._deleted = {run.info.run_id for run in self._children(deleted=True)}
         self._take_in(book.data.params)
+        if first:
+            self._find_gone()
         return True
 
     def _take_in(self, entries: Mapping[str, str]) -> None:
         """Replay the trials that new entries are about."""
         new = {key: text for key, text in entries.items() if key not in self._entries}
         self._entries.update(new)
-        for fingerprint in {trial_of(key) for key in new} - {None}:
-            assert fingerprint is not None
+        about = {key: fingerprint for key in new if (fingerprint := trial_of(key)) is not None}
+        self._claims.update(about[key] for key in about if key.startswith(CLAIM))
+        for fingerprint in set(about.values()):
             self._replay(fingerprint)
 
     def _replay(self, fingerprint: str) -> Trial | None:
@@ -297,9 +352,9 @@ class Ledger:
             exact: the entries were read just now, so that it cannot have.
         """
         if run is None and exact:
-            if self._is_deleted(trial.run_id):
-                return self._replay(trial.fingerprint)
-            run = self.client.get_run(trial.run_id)
+            run = existing_run(self.client, trial.run_id)
+            if run is None:
+                return self._without_deleted(trial)
         if run is None:
             return trial
         epoch, step = _checkpoint(run)
@@ -307,10 +362,40 @@ class Ledger:
         metrics = dict(run.data.metrics)
         return replace(trial, heartbeat=heartbeat, epoch=epoch, step=step, metrics=metrics)
 
-    def _is_deleted(self, run_id: str) -> bool:
-        if self.client.get_run(run_id).info.lifecycle_stage == "deleted":
-            self._deleted.add(run_id)
-        return run_id in self._deleted
+    def _without_deleted(self, trial: Trial) -> Trial | None:
+        """The trial itself, or what is left of it without the runs that were deleted."""
+        left: Trial | None = trial
+        while left is not None and existing_run(self.client, left.run_id) is None:
+            self._deleted.add(left.run_id)
+            left = self._replay(trial.fingerprint)
+        return left
+
+    def _find_gone(self) -> None:
+        """Let trials count as never attempted whose runs `mlflow gc` has removed.
+
+        Runs are listed only where there are fewer than there must be; to list them takes long.
+        """
+        ended = [trial for trial in self._trials.values() if trial.state != RUNNING]
+        if ended and not self._has_children(len({trial.run_id for trial in ended})):
+            there = {run.info.run_id for run in self._children()}
+            for trial in ended:
+                if trial.run_id not in there:
+                    self._without_deleted(trial)
+
+    def _has_children(self, count: int) -> bool:
+        """Whether at least so many runs are there that are closed: asks for the last of them."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.search_utils import SearchUtils
+
+        which = f"tags.`{PARENT_TAG}` = '{self.parent_id}' and attributes.status != 'RUNNING'"
+        token: bytes = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
+        try:
+            last = self.client.search_runs(
+                [self.experiment_id], which, max_results=1, page_token=token.decode()
+            )
+        except MlflowException:  # a server that counts its pages in another way
+            return False
+        return bool(last)
 
     def _children(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
         from mlflow.entities import ViewType
@@ -335,6 +420,13 @@ class Ledger:
         from mlflow.entities import RunTag
 
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _deleted(parent_id: str) -> UserError:
+    return UserError(
+        f"this sweep (run {parent_id}) was deleted in MLflow; right: the same command again, which "
+        "begins it anew, or `mlflow runs restore` before it"
+    )
 
 
 def _attempts(trial: Trial | None) -> tuple[Attempt, ...]:

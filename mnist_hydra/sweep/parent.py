@@ -60,6 +60,19 @@ def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Pare
     return None if newest is None else _parent(newest)
 
 
+def existing_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run of that id; `None` if it was deleted, for good or not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run: Run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return None if run.info.lifecycle_stage == "deleted" else run
+
+
 def elect_parent(
     client: MlflowClient,
     experiment_id: str,
@@ -71,23 +84,30 @@ def elect_parent(
 ) -> Parent:
     """Find a sweep's parent or make it; processes that do so at once all get the same one.
 
-    A parent that was deleted in MLflow counts as never made.
+    A parent that was deleted in MLflow, for good or not, counts as never made.
 
     Args:
         name: the run's name if it is made.
         tags: of the run if it is made.
         fresh: pass over the parents that there are.
     Raises:
-        UserError: as `find_parent`.
+        UserError: as `find_parent`, or the sweep's experiment was renamed in MLflow.
     """
     newest = _newest(client, experiment_id, identity)
     if newest is not None and not fresh:
         return _parent(newest)
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
-        elected = _elect(client, experiment_id, identity, generation, name, tags)
-        if elected is not None:
-            return elected
+        run, made_now = _elect(client, experiment_id, identity, generation, name, tags)
+        if run is not None and run.info.experiment_id == experiment_id:
+            return _parent(run, made_now)
+        if run is not None and not fresh:
+            there = client.get_experiment(run.info.experiment_id).name
+            raise UserError(
+                f"this sweep (run {run.info.run_id}) is in the experiment {there}, which had "
+                f"another name when it began; right: tracking.experiment_name={there} to go on "
+                "with it, or sweep.fresh=true to begin it anew"
+            )
         generation += 1
 
 
@@ -115,8 +135,8 @@ def _elect(
     generation: int,
     name: str,
     tags: Mapping[str, str],
-) -> Parent | None:
-    """The parent of one generation; `None` if that was deleted."""
+) -> tuple[Run | None, bool]:
+    """The parent of one generation, `None` if that was deleted; and whether it was made now."""
     from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
@@ -144,15 +164,13 @@ def _elect(
     elected = held.tags[ELECTED_TAG]
     if elected not in mine:
         _delete(client, mine)
-    run = client.get_run(elected)
-    if run.info.lifecycle_stage == "deleted":
-        return None
-    if SWEEP_TAG not in run.data.tags:
+    run = existing_run(client, elected)
+    if run is not None and SWEEP_TAG not in run.data.tags:
         # Only now can it be found: a candidate that lost never could.
         official = {SWEEP_TAG: identity, GENERATION_TAG: str(generation)}
         client.log_batch(elected, tags=[RunTag(key, value) for key, value in official.items()])
         run = client.get_run(elected)
-    return _parent(run, made_now=elected in mine)
+    return run, elected in mine
 
 
 def _make_book(client: MlflowClient, experiment: str, name: str) -> Book:

@@ -17,7 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.errors import UserError
+from mnist_hydra.sweep.ledger import Ledger, View, first_line
 from mnist_hydra.sweep.trial import (
     DIED,
     DONE,
@@ -310,6 +311,7 @@ class Follower:
         display: what to feed.
         shown: what to show of the ledger, trials by fingerprint.
         by: the sweeper's token.
+        stop: is set where the sweep was deleted in MLflow, so that nothing more is begun.
     """
 
     def __init__(
@@ -318,8 +320,10 @@ class Follower:
         display: Display,
         shown: Callable[[View], Mapping[str, Shown]],
         by: str,
+        stop: threading.Event,
     ) -> None:
         self._ledger, self._display, self._shown, self._by = ledger, display, shown, by
+        self._stop = stop
         self._looking = threading.Lock()
         self._wake = threading.Event()
         self._over = False
@@ -358,8 +362,12 @@ class Follower:
             try:
                 self._pass_on()
                 self._display.update(self._shown(self._ledger.read(fresh)), time.monotonic())
+            except UserError:
+                if not self._stop.is_set():
+                    self._stop.set()
+                    self.stop_trials("the sweep was deleted in MLflow")
             except Exception as error:  # the store may be away for a while; training goes on
-                log.warning("the ledger cannot be read: %s", error)
+                log.warning("the ledger cannot be read: %s", first_line(error))
 
     def _pass_on(self) -> None:
         reason = self._stop_reason

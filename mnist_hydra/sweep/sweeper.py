@@ -22,7 +22,6 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from rich.console import Console
 
-import mnist_hydra
 from mnist_hydra.config import Config
 from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
@@ -36,7 +35,14 @@ from mnist_hydra.sweep.command import (
     read_command,
     write_plan,
 )
-from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.ledger import (
+    MADE_BY_TAGS,
+    Ledger,
+    View,
+    first_line,
+    is_away,
+    wait_for_store,
+)
 from mnist_hydra.sweep.owner import Observer, new_token
 from mnist_hydra.sweep.show import Display, Follower, Shown, shown
 from mnist_hydra.sweep.trial import (
@@ -50,15 +56,7 @@ from mnist_hydra.sweep.trial import (
 )
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
-from mnist_hydra.tracking import (
-    COMMIT_TAG,
-    DATA_TAG,
-    DIRTY_TAG,
-    PREFIX,
-    Tracker,
-    git_state,
-    import_mlflow,
-)
+from mnist_hydra.tracking import DATA_TAG, Tracker, import_mlflow, provenance
 
 POLL_S = 2.0
 MAX_IDLE_LAUNCHES = 3
@@ -79,6 +77,12 @@ def main(job: Job, arguments: Sequence[str]) -> None:
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception as error:
+        if not is_away(error):
+            raise
+        print(f"error: the store does not answer: {first_line(error)}", file=sys.stderr)
+        print("the same command again goes on with the sweep", file=sys.stderr)
+        code = FAILURE
     if code != SUCCESS:
         raise SystemExit(code)
 
@@ -145,7 +149,8 @@ class Sweep:
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             ledger = Ledger(self.tracker.client, self.parent.run_id)
-            with display, Follower(ledger, display, self._shown, self.by) as self.follower:
+            following = Follower(ledger, display, self._shown, self.by, self.stop)
+            with display, following as self.follower:
                 self._run_what_is_missing()
         finally:
             for number, handler in before.items():
@@ -160,20 +165,23 @@ class Sweep:
         known = {key: trial for key, trial in trials.items() if trial is not None}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, show.overview(self._actions(view), self.command.total))
-        warning = show.other_origin(known, origin(self.command.config))
+        warning = show.other_origin(known, made_by(self.command.config))
         if warning is not None:
             _say(self.console, warning)
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
         ledger = Ledger(self.tracker.client, self.parent.run_id)
-        view = ledger.read()
+        view = wait_for_store(ledger.read, self.stop)
         wanted, actions = wanted_of(self.command, view), self._actions(view)
         found = ending.results_of(self.command, ledger, view, wanted)
         interrupted = self.signals > 0
-        ending.record_results(self.tracker, self.parent, found, actions, interrupted)
         _say(self.console, show.outcome(actions))
         ending.print_results(found)
+        try:
+            ending.record_results(self.tracker, self.parent, found, actions, interrupted)
+        except Exception as error:  # they are the ledger's: the same command records them again
+            _say(self.console, f"the results are not recorded: {first_line(error)}")
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
@@ -189,7 +197,7 @@ class Sweep:
     def _run_what_is_missing(self) -> None:
         idle_launches = 0
         while not self.stop.is_set():
-            view = mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
+            view = wait_for_store(self._look, self.stop)
             if self.by in view.stops:
                 return
             actions = self._actions(view)
@@ -206,14 +214,18 @@ class Sweep:
             told, self.problem = self.problem, self._launch(min(self.room, to_do))
             if self.problem is not None and self.problem != told:
                 _say(self.console, self.problem)
-            idle = _work_done(self.ledger.read(fresh=True)) == before
+            idle = _work_done(wait_for_store(self._look, self.stop)) == before
             idle_launches = idle_launches + 1 if idle else 0
             time.sleep(idle_launches)
+
+    def _look(self) -> View:
+        return mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
 
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; says what went wrong with one."""
         if not self.plan_is_written:
             write_plan(self.command, self.tracker, self.parent, self.by)
+            self.tracker.reopen(self.parent.run_id)
             self.plan_is_written = True
         overrides = [
             self.command.worker_overrides(self.parent.run_id, self.by, number)
@@ -309,10 +321,9 @@ def _work_done(view: View) -> tuple[int, ...]:
     return len(view.points), ended, sum(trial.number for trial in trials)
 
 
-def origin(config: Config) -> dict[str, str]:
-    """This program's code and, where the configuration knows it, data, as runs are tagged."""
-    tags = {PREFIX + "version.mnist_hydra": mnist_hydra.__version__}
-    tags |= {k: v for k, v in git_state().items() if k in (COMMIT_TAG, DIRTY_TAG)}
+def made_by(config: Config) -> dict[str, str]:
+    """What a trial would be made by now, as `Trial.made_by` has it; data only if it is known."""
+    tags = {key: value for key, value in provenance().items() if key in MADE_BY_TAGS}
     known = config.data.sha256
     if known is not None and all(name in known for name in FILES):
         digests = "".join(known[name] for name in FILES)

@@ -11,16 +11,18 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
-from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.ledger import Ledger, View, first_line, is_away, wait_for_store
 from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
 from mnist_hydra.sweep.trial import DIED, RUNNING, Action, Planned, Trial, actions_of, in_order
 
@@ -92,7 +94,12 @@ def work(
         threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
     # In the sweeper's own process the signals are the sweeper's.
     with nullcontext() if made_here(settings.by) else stopping_on_signals(stop):
-        pull(ledger, source, train, rules, stop, after_attempt)
+        try:
+            pull(ledger, source, train, rules, stop, after_attempt)
+        except Exception as error:
+            if not (is_away(error) and stop.is_set()):
+                raise
+            log.warning("what was left to record is not: %s", first_line(error))
 
 
 class Source(Protocol):
@@ -159,30 +166,18 @@ def pull(
         after_attempt: called when an attempt has ended.
     """
     observer = Observer(time.monotonic)
-    turn = rules.number
-    fresh = False
+    turn, fresh = rules.number, False
     with Working() as owner:
         if rules.number == 0:
-            finish_half_done(ledger, observer)
+            wait_for_store(partial(finish_half_done, ledger, observer), stop)
         while not stop.is_set():
-            view = mark_dead(ledger, ledger.read(fresh), observer)
-            if rules.by in view.stops:
+            take = partial(_take, ledger, source, rules, observer, owner, turn, fresh)
+            taken = wait_for_store(take, stop)
+            if taken is _None.STOPPED or (taken is _None.LEFT and fresh):
                 return
-            wanted = source.wanted(view)
-            actions = actions_of(view.trials, wanted, rules.by, rules.retries)
-            given_up = [p.name for p in wanted if actions[p.fingerprint] is Action.GIVE_UP]
-            if rules.fail_fast and given_up:
-                ledger.stop(rules.by, f"sweep.fail_fast: {given_up[0]}")
-                return
-            taken = _take(ledger, source, view, wanted, actions, rules, owner, turn)
-            if taken is None and fresh:
-                return
-            fresh = taken is None  # before it leaves, it looks once more
-            if taken is None:
-                continue
-            turn = rules.number
-            if isinstance(taken, _Again):
-                turn = random.randrange(1_000_000)
+            fresh = taken is _None.LEFT  # before it leaves, it looks once more
+            turn = random.randrange(1_000_000) if taken is _None.GOT else rules.number
+            if isinstance(taken, _None):
                 continue
             planned, trial = taken
             watch = Watch(
@@ -191,7 +186,7 @@ def pull(
                 by=rules.by,
                 stop=stop,
                 timeout_s=rules.timeout_s,
-                prune=source.prune(trial),
+                prune=wait_for_store(partial(source.prune, trial), stop),
                 beat_s=rules.beat_s,
                 grace_s=rules.grace_s,
             )
@@ -228,36 +223,50 @@ def finish_half_done(ledger: Ledger, observer: Observer) -> None:
             ledger.close(run_id, trial.state, trial.error)
 
 
-class _Again:
-    """Another process was faster: read the ledger again."""
+class _None(Enum):
+    """Why no trial was taken."""
+
+    GOT = 1
+    """None was got: another process was faster, or a search has proposed one more."""
+    LEFT = 2
+    """None is left that could be taken now."""
+    STOPPED = 3
+    """None is to be taken any more."""
 
 
 def _take(
     ledger: Ledger,
     source: Source,
-    view: View,
-    wanted: Sequence[Planned],
-    actions: Mapping[str, Action],
     rules: Rules,
+    observer: Observer,
     owner: Owner,
     turn: int,
-) -> tuple[Planned, Trial] | _Again | None:
-    """Claim a trial, the first that can be had; `None` if there is none."""
-    by_fingerprint = {planned.fingerprint: planned for planned in wanted}
-    order = in_order(list(by_fingerprint), actions.__getitem__, turn)
-    proposed = False
-    for fingerprint, action in order:
-        if action is Action.RETRY and not proposed:
-            proposed = True
-            if source.propose(view):
-                return _Again()
-        planned = by_fingerprint[fingerprint]
-        trial = view.trials.get(fingerprint)
-        claimed = ledger.claim(fingerprint, planned.name, trial, owner, rules.by)
-        return _Again() if claimed is None else (planned, claimed)
-    if not proposed and source.propose(view):
-        return _Again()
-    return None
+    fresh: bool,
+) -> tuple[Planned, Trial] | _None:
+    """Claim a trial, the first that can be had.
+
+    Args:
+        turn: see `in_order`.
+        fresh: see `Ledger.read`.
+    """
+    view = mark_dead(ledger, ledger.read(fresh), observer)
+    if rules.by in view.stops:
+        return _None.STOPPED
+    wanted = {planned.fingerprint: planned for planned in source.wanted(view)}
+    actions = actions_of(view.trials, list(wanted.values()), rules.by, rules.retries)
+    given_up = [key for key, action in actions.items() if action is Action.GIVE_UP]
+    if rules.fail_fast and given_up:
+        ledger.stop(rules.by, f"sweep.fail_fast: {wanted[given_up[0]].name}")
+        return _None.STOPPED
+    first = next(iter(in_order(list(wanted), actions.__getitem__, turn)), None)
+    if (first is None or first[1] is Action.RETRY) and source.propose(view):
+        return _None.GOT
+    if first is None:
+        return _None.LEFT
+    planned = wanted[first[0]]
+    trial = view.trials.get(planned.fingerprint)
+    claimed = ledger.claim(planned.fingerprint, planned.name, trial, owner, rules.by)
+    return _None.GOT if claimed is None else (planned, claimed)
 
 
 def _stop_at_end_of_stdin(stop: threading.Event) -> None:

@@ -29,7 +29,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     parent = begin_sweep(command, tracker)
     ledger = Ledger(tracker.client, parent.run_id)
     view, by = ledger.read(), new_token()
-    made_by = provenance() | sweeper.origin(command.config)
+    made_by = provenance() | sweeper.made_by(command.config)
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:
