@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +40,9 @@ from mnist_hydra.tracking import (
     provenance,
 )
 from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 KEPT_ON_RESUME = (
     "output_dir",
@@ -356,6 +359,7 @@ def _resumed_config(config: Config, tracker: Tracker, overrides: list[str]) -> C
             f"without it (allowed: {', '.join(KEPT_ON_RESUME)})"
         )
     run = tracker.find_run(str(config.resume))
+    _refuse_a_trial(tracker, run)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={config.resume}: that run has finished; right: one that has not")
     cfg = OmegaConf.create(tracker.read_text(str(config.resume), "config.yaml"))
@@ -364,6 +368,17 @@ def _resumed_config(config: Config, tracker: Tracker, overrides: list[str]) -> C
         if any(o.lstrip("+").startswith(key) for o in overrides):
             OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
     return settle(cfg)
+
+
+def _refuse_a_trial(tracker: Tracker, run: Run) -> None:
+    """A trial is its sweep's: who trains it without a claim trains beside the sweep's workers."""
+    parent = run.data.tags.get("mlflow.parentRunId")
+    if parent is not None:
+        command = tracker.find_run(parent).data.tags.get(PREFIX + "command", "")
+        raise UserError(
+            f"resume={run.info.run_id} is a trial of the sweep {parent}; right: the sweep's own "
+            f"command again, which goes on with all of its trials: {command}"
+        )
 
 
 def _checkpoint_to_resume(config: Config, tracker: Tracker, run_id: str) -> dict[str, Any] | None:

@@ -77,12 +77,12 @@ def end(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out, err)
 
 
-def run(*overrides: str, cwd: Path) -> Done:
+def run(*overrides: str, cwd: Path, flags: tuple[str, ...] = ("--multirun",)) -> Done:
     """The command inside this process, which has torch already."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv, folder, path = sys.argv, Path.cwd(), list(sys.path)
     GlobalHydra.instance().clear()
-    sys.argv = ["train.py", "--multirun", *overrides]
+    sys.argv = ["train.py", *flags, *overrides]
     os.chdir(cwd)
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -208,6 +208,17 @@ def test_only_the_best_trials_get_pictures_and_the_exported_model(
     assert [trial.data.metrics["test/acc_last"] for trial in completed] == [best]
     models = mlflow.search_logged_models([completed[0].info.experiment_id])
     assert [model.source_run_id for model in models] == [completed[0].info.run_id]
+
+
+def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> None:
+    folder, _ = swept
+    [parent], trials = runs(folder)
+    trial = next(iter(trials.values())).info.run_id
+    refused = run(f"resume={trial}", cwd=folder, flags=())
+    assert refused.code == 2
+    assert f"resume={trial} is a trial of the sweep {parent.info.run_id}" in refused.err
+    assert parent.data.tags["mnist_hydra.command"] in refused.err
+    assert "Traceback" not in refused.err
 
 
 def test_each_event_is_a_line_where_there_is_no_terminal(

@@ -6,6 +6,7 @@ It tells the training when to stop and never touches what the training records.
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mnist_hydra.trainer import StopReason
 
 BEAT_S = 3.0
+ASK_S = 1.0
+"""How often it is looked whether the trial is to stop."""
 GRACE_S = 20.0
 """How long a trial past its time limit has for its checkpoint, before it is ended by force."""
 HUNG_EXIT_CODE = 1
@@ -206,13 +209,14 @@ class Watch:
 
     def _beat(self) -> None:
         """Beat, and look for a request to stop; at first whoever took the trial has just looked."""
-        count = 0
         silent = False
-        while not self._over.wait(self._beat_s):
-            count += 1
+        asks = max(1, round(self._beat_s / ASK_S))  # a heartbeat
+        for count in itertools.count(1):
+            if self._over.wait(self._beat_s / asks):
+                return
             try:
                 self._told_to_stop = self._told_to_stop or self._ledger.stopped(self._by)
-                if not self._ledger.beat(self._trial, count):
+                if count % asks == 0 and not self._ledger.beat(self._trial, count // asks):
                     self._lost = True
                     return
                 silent = False

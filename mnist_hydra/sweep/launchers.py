@@ -276,6 +276,25 @@ def on_this_machine(launcher: Launcher) -> bool:
     return in_process(launcher) or foreign
 
 
+def check_store(launcher: Launcher, name: str, tracking_uri: str | None) -> None:
+    """Check that trials on other machines are not recorded in a file of this one.
+
+    Args:
+        name: the launcher's, for people.
+        tracking_uri: `None` for the SQLite file below `output_dir`.
+    Raises:
+        UserError: they would be; a network disk is no place for a SQLite file either.
+    """
+    in_a_file = tracking_uri is None or tracking_uri.startswith("sqlite:")
+    if on_this_machine(launcher) or not in_a_file:
+        return
+    raise UserError(
+        f"hydra/launcher={name} runs trials on other machines, which cannot share the SQLite "
+        "file of tracking=local; right: tracking=server tracking.uri=http://HOST:5000 with a "
+        "server that all of them reach, or hydra/launcher=joblib on this machine alone"
+    )
+
+
 def slots(launcher: Launcher, settings: SweepConfig) -> int:
     """How many workers there is room for.
 

@@ -61,14 +61,17 @@ from mnist_hydra.tracking import DATA_TAG, Tracker, import_mlflow, provenance
 POLL_S = 2.0
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""
-SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
+OF_SIGNAL = 128
+"""Is added to a signal's number where that ended the command: 130 after Ctrl-C, 143 after SIGTERM.
+"""
 
 
 def main(job: Job, arguments: Sequence[str]) -> None:
     """Run the sweep of a command line.
 
     Raises:
-        SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C.
+        SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         code = run_sweep(job, arguments)
@@ -76,7 +79,7 @@ def main(job: Job, arguments: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = OF_SIGNAL + signal.SIGINT
     except Exception as error:
         if not is_away(error):
             raise
@@ -99,6 +102,8 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     for one, other in command.trials.repeated[:5]:
         _say(console, f"{one} is the same trial as {other}")
     launcher = launchers.make(job.context, job.task, job.config)
+    chosen = job.config.hydra.runtime.choices["hydra/launcher"]
+    launchers.check_store(launcher, chosen, command.config.tracking.uri)
     tracker = Tracker(command.config) if _store_exists(command) else None
     view = View({})
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
@@ -124,7 +129,7 @@ class Sweep:
         self.ledger = Ledger(tracker.client, self.parent.run_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
-        self.signals = 0
+        self.signals: list[int] = []
         self.stop = threading.Event()
         self.problem: str | None = None
         self.plan_is_written = False
@@ -175,7 +180,7 @@ class Sweep:
         view = wait_for_store(ledger.read, self.stop)
         wanted, actions = wanted_of(self.command, view), self._actions(view)
         found = ending.results_of(self.command, ledger, view, wanted)
-        interrupted = self.signals > 0
+        interrupted = bool(self.signals)
         _say(self.console, show.outcome(actions))
         ending.print_results(found)
         try:
@@ -190,7 +195,7 @@ class Sweep:
             print(f"and open {self.tracker.ui_page()}")
         if interrupted:
             _say(self.console, "the same command again goes on with the sweep")
-            return INTERRUPTED
+            return OF_SIGNAL + self.signals[0]
         done = all(action is Action.DONE for action in actions.values())
         return SUCCESS if done and self.problem is None else FAILURE
 
@@ -257,9 +262,9 @@ class Sweep:
         }
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1
-        if self.signals > 1:
-            _leave_at_once()
+        self.signals.append(number)
+        if len(self.signals) > 1:
+            _leave_at_once(OF_SIGNAL + number)
         self.stop.set()
         if self.follower is not None:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
@@ -337,13 +342,13 @@ def _store_exists(command: Command) -> bool:
     return config.tracking.uri is not None or (Path(config.output_dir) / "mlflow.db").exists()
 
 
-def _leave_at_once() -> None:
+def _leave_at_once(code: int) -> None:
     """End this process and those that it started; the ledger stays as it is."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 def _say(console: Console, text: str) -> None:

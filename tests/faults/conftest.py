@@ -57,6 +57,15 @@ def client(store: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
 
 
+@pytest.fixture(scope="session")
+def on_server(store: Path) -> Iterator[list[str]]:
+    """The overrides by which a sweep reaches that store through an MLflow server."""
+    folder = store / "server"
+    folder.mkdir()
+    with mlflow_server(folder, f"sqlite:///{store / 'mlflow.db'}") as address:
+        yield ["tracking=server", f"tracking.uri={address}"]
+
+
 @pytest.fixture
 def nine_trials(
     tmp_path: Path, store: Path, mnist: Path, request: pytest.FixtureRequest

@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,30 +61,32 @@ def postgres(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: str) -> Iterator[str]:
-    """MLflow's tracking server, artifacts included; gives its address."""
+def mlflow_server(folder: Path, database: str, inside: Sequence[str] = ()) -> Iterator[str]:
+    """MLflow's tracking server, artifacts included; gives its address.
+
+    Args:
+        folder: for its log and the artifacts.
+        database: SQLAlchemy's URL of where runs are kept.
+        inside: what leads into another network, in which alone it can be reached then.
+    """
     port = free_port()
-    run = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
+    run = [*inside, sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
     run += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "2"]
     run += ["--host", "127.0.0.1", "--port", str(port)]
     with (folder / "mlflow.log").open("wb") as log:
         server = subprocess.Popen(run, stdout=log, stderr=log, cwd=folder)
+    ask = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/health')"
+    answers = [*inside, sys.executable, "-c", ask]
     try:
-        _wait(lambda: _answers(f"http://127.0.0.1:{port}/health"), server, log.name)
+        _wait(
+            lambda: subprocess.run(answers, capture_output=True).returncode == 0, server, log.name
+        )
         yield f"http://127.0.0.1:{port}"
     finally:
         process = psutil.Process(server.pid)
         for each in [*process.children(recursive=True), process]:
             each.kill()
         server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
 
 
 def _wait(is_up: Callable[[], bool], server: subprocess.Popen[bytes], log: str) -> None:

@@ -1,4 +1,6 @@
-"""Ctrl-C, which a terminal sends to every process of the sweep on this machine at once."""
+"""Ctrl-C, which a terminal sends to every process of a sweep on this machine at once, and SIGTERM,
+which goes to one process alone.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,33 @@ from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims
 
 INTERRUPTED = 130
+TERMINATED = 143
+IN_PROCESS: list[str] = []
+JOBLIB = ["hydra/launcher=joblib", "sweep.workers=2"]
+RAY = ["hydra/launcher=ray", "sweep.workers=2"]
+SLURM = ["hydra/launcher=slurm", "sweep.workers=2"]
+ONCE = [
+    pytest.param(JOBLIB, signal.SIGINT, id="joblib-ctrl-c"),
+    pytest.param(RAY, signal.SIGINT, id="ray-local-ctrl-c"),
+    pytest.param(SLURM, signal.SIGTERM, id="slurm-sigterm"),
+]
+TEN_TIMES = [
+    pytest.param(launcher, number, id=f"{name}-{number.name}-{count}", marks=pytest.mark.long)
+    for name, launcher in {
+        "in-process": IN_PROCESS,
+        "joblib": JOBLIB,
+        "ray-local": RAY,
+        "slurm": SLURM,
+    }.items()
+    for number in (signal.SIGINT, signal.SIGTERM)
+    for count in range(10)
+]
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        pytest.param(["hydra/launcher=joblib"], id="joblib"),
-        pytest.param(["hydra/launcher=ray"], id="ray-local"),
-        pytest.param(["hydra/launcher=slurm"], id="slurm"),
-    ],
-)
-def test_ctrl_c_leaves_checkpoints_that_the_same_command_goes_on_from(
+@pytest.mark.parametrize(("launcher", "number"), [*ONCE, *TEN_TIMES])
+def test_a_signal_leaves_checkpoints_that_the_same_command_goes_on_from(
     launcher: list[str],
+    number: signal.Signals,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     store: Path,
@@ -34,32 +51,41 @@ def test_ctrl_c_leaves_checkpoints_that_the_same_command_goes_on_from(
     client: MlflowClient,
 ) -> None:
     environment = {}
-    if launcher[0] == "hydra/launcher=ray":
+    if launcher == RAY:
         pytest.importorskip("ray")
-    if launcher == ["hydra/launcher=slurm"]:
+    elsewhere = []
+    if launcher == SLURM:
         slurm: Slurm = request.getfixturevalue("slurm")
         environment = slurm.environment
-    name = f"ctrl-c-{request.node.callspec.id}"
+        elsewhere = request.getfixturevalue("on_server")
+    name = f"signal-{request.node.callspec.id}"
     sweep = FaultySweep(tmp_path, mnist, name, ["dropout=0.0,0.02,0.04", f"output_dir={store}"])
-    command = [*launcher, "sweep.workers=2"]
+    command = [*launcher, *elsewhere]
+    at_once = 2 if launcher else 1
 
-    slow = sweep.start(*command, environment={**environment, "FAULTS_SLOW": "1"})
-    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, slow, 180)
-    os.killpg(slow.pid, signal.SIGINT)
+    slow = sweep.start(*command, environment={**environment, "FAULTS_SLOW": "0.3"})
+    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == at_once, slow, 180)
+    sent = time.time()
+    if number == signal.SIGINT:
+        os.killpg(slow.pid, number)
+    else:
+        slow.send_signal(number)
     code, said = finish(slow, 90)
-    assert code == INTERRUPTED, said
+    assert code == (INTERRUPTED if number == signal.SIGINT else TERMINATED), said
     assert "Traceback" not in said
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     begun = [run for run in client.search_runs([experiment.experiment_id]) if claims(client, run)]
     assert {run.data.tags["mnist_hydra.state"] for run in begun} == {"interrupted"}
+    took = max(run.info.end_time / 1000 - sent for run in begun)
+    assert took < (2 if "-SIG" in name else 20), "how long the checkpoints took, in seconds"
 
     code, said = finish(sweep.start(*command, environment=environment))
     assert code == 0, said
     trials = sweep.trials(client)
     assert len(trials) == 3
     resumed = [claims(client, run)[1] for run in trials if len(claims(client, run)) == 2]
-    assert len(resumed) == 2
+    assert len(resumed) == at_once
     assert all(claim["from_step"] > -1 for claim in resumed)
 
 

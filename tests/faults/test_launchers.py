@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
+from tests.faults.postgres import mlflow_server
 from tests.faults.ray_cluster import RayCluster
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims
@@ -50,9 +51,9 @@ def test_on_this_machine_a_killed_worker_costs_no_other_trial(
 
 
 def test_on_slurm_a_killed_job_costs_no_other_trial(
-    nine_trials: FaultySweep, client: MlflowClient, slurm: Slurm
+    nine_trials: FaultySweep, client: MlflowClient, slurm: Slurm, on_server: list[str]
 ) -> None:
-    launcher = ["hydra/launcher=slurm"]
+    launcher = ["hydra/launcher=slurm", *on_server]
     environment = {**VICTIM, **slurm.environment}
     sweep = nine_trials.start(*launcher, environment=environment)
     os.kill(nine_trials.victim(sweep), signal.SIGKILL)
@@ -62,10 +63,15 @@ def test_on_slurm_a_killed_job_costs_no_other_trial(
 
 
 def test_on_ray_a_killed_node_costs_no_other_trial(
-    nine_trials: FaultySweep, client: MlflowClient, ray_folder: Path
+    nine_trials: FaultySweep, client: MlflowClient, store: Path, ray_folder: Path, tmp_path: Path
 ) -> None:
-    with RayCluster(ray_folder, hidden=nine_trials.config, second_node=VICTIM) as cluster:
+    database = f"sqlite:///{store / 'mlflow.db'}"
+    with (
+        RayCluster(ray_folder, hidden=nine_trials.config, second_node=VICTIM) as cluster,
+        mlflow_server(tmp_path, database, inside=cluster.inside) as address,
+    ):
         launcher = ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}"]
+        launcher += ["tracking=server", f"tracking.uri={address}"]
         launcher.append("+model.together=2")  # the victim's node is not to come too late
         inside, environment = cluster.inside, cluster.environment
         sweep = nine_trials.start(*launcher, inside=inside, environment=environment)

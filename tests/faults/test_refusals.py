@@ -30,20 +30,38 @@ def refused(sweep: FaultySweep, output_dir: Path, *launcher: str) -> str:
     return said
 
 
-def test_a_ray_address_where_nobody_listens_is_refused(tmp_path: Path, mnist: Path) -> None:
-    pytest.importorskip("ray")
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["hydra/launcher=slurm"], id="slurm"),
+        pytest.param(["hydra/launcher=ray", "hydra.launcher.address=head:6379"], id="ray"),
+    ],
+)
+def test_trials_on_other_machines_are_not_recorded_in_a_file_of_this_one(
+    tmp_path: Path, mnist: Path, launcher: list[str]
+) -> None:
     sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2"])
+    said = refused(sweep, tmp_path / "outputs", *launcher)
+    assert said.startswith(f"error: {launcher[0]} runs trials on other machines")
+    assert "right: tracking=server tracking.uri=http://HOST:5000" in said
+
+
+def test_a_ray_address_where_nobody_listens_is_refused(
+    tmp_path: Path, mnist: Path, on_server: list[str]
+) -> None:
+    pytest.importorskip("ray")
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", *on_server])
     address = f"hydra.launcher.address=127.0.0.1:{free_port()}"
     said = refused(sweep, tmp_path / "outputs", "hydra/launcher=ray", address)
     assert "no Ray cluster answers there" in said and "hydra.launcher.address=null" in said
 
 
 def test_a_ray_address_where_something_else_listens_is_refused_in_time(
-    tmp_path: Path, mnist: Path, silent_server: str
+    tmp_path: Path, mnist: Path, on_server: list[str], silent_server: str
 ) -> None:
     pytest.importorskip("ray")
     assert ANSWER_WITHIN_S + JOIN_WITHIN_S < 15
-    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2"])
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", *on_server])
     address = f"hydra.launcher.address={silent_server}"
     said = refused(sweep, tmp_path / "outputs", "hydra/launcher=ray", address)
     assert "what listens there is no Ray cluster" in said

@@ -14,9 +14,9 @@ LAUNCHER = ["hydra/launcher=slurm", "sweep.workers=1"]
 
 
 def test_a_preempted_job_goes_back_to_the_queue_and_its_trial_goes_on(
-    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient, slurm: Slurm
+    tmp_path: Path, mnist: Path, client: MlflowClient, slurm: Slurm, on_server: list[str]
 ) -> None:
-    sweep = FaultySweep(tmp_path, mnist, "preempted", ["seed=1,2", f"output_dir={store}"])
+    sweep = FaultySweep(tmp_path, mnist, "preempted", ["seed=1,2", *on_server])
     going = sweep.start(*LAUNCHER, environment={**slurm.environment, "FAULTS_SLOW": "0.3"})
     wait_for(lambda: any(sweep.faults.glob("slow-*")), going, 180)
     [job] = slurm.queue()
@@ -31,9 +31,9 @@ def test_a_preempted_job_goes_back_to_the_queue_and_its_trial_goes_on(
 
 
 def test_a_job_that_slurm_refuses_is_bad_input(
-    tmp_path: Path, store: Path, mnist: Path, slurm: Slurm
+    tmp_path: Path, mnist: Path, slurm: Slurm, on_server: list[str]
 ) -> None:
-    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", f"output_dir={store}"])
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", *on_server])
     partition = "hydra.launcher.slurm_partition=nowhere"
     code, said = finish(sweep.start(*LAUNCHER, partition, environment=slurm.environment))
     assert code == 2, said

@@ -1,0 +1,73 @@
+"""`kill -9` at a random moment: of a sweep's own process, of a worker, of both."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
+from tests.faults.slurm import Slurm
+from tests.sweep_entries import ends
+
+LAUNCHERS = {
+    "in-process": [],
+    "joblib": ["hydra/launcher=joblib", "sweep.workers=2"],
+    "ray": ["hydra/launcher=ray", "sweep.workers=2"],
+    "slurm": ["hydra/launcher=slurm", "sweep.workers=2"],
+}
+SEEDS = "seed=1,2,3,4,5,6"
+WITHIN_S = 4.0
+"""After the first step, while trials are under way."""
+TEN_TIMES = [
+    pytest.param(name, victims, seed, id=f"{name}-{victims}-{seed}", marks=pytest.mark.long)
+    for name in LAUNCHERS
+    for victims in (("sweeper",) if name == "in-process" else ("sweeper", "worker", "both"))
+    for seed in range(10)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "victims", "seed"),
+    [pytest.param("joblib", "both", 10, id="joblib-both"), *TEN_TIMES],
+)
+def test_the_same_command_finishes_what_was_killed_and_trains_no_trial_twice(
+    name: str,
+    victims: str,
+    seed: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    store: Path,
+    mnist: Path,
+    client: MlflowClient,
+) -> None:
+    launcher, environment = list(LAUNCHERS[name]), {}
+    if name == "ray":
+        pytest.importorskip("ray")
+    if name == "slurm":
+        slurm: Slurm = request.getfixturevalue("slurm")
+        environment = slurm.environment
+        launcher += request.getfixturevalue("on_server")
+    experiment = f"kill-{name}-{victims}-{seed}"
+    sweep = FaultySweep(tmp_path, mnist, experiment, [SEEDS, f"output_dir={store}"])
+    going = sweep.start(*launcher, environment={**environment, "FAULTS_SLOW": "0.1"})
+    wait_for(lambda: any(sweep.faults.glob("slow-*")), going, 180)
+    time.sleep(random.Random(seed).uniform(0, WITHIN_S))
+    if victims in ("sweeper", "both"):
+        going.kill()
+    if victims in ("worker", "both"):
+        found = [int(path.name.removeprefix("slow-")) for path in sweep.faults.glob("slow-*")]
+        os.kill(next(pid for pid in found if is_alive(pid)), signal.SIGKILL)
+    code, said = finish(going)
+    assert code == (0 if victims == "worker" else -signal.SIGKILL), said
+    code, said = finish(sweep.start(*launcher, environment=environment))
+    assert code == 0, said
+    assert "Traceback" not in said
+    trials = sweep.trials(client)
+    assert len({run.data.tags["mnist_hydra.fingerprint"] for run in trials}) == len(trials) == 6
+    assert all(ends(client, run).count("finished") == 1 for run in trials)
