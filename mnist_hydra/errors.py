@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class StoreAway(UserError):
+    """The tracking store does not answer now; later it may."""
+
+
 def wrong_value(key: str, value: Any, right: str) -> UserError:
     """The error for a `value` that is not what is `right` for `key`."""
     return UserError(f"{key}={value} is not valid; right: {right}")

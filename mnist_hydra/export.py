@@ -10,17 +10,18 @@ import importlib
 import sys
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.spool import Spool
 from mnist_hydra.trainer import Trainer
 
 
-def log_pictures_and_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
+def log_pictures_and_model(trainer: Trainer, spool: Spool) -> None:
     """Add what only a run worth looking at gets: pictures and the exported model."""
     from mnist_hydra import pictures
 
@@ -47,9 +48,9 @@ def log_pictures_and_model(trainer: Trainer, tracker: Tracker, run_id: str) -> N
         "augmentation": pictures.augmentation_grid(*_augmented_examples(trainer)),
     }
     for name, figure in figures.items():
-        tracker.log_figure(run_id, figure, f"pictures/{name}.png")
+        spool.log_figure(figure, f"pictures/{name}.png")
     trainer.release()  # torch's exporter needs 200 MiB
-    log_model(trainer, tracker, run_id)
+    spool.log_model(lambda path: save_model(trainer, path), trainer.position.epoch)
 
 
 class Classifier(nn.Module):
@@ -69,9 +70,8 @@ class Classifier(nn.Module):
         return log_probabilities
 
 
-def log_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
-    """Log the model of the last epoch with signature and input example, as pt2, no pickle."""
-    import mlflow
+def save_model(trainer: Trainer, path: Path) -> None:
+    """Write the model of the last epoch with signature and input example, as pt2, no pickle."""
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -85,17 +85,14 @@ def log_model(trainer: Trainer, tracker: Tracker, run_id: str) -> None:
         inputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
     )
-    flavor = pytorch_flavor()
-    mlflow.set_tracking_uri(tracker.uri)
-    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
-        flavor.log_model(
+        pytorch_flavor().save_model(
             classifier,
-            name="model",
+            path,
             signature=signature,
             input_example=example,
             serialization_format="pt2",
-            step=trainer.position.epoch,
             pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
         )
 

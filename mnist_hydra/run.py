@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -26,9 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra import runtime
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, flatten, settle
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.progress import Progress, percent
+from mnist_hydra.spool import About, Spool, deliver_all, first_line, spools
 from mnist_hydra.tracking import (
     DATA_TAG,
     FINGERPRINT_TAG,
@@ -38,6 +41,7 @@ from mnist_hydra.tracking import (
     check_store,
     import_mlflow,
     provenance,
+    user,
 )
 from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
 
@@ -73,59 +77,95 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
 
     Raises:
         UserError: before anything is recorded.
-        SystemExit: 1 for a non-finite loss, 130 after Ctrl-C.
+        SystemExit: 1 for a training that fails, 130 after Ctrl-C, 143 after SIGTERM.
     """
     config = settle(cfg)
     resumed = config.resume is not None
-    if config.resume is not None:
-        run_id = str(config.resume)
-        tracker = Tracker(config, make=False)
-        config = _resumed_config(config, tracker, overrides)
-        trainer = prepare(config, _checkpoint_to_resume(config, tracker, run_id))
+    if resumed:
+        tracker, about, config = _run_to_resume(config, overrides)
+        trainer = prepare(config, _checkpoint_to_resume(config, tracker, str(about.run_id)))
 
-        def open_run() -> tuple[Tracker, str]:
-            tracker.reopen(run_id)
-            return tracker, run_id
+        def open_run(about: About) -> tuple[Tracker, str]:
+            tracker.reopen(str(about.run_id))
+            return tracker, str(about.run_id)
     else:
-        check_store(config)
+        try:
+            check_store(config)
+        except StoreAway as away:
+            print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
         Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
         trainer = prepare(config)
+        about = About(
+            uuid4().hex,
+            config.tracking.experiment_name,
+            _run_name(config, overrides),
+            {"mlflow.user": user(), "mlflow.source.name": "mnist_hydra.train"},
+            now_ms(),
+            without_password(config.tracking.uri),
+        )
 
-        def open_run() -> tuple[Tracker, str]:
+        def open_run(about: About) -> tuple[Tracker, str]:
             tracker = Tracker(config)
-            return tracker, tracker.create_run(_run_name(config, overrides), provenance())
+            return tracker, tracker.create_run(about)
 
-    with StopOnSignal() as hooks:
-        recording = Recording(config, trainer, open_run, overrides=overrides, resumed=resumed)
-        try:
-            outcome = train_run(recording, hooks=hooks)
-            tracker, run_id = recording.opened()
+    spool = Spool(Path(config.output_dir).absolute(), about, open_run)
+    again = f"python -m mnist_hydra.train {_same_store(overrides)}resume="
+    try:
+        with StopOnSignal() as hooks, spool:
+            try:
+                recording = Recording(config, trainer, spool, overrides=overrides, resumed=resumed)
+                outcome = train_run(recording, hooks=hooks)
+                ended_ms = now_ms()
+            except (Exception, SystemExit) as error:
+                _record_failure(spool, error, again)
+                raise SystemExit(1) from None
             if outcome.state == "finished":
                 print("drawing the pictures, exporting the model", file=sys.stderr)
-                log_pictures_and_model(trainer, tracker, run_id)
-        except BaseException as error:
-            tracker, run_id = recording.opened()
-            tracker.log_text(run_id, traceback.format_exc(), "traceback.txt")
-            tracker.end(run_id, "FAILED")
-            if isinstance(error, NonFiniteLoss):
-                print(f"run {run_id} failed: {error}", file=sys.stderr)
-                raise SystemExit(1) from None
-            raise
+                try:
+                    log_pictures_and_model(trainer, spool)
+                except Exception as error:
+                    print(f"no pictures, no exported model: {first_line(error)}", file=sys.stderr)
+                spool.end("FINISHED", ended_ms)
+            else:
+                spool.end("KILLED", ended_ms)
+    finally:
+        if spool.left:
+            _say_what_is_left(spool, _same_store(overrides))
     if outcome.state != "finished":
-        tracker.end(run_id, "KILLED")
-        again = f"python -m mnist_hydra.train {_same_store(overrides)}resume={run_id}"
-        print(f"run {run_id} stopped in epoch {trainer.position.epoch + 1}; go on with\n  {again}")
-        raise SystemExit(130)
-    tracker.end(run_id, "FINISHED")
-    _print_summary(outcome, trainer, tracker)
+        at = f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}"
+        print(f"{at}; go on with\n  {again}{spool.run}", flush=True)
+        raise SystemExit(hooks.exit_code)
+    _print_summary(outcome, trainer, spool)
     return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
+
+
+def _record_failure(spool: Spool, error: BaseException, again: str) -> None:
+    """Record why a run failed, and say it in one line."""
+    with suppress(Exception):  # the disk may be full
+        spool.log_text(traceback.format_exc(), "traceback.txt")
+        spool.end("FAILED")
+    if isinstance(error, NonFiniteLoss):  # it would fail again
+        print(f"run {spool.run} failed: {error}", file=sys.stderr)
+        return
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"run {spool.run} failed: {line}\ngo on with\n  {again}{spool.run}", file=sys.stderr)
+
+
+def _say_what_is_left(spool: Spool, same_store: str) -> None:
+    """Say what the store has not taken, and how it is delivered later."""
+    why = spool.away or "it answers slowly"
+    print(
+        f"{_count(spool.left, 'record')} of run {spool.run} not delivered to the tracking store "
+        f"({why}): kept in {spool.folder}; once it is back, deliver with\n"
+        f"  python -m mnist_hydra.sync {same_store}".rstrip(),
+        file=sys.stderr,
+    )
 
 
 @dataclass
 class Outcome:
     """What became of a training."""
 
-    run_id: str
     state: str
     """`finished`, `interrupted`, `pruned` or `timeout`."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -134,13 +174,12 @@ class Outcome:
 
 
 class Recording:
-    """A training and the MLflow run that it is recorded in.
+    """A training and the spool that it is recorded in.
 
-    A thread opens the run: to import MLflow and to make a run takes a second or two, and the first
-    epoch need not wait for it.
+    A thread records the settings: what they need to know of git and of libraries takes a while,
+    and the first epoch need not wait for it.
 
     Args:
-        open_run: opens the store, makes or finds the run, and returns both.
         overrides: the command line's, recorded as a tag.
         resumed: whether the run has been begun before.
     """
@@ -149,35 +188,31 @@ class Recording:
         self,
         config: Config,
         trainer: Trainer,
-        open_run: Callable[[], tuple[Tracker, str]],
+        spool: Spool,
         *,
         overrides: list[str],
         resumed: bool,
     ) -> None:
-        self.config, self.trainer = config, trainer
+        self.config, self.trainer, self._spool = config, trainer, spool
         known = list(trainer.position.history)
 
-        def begin() -> tuple[Tracker, str]:
-            tracker, run_id = self.opened()
-            _record_settings(config, trainer, tracker, run_id, overrides, resumed)
-            tracker.log_epochs(run_id, known)
-            return tracker, run_id
+        def begin() -> None:
+            _record_settings(config, trainer, spool, overrides, resumed)
+            spool.log_epochs(known)
 
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
-        self._opened = thread.submit(open_run)
         self._begun = thread.submit(begin)
         thread.shutdown(wait=False)
 
-    def opened(self) -> tuple[Tracker, str]:
-        """The store and the run's id, waited for; raises what opening them raised."""
-        return self._opened.result()
-
-    def begun(self) -> tuple[Tracker, str]:
-        """The same, once the settings are recorded; raises what that raised."""
-        return self._begun.result()
+    def spool(self) -> Spool:
+        """The spool, once the settings are written down; raises what MLflow refuses for good."""
+        self._begun.result()
+        self._spool.raise_if_refused()
+        return self._spool
 
     def raise_if_failed(self) -> None:
-        """Raise what the thread has raised by now; waits for nothing."""
+        """Raise what has gone wrong by now; waits for nothing."""
+        self._spool.raise_if_refused()
         if self._begun.done():
             self._begun.result()
 
@@ -203,16 +238,14 @@ def train_run(
         enabled=not quiet,
     ) as bar:
         stopped = trainer.train(_Recorder(recording, bar, hooks))
-    tracker, run_id = recording.begun()
-    history = trainer.position.history
+    spool, history = recording.spool(), trainer.position.history
     outcome = Outcome(
-        run_id,
         "finished" if stopped is None else stopped.value,
         {name: value for name, value in (history or [{}])[-1].items() if "/" in name},
         history,
     )
     if stopped is None:
-        outcome.metrics |= _record_end(trainer, tracker, run_id)
+        outcome.metrics |= _record_end(trainer, spool)
     return outcome
 
 
@@ -228,13 +261,11 @@ class _Recorder(Listener):
         return None if self.hooks is None else self.hooks.should_stop()
 
     def save(self, state: dict[str, Any]) -> None:
-        tracker, run_id = self.recording.begun()
         mark = {"fingerprint": fingerprint(self.recording.config)}
-        tracker.save_checkpoint(run_id, state | mark)
+        self.recording.spool().save_checkpoint(state | mark)
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        tracker, run_id = self.recording.begun()
-        tracker.log_epochs(run_id, self.recording.trainer.position.history[-1:])
+        self.recording.spool().log_epochs(self.recording.trainer.position.history[-1:])
         self.bar.epoch(epoch, metrics)
         return None if self.hooks is None else self.hooks.after_epoch(epoch, metrics)
 
@@ -246,6 +277,8 @@ class StopOnSignal:
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
+        self.exit_code = 130
+        """What a shell expects of a process that such a signal ended."""
         self._before: dict[int, Any] = {}
 
     def should_stop(self) -> StopReason | None:
@@ -265,23 +298,18 @@ class StopOnSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None:
-            os._exit(130)
+            os._exit(self.exit_code)
         self.reason = StopReason.INTERRUPTED
+        self.exit_code = 128 + number
         print("stopping after a checkpoint; once more to leave at once", file=sys.stderr)
 
 
 def _record_settings(
-    config: Config,
-    trainer: Trainer,
-    tracker: Tracker,
-    run_id: str,
-    overrides: list[str],
-    resumed: bool,
+    config: Config, trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
 ) -> None:
     chosen = {name: str(value) for name, value in runtime.as_record(trainer.runtime).items()}
-    tracker.log_settings(run_id, flatten(config) | chosen)
-    tracker.set_tags(
-        run_id,
+    spool.log_settings(flatten(config) | chosen)
+    spool.set_tags(
         provenance()
         | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
         | {
@@ -293,10 +321,10 @@ def _record_settings(
         },
     )
     if not resumed:
-        tracker.log_text(run_id, OmegaConf.to_yaml(config.composed), "config.yaml")
+        spool.log_text(OmegaConf.to_yaml(config.composed), "config.yaml")
 
 
-def _record_end(trainer: Trainer, tracker: Tracker, run_id: str) -> dict[str, float]:
+def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     """Record the final metrics and the last and best checkpoint; returns those metrics."""
     position = trainer.position
     assert position.best is not None
@@ -318,10 +346,10 @@ def _record_end(trainer: Trainer, tracker: Tracker, run_id: str) -> dict[str, fl
         final["val/acc_best"] = position.best["value"]
         tags[PREFIX + "selected_on"] = "val"
     at = {"epoch": last["epoch"], "timestamp_ms": last["timestamp_ms"]}
-    tracker.log_epochs(run_id, [at | final])
-    tracker.set_tags(run_id, tags)
-    tracker.log_state(run_id, trainer.state()["model"], "checkpoints/last.pt")
-    tracker.log_state(run_id, position.best["model"], "checkpoints/best.pt")
+    spool.log_epochs([at | final])
+    spool.set_tags(tags)
+    spool.log_state(trainer.state()["model"], "checkpoints/last.pt")
+    spool.log_state(position.best["model"], "checkpoints/best.pt")
     return final
 
 
@@ -350,24 +378,58 @@ def _same_store(overrides: list[str]) -> str:
     return "".join(shlex.quote(override) + " " for override in kept)
 
 
-def _resumed_config(config: Config, tracker: Tracker, overrides: list[str]) -> Config:
-    """The configuration that a run began with, in the place where it goes on."""
+def _run_to_resume(config: Config, overrides: list[str]) -> tuple[Tracker, About, Config]:
+    """The run that `resume=` names, and the configuration that it began with, in the place where
+    it goes on.
+
+    What its last process could not deliver is delivered first.
+    """
     changed = [o for o in overrides if not o.lstrip("+").startswith(KEPT_ON_RESUME)]
     if changed:
         raise UserError(
             f"resume={config.resume} goes on with the run's own settings, got {changed[0]}; right: "
             f"without it (allowed: {', '.join(KEPT_ON_RESUME)})"
         )
+    tracker = Tracker(config, make=False)
+    deliver_left(config, tracker, str(config.resume))
     run = tracker.find_run(str(config.resume))
     _refuse_a_trial(tracker, run)
+    run_id = str(run.info.run_id)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={config.resume}: that run has finished; right: one that has not")
-    cfg = OmegaConf.create(tracker.read_text(str(config.resume), "config.yaml"))
+    cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
     assert isinstance(cfg, DictConfig)
     for key in KEPT_ON_RESUME:
         if any(o.lstrip("+").startswith(key) for o in overrides):
             OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
-    return settle(cfg)
+    return tracker, about_run(config, run_id), settle(cfg)
+
+
+def about_run(config: Config, run_id: str) -> About:
+    """A run that MLflow has."""
+    store = without_password(config.tracking.uri)
+    return About(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id)
+
+
+def deliver_left(config: Config, tracker: Tracker, run: str) -> None:
+    """Deliver what a dead process of a run could not.
+
+    Raises:
+        Exception: MLflow's, if the store does not take it.
+    """
+    for folder, about in spools(Path(config.output_dir).absolute()):
+        if about.is_called(run):
+            deliver_all(folder, about, lambda about: (tracker, tracker.create_run(about)))
+
+
+def without_password(uri: str | None) -> str | None:
+    """An address less the user and the password that may stand in it."""
+    return uri if uri is None else re.sub(r"//[^/@]*@", "//", uri)
+
+
+def now_ms() -> int:
+    """The time, in milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def _refuse_a_trial(tracker: Tracker, run: Run) -> None:
@@ -392,7 +454,7 @@ def _checkpoint_to_resume(config: Config, tracker: Tracker, run_id: str) -> dict
     return state
 
 
-def _print_summary(outcome: Outcome, trainer: Trainer, tracker: Tracker) -> None:
+def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
     metrics, history = outcome.metrics, outcome.history
     seconds = sum(epoch["epoch_s"] for epoch in history)
     after = _count(len(history), "epoch")
@@ -405,10 +467,13 @@ def _print_summary(outcome: Outcome, trainer: Trainer, tracker: Tracker) -> None
     how = f"{chosen.device}, {chosen.precision}, {_count(chosen.threads, 'thread')}"
     print("; ".join(lines))
     print(f"{seconds:.0f} s on {how}")
-    print(f"run {outcome.run_id} in experiment {tracker.experiment_name}; look at it with")
-    print(f"  {tracker.ui_command()}")
-    if tracker.is_local:
-        print(f"and open\n  {tracker.ui_page()}")
+    print(f"run {spool.run} in experiment {spool.about.experiment}", end="")
+    if spool.tracker is None:
+        print()
+        return
+    print(f"; look at it with\n  {spool.tracker.ui_command()}")
+    if spool.tracker.is_local:
+        print(f"and open\n  {spool.tracker.ui_page()}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -17,26 +17,30 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
 import mnist_hydra
-from mnist_hydra.config import Config
-from mnist_hydra.errors import UserError
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import StoreAway, UserError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from mnist_hydra.spool import About
+
 PREFIX = "mnist_hydra."
 CHECKPOINT_TAG = PREFIX + "checkpoint"
+KEY_TAG = "mlflow.mnist_hydra.key"
+"""A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 OVERRIDES_TAG = PREFIX + "overrides"
 FINGERPRINT_TAG = PREFIX + "fingerprint"
 DATA_TAG = PREFIX + "data_sha256"
@@ -48,6 +52,18 @@ CONNECT_TIMEOUT_S = 5.0
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
+class Place(Protocol):
+    """What a tracker has to know of a configuration."""
+
+    @property
+    def output_dir(self) -> str:
+        """Everything that a run writes lies below it."""
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Which store, which experiment."""
+
+
 class Tracker:
     """An MLflow store and one experiment in it.
 
@@ -55,24 +71,24 @@ class Tracker:
     processes may do so at once.
 
     Args:
-        config: its `tracking` and `output_dir` say where.
+        place: says where.
         make: whether a store below `output_dir` may be made; if not it has to be there.
 
     Raises:
         UserError: if the server does not answer or the folder cannot be written.
     """
 
-    def __init__(self, config: Config, *, make: bool = True) -> None:
-        output_dir = Path(config.output_dir).absolute()
-        self.experiment_name = config.tracking.experiment_name
-        self.is_local = config.tracking.uri is None
-        self.uri = config.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
+    def __init__(self, place: Place, *, make: bool = True) -> None:
+        output_dir = Path(place.output_dir).absolute()
+        self.experiment_name = place.tracking.experiment_name
+        self.is_local = place.tracking.uri is None
+        self.uri = place.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        check_store(config)
+        check_store(place)
         if self.is_local:
             if not make and not (output_dir / "mlflow.db").exists():
                 raise UserError(
-                    f"output_dir={config.output_dir} holds no runs; right: the folder that an "
+                    f"output_dir={place.output_dir} holds no runs; right: the folder that an "
                     f"earlier run wrote to"
                 )
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -104,9 +120,15 @@ class Tracker:
         root = UI_ADDRESS if self.is_local else self.uri.rstrip("/")
         return f"{root}/#/experiments/{self.experiment_id}?workflowType=machine_learning"
 
-    def create_run(self, name: str | None, tags: Mapping[str, str]) -> str:
-        """Start an MLflow run and return its id."""
-        run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
+    def create_run(self, about: About) -> str:
+        """The MLflow run of a spool: found, or started now; returns its id."""
+        if about.run_id is not None:
+            return about.run_id
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{about.key}'")
+        if found:
+            return str(found[0].info.run_id)
+        tags = {**about.tags, KEY_TAG: about.key}
+        run = self.client.create_run(self.experiment_id, about.start_ms, tags, about.name)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str) -> Run:
@@ -117,10 +139,13 @@ class Tracker:
         """
         from mlflow.exceptions import MlflowException
 
-        try:
+        with suppress(MlflowException):
             return self.client.get_run(run_id)
-        except MlflowException:
-            raise UserError(
+        with suppress(MlflowException):
+            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{run_id}'")
+            if found:
+                return found[0]
+        raise UserError(
                 f"resume={run_id}: no such run in {self.uri}; right: the id of one of its runs "
                 f"(output_dir= and tracking= say which store)"
             ) from None
@@ -156,6 +181,10 @@ class Tracker:
         for start in range(0, len(rows), 1000):
             self.client.log_batch(run_id, metrics=rows[start : start + 1000])
 
+    def epochs_told(self, run_id: str) -> set[int]:
+        """The epochs whose metrics the run has."""
+        return {metric.step for metric in self.client.get_metric_history(run_id, "epoch_s")}
+
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Record a file as an artifact of the run."""
         self.client.log_artifact(run_id, str(path), folder)
@@ -163,19 +192,6 @@ class Tracker:
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
         self.client.log_text(run_id, text, name)
-
-    def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
-        """Record a picture as an artifact called `name`, a PNG."""
-        self.client.log_figure(run_id, figure, name, save_kwargs={"dpi": 110})
-
-    def log_state(self, run_id: str, state: dict[str, Any], name: str) -> None:
-        """Record a state dictionary as an artifact called `name`."""
-        from mnist_hydra import checkpoint
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
-            checkpoint.save(path, state)
-            self.log_file(run_id, path, str(Path(name).parent))
 
     def read_text(self, run_id: str, name: str) -> str:
         """The text of an artifact.
@@ -186,48 +202,99 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, name, folder)).read_text()
 
-    def save_checkpoint(self, run_id: str, state: dict[str, Any]) -> None:
-        """Record the run's newest checkpoint.
+    def log_checkpoint(self, run_id: str, path: Path, about: Mapping[str, Any]) -> None:
+        """Record a file as the run's newest checkpoint, unless that is of a later step.
 
-        Two slots take turns, and the tag that names slot and hash is set last: a death at any
-        moment leaves the checkpoint before.
+        Two slots take turns, and the tag that names both is set last: a death at any moment leaves
+        the checkpoint before.
+
+        Args:
+            about: `epoch`, `step` and `sha256` of the file.
         """
-        from mnist_hydra import checkpoint
-
         before = self._checkpoint_tag(run_id)
+        if before is not None and before["step"] > about["step"]:
+            return
         slot = 1 - int(before["slot"]) if before else 0
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"slot-{slot}.pt"
-            sha256 = checkpoint.save(path, state)
-            self.log_file(run_id, path, "checkpoints")
-        self._last_checkpoint[run_id] = {
-            "slot": slot,
-            "sha256": sha256,
-            "epoch": state["epoch"],
-            "step": state["steps"],
-        }
-        self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(self._last_checkpoint[run_id]))
+            named = Path(folder) / f"slot-{slot}.pt"
+            shutil.copyfile(path, named)
+            self.log_file(run_id, named, "checkpoints")
+        older = {key: value for key, value in (before or {}).items() if key != "before"}
+        tag = {"slot": slot, **about, "before": older or None}
+        self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(tag))
+        self._last_checkpoint[run_id] = tag
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
-        """The run's newest checkpoint; `None` if it has none.
+        """The run's newest whole checkpoint; `None` if it has none.
 
         Raises:
-            DamagedCheckpoint: if what is stored is not what was written.
+            DamagedCheckpoint: if none that is stored is what was written.
         """
+        from mlflow.exceptions import MlflowException
+
         from mnist_hydra import checkpoint
 
         self._last_checkpoint.pop(run_id, None)
         tag = self._checkpoint_tag(run_id)
         if tag is None:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            name = f"checkpoints/slot-{tag['slot']}.pt"
-            path = Path(self.client.download_artifacts(run_id, name, folder))
-            return checkpoint.load(path, tag["sha256"])
+        problems = []
+        for slot in (tag, tag.get("before")):
+            if slot is None:
+                continue
+            name = f"checkpoints/slot-{slot['slot']}.pt"
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(self.client.download_artifacts(run_id, name, folder))
+                    state = checkpoint.load(path, slot["sha256"])
+            except (checkpoint.DamagedCheckpoint, MlflowException, OSError) as error:
+                problems.append(f"{name}: {str(error).splitlines()[0]}")
+                continue
+            if problems:
+                left = f"step {slot['step']} is gone on from instead"
+                print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
+            self._last_checkpoint[run_id] = slot
+            return state
+        raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
-    def end(self, run_id: str, status: str) -> None:
-        """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
-        self.client.set_terminated(run_id, status)
+    def log_model(self, run_id: str, folder: Path, step: int) -> None:
+        """Record an MLflow model as the run's one model, called `model`.
+
+        What an earlier attempt left unfinished is deleted; a finished one stays, and is the one.
+
+        Args:
+            folder: the model, as a flavor's `save_model` wrote it.
+            step: the epoch that it is of.
+        """
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+        from mlflow.models import Model
+
+        run = self.client.get_run(run_id)
+        mine = f"source_run_id = '{run_id}'"
+        for model in self.client.search_logged_models([run.info.experiment_id], mine):
+            if model.status == LoggedModelStatus.READY:
+                return
+            self.client.delete_logged_model(model.model_id)
+        logged = self.client.create_logged_model(
+            run.info.experiment_id, "model", run_id, params=run.data.params
+        )
+        about = Model.load(str(folder))
+        about.run_id, about.model_id, about.model_uuid = run_id, logged.model_id, logged.model_id
+        about.artifact_path = logged.artifact_location
+        about.save(str(folder / "MLmodel"))
+        self.client.log_model_artifacts(logged.model_id, str(folder))
+        self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        now_ms = int(time.time() * 1000)
+        metrics = [
+            Metric(key, value, now_ms, step, model_id=logged.model_id, run_id=run_id)
+            for key, value in run.data.metrics.items()
+        ]
+        self.client.log_batch(run_id, metrics=metrics)
+        self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+    def end(self, run_id: str, status: str, at_ms: int | None = None) -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
+        self.client.set_terminated(run_id, status, at_ms)
 
     def reopen(self, run_id: str) -> None:
         """Mark a closed run as running again."""
@@ -249,7 +316,7 @@ def provenance() -> dict[str, str]:
         PREFIX + "host": platform.node(),
         "mlflow.source.name": "mnist_hydra.train",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
     }
     tags |= git_state()
     tags[PREFIX + "version.mnist_hydra"] = mnist_hydra.__version__
@@ -278,16 +345,16 @@ def git_state() -> dict[str, str]:
     return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
 
 
-def check_store(config: Config) -> None:
+def check_store(place: Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:
         UserError: if the server does not answer or `output_dir` cannot be written.
     """
-    uri = config.tracking.uri
+    uri = place.tracking.uri
     if uri is not None and uri.startswith(("http://", "https://")):
         _insist_on_an_answer(uri)
-    folder = Path(config.output_dir).absolute()
+    folder = Path(place.output_dir).absolute()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -310,6 +377,8 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    # Whoever needs the store asks again by himself, and sooner than MLflow's client would.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # noqa: F401
 
@@ -324,7 +393,7 @@ def _insist_on_an_answer(uri: str) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(
+        raise StoreAway(
             f"tracking.uri={uri} does not answer ({reason}); right: the address of a running "
             f"MLflow server, or tracking=local"
         ) from None
@@ -372,7 +441,7 @@ def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | No
     return str(found.experiment_id)
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (ImportError, KeyError, OSError):  # a container's user may have no name

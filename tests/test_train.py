@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
+from mnist_hydra.spool import About, Spool
 from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
 from mnist_hydra.trainer import Listener, StopReason
 
@@ -190,7 +191,8 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
     whole.train(Listener())
 
     tracker = Tracker(config)
-    run_id = tracker.create_run(None, {})
+    about = About("0" * 32, config.tracking.experiment_name, None, {}, 0, None)
+    spool = Spool(tmp_path, about, lambda about: (tracker, tracker.create_run(about)))
     stopped = prepare(config)
 
     class StopAfterSteps(Listener):
@@ -198,15 +200,16 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
             return StopReason.INTERRUPTED if stopped.steps >= stop_after_steps else None
 
         def save(self, state: dict[str, Any]) -> None:
-            tracker.save_checkpoint(run_id, state)
+            spool.save_checkpoint(state)
 
         def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
             return self.should_stop()
 
-    assert stopped.train(StopAfterSteps()) is StopReason.INTERRUPTED
+    with spool:
+        assert stopped.train(StopAfterSteps()) is StopReason.INTERRUPTED
     assert stopped.steps == stop_after_steps
 
-    resumed = prepare(config, tracker.load_checkpoint(run_id))
+    resumed = prepare(config, tracker.load_checkpoint(spool.run))
     assert resumed.train(Listener()) is None
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
@@ -284,7 +287,6 @@ def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any])
         (("optimizer._target_=torch.nn.Linear",), "optimizer._target_"),
         (("+model.width=3",), "width"),
         (("+scheduler.wobble=1",), "wobble"),
-        (("tracking=server", "tracking.uri=http://127.0.0.1:9"), "tracking.uri"),
         (("resume=0123",), "output_dir=outputs holds no runs"),
         (("output_dir=/proc/nowhere",), "output_dir=/proc/nowhere"),
     ],

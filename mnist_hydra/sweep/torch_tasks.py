@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -53,16 +54,21 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
+    from mnist_hydra.run import about_run
+    from mnist_hydra.spool import Spool
     from mnist_hydra.tracking import Tracker
 
     here = OmegaConf.create(dict(raw))
-    tracker = Tracker(settle(here))
+    config = settle(here)
+    tracker, output_dir = Tracker(config), Path(config.output_dir).absolute()
     for run_id in run_ids:
         cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
         for key in (*NO_EFFECT_ON_RESULT, *NOT_SWEPT_IN_GROUP):
             OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
         trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
-        log_pictures_and_model(trainer, tracker, run_id)
+        about = about_run(config, run_id)
+        with Spool(output_dir, about, lambda about: (tracker, str(about.run_id))) as spool:
+            log_pictures_and_model(trainer, spool)
 
 
 JOBS = {"check_trials": check_trials, "complete": complete}

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig
@@ -43,7 +44,8 @@ def work(
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
-    from mnist_hydra.run import Recording, train_run
+    from mnist_hydra.run import Recording, about_run, deliver_left, train_run
+    from mnist_hydra.spool import Spool
     from mnist_hydra.sweep.compose import Composer
     from mnist_hydra.sweep.plan import plan_file, read_plan
     from mnist_hydra.sweep.search import SearchSource
@@ -68,19 +70,21 @@ def work(
         watch.epochs = trial.epochs
 
         state = None
+        wait_for_store(lambda: deliver_left(config, tracker, run_id), watch.stop)
         if resume:
             try:
                 state = tracker.load_checkpoint(run_id)
             except DamagedCheckpoint as damage:
                 log.warning("%s begins anew: %s", planned.name, damage)
-        recording = Recording(
-            trial,
-            prepare(trial, state),
-            lambda: (tracker, run_id),
-            overrides=overrides,
-            resumed=state is not None,
-        )
-        return train_run(recording, hooks=watch, label=planned.name, quiet=True).state
+        trainer = prepare(trial, state)
+        output_dir, about = Path(config.output_dir).absolute(), about_run(config, run_id)
+        with Spool(output_dir, about, lambda about: (tracker, run_id)) as spool:
+            recording = Recording(
+                trial, trainer, spool, overrides=overrides, resumed=state is not None
+            )
+            end = train_run(recording, hooks=watch, label=planned.name, quiet=True).state
+            spool.close(watch.stop)  # the ledger reads the run's metrics
+        return end
 
     rules = Rules(
         by=settings.by,

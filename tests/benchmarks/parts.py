@@ -18,7 +18,7 @@ import torch
 
 from mnist_hydra import run, train
 from mnist_hydra.progress import Progress
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.spool import Spool
 from mnist_hydra.trainer import EVALUATION_BATCH, Trainer
 from tests.benchmarks.measure import median
 
@@ -108,10 +108,10 @@ def main() -> None:
         "metrics", Trainer._training_metrics
     )
     Trainer.evaluate = timed("evaluation", Trainer.evaluate)  # type: ignore[method-assign]
-    Tracker.save_checkpoint = timed(  # type: ignore[method-assign]
-        "checkpoint", Tracker.save_checkpoint
+    Spool.save_checkpoint = timed(  # type: ignore[method-assign]
+        "checkpoint", Spool.save_checkpoint
     )
-    Tracker.log_epochs = timed("tracking", Tracker.log_epochs)  # type: ignore[method-assign]
+    Spool.log_epochs = timed("tracking", Spool.log_epochs)  # type: ignore[method-assign]
     Progress.step = timed("progress bar", Progress.step)  # type: ignore[method-assign]
     Progress.epoch = timed("progress bar", Progress.epoch)  # type: ignore[method-assign]
     run._record_end = mark(run._record_end)

@@ -1,0 +1,499 @@
+"""What a run has to tell MLflow: written down first, then delivered in order by a thread.
+
+Each record is a line of a journal below `output_dir`, its file lies beside it, and both go away
+once MLflow has them. So a store that is away costs a training nothing, and what it has not taken
+outlives the process: `python -m mnist_hydra.sync`, or the run's next process, delivers it.
+Nothing is delivered twice to any effect: MLflow keeps equal metrics, parameters and tags once, and
+artifacts by their name. The journal outlives a killed process, not a machine that loses its power;
+what that takes is in the checkpoint, whose metrics are told again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from mnist_hydra.errors import StoreAway, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mnist_hydra.tracking import Tracker
+
+FOLDER = "spool"
+"""Below `output_dir`; in it a folder for each run that has anything undelivered."""
+JOURNAL, POSITION, LOCK, ABOUT = "journal", "position", ".lock", "run.json"
+CHECKPOINTS_KEPT = 2
+"""Older ones that the store has not taken make room for newer ones."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+"""Between two attempts to deliver; it doubles from the first to the longest."""
+PATIENCE_S, PATIENCE_AWAY_S = 30.0, 5.0
+"""What is not delivered so long after a run's end is left to later; the second, if it is known that
+the store is away.
+"""
+LOCK_WAIT_S = 10.0
+AWAY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED")
+"""MLflow's error codes for a store that does not answer, is locked or has no space."""
+
+
+@dataclass(frozen=True)
+class About:
+    """The MLflow run that a spool is of; it may not have been made yet."""
+
+    key: str
+    """The run's own name in this program, 32 hexadecimal digits: its id once MLflow has one."""
+    experiment: str
+    name: str | None
+    tags: Mapping[str, str]
+    start_ms: int
+    store: str | None
+    """The address of its store, without a password; `None` for the one below `output_dir`."""
+    run_id: str | None = None
+
+    def is_called(self, run: str) -> bool:
+        """Whether that is its id or its key."""
+        return run in (self.key, self.run_id)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that is to be delivered."""
+
+    number: int
+    """From 0; the folder of its file is called so."""
+    kind: str
+    """`settings`, `tags`, `metrics`, `file`, `checkpoint`, `model` or `end`."""
+    data: Any
+    """Anything that JSON can hold."""
+    file: str | None = None
+    """Name of its file or folder, below the folder of its number."""
+    sha256: str | None = None
+
+
+def line_of(record: Record) -> bytes:
+    """A record as a line of the journal: its CRC-32 in 8 hexadecimal digits, a blank, JSON."""
+    text = json.dumps(asdict(record), separators=(",", ":"), allow_nan=True).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def record_of(line: bytes) -> Record | None:
+    """The record of a line; `None` for a line that is not as it was written."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    return Record(**json.loads(text))
+
+
+class Spool:
+    """The way of one run's records to MLflow.
+
+    Entering it starts the thread; leaving it waits until all is delivered, or the store has been
+    away for `PATIENCE_S`.
+
+    Args:
+        output_dir: where the folder of spools is.
+        about: the run.
+        open_run: opens the store, finds or makes the run, and returns both; repeated while the
+            store is away.
+    """
+
+    def __init__(
+        self, output_dir: Path, about: About, open_run: Callable[[About], tuple[Tracker, str]]
+    ) -> None:
+        self.about = about
+        self.folder = output_dir / FOLDER / about.key
+        self._open_run = open_run
+        self._changed = threading.Condition()
+        self._appended = 0  # records written to the journal so far
+        self._checkpoints: list[Path] = []
+        self._opened: tuple[Tracker, str] | None = None
+        self._refusal: BaseException | None = None
+        self._away: str | None = None
+        self._closed = self._given_up = False
+        self._thread = threading.Thread(target=self._deliver, name="spool", daemon=True)
+        self._lock = FileLock(self.folder / LOCK, thread_local=False)
+
+    def __enter__(self) -> Spool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout:
+            raise _at_work(self.about) from None
+        _write(self.folder / ABOUT, json.dumps(asdict(self.about)))
+        waiting = [record.number for record in records(self.folder) if record is not None]
+        self._appended = max(waiting, default=-1) + 1
+        self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
+        self._journal.truncate(_whole_lines(self.folder / JOURNAL))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def run(self) -> str:
+        """The run's id in MLflow; its key while it has none."""
+        return self.about.key if self._opened is None else self._opened[1]
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """The store, once it is open."""
+        return None if self._opened is None else self._opened[0]
+
+    @property
+    def left(self) -> int:
+        """How many records are not delivered yet."""
+        return sum(1 for _ in records(self.folder)) if self.folder.exists() else 0
+
+    @property
+    def away(self) -> str | None:
+        """Why the store takes nothing now; `None` while it does."""
+        return self._away
+
+    def raise_if_refused(self) -> None:
+        """Raise what MLflow refuses for good, such as to write to a run that was deleted."""
+        if self._refusal is not None:
+            raise self._refusal
+
+    # What a run tells. Each of these returns as soon as it is written down.
+
+    def log_settings(self, settings: Mapping[str, str]) -> None:
+        """Record settings as parameters; those that the run already has stay as they are."""
+        self._append("settings", dict(settings))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set several tags."""
+        self._append("tags", dict(tags))
+
+    def log_epochs(self, history: list[dict[str, Any]]) -> None:
+        """Record the metrics of epochs, each `{"epoch": int, "timestamp_ms": int, name: value}`."""
+        for start in range(0, len(history), 100):
+            self._append("metrics", history[start : start + 100])
+
+    def log_text(self, text: str, name: str) -> None:
+        """Record text as an artifact called `name`."""
+        self._append("file", _parent(name), name, lambda path: _write(path, text))
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Record a picture as an artifact called `name`, a PNG."""
+        self._append("file", _parent(name), name, lambda path: figure.savefig(path, dpi=110))
+
+    def log_state(self, state: dict[str, Any], name: str) -> None:
+        """Record a state dictionary as an artifact called `name`."""
+        from mnist_hydra import checkpoint
+
+        self._append("file", _parent(name), name, lambda path: checkpoint.save(path, state))
+
+    def log_model(self, save: Callable[[Path], None], step: int) -> None:
+        """Record an MLflow model.
+
+        Args:
+            save: writes the model's folder.
+            step: the epoch that it is of.
+        """
+        self._append("model", step, "model", save)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Record the run's newest checkpoint."""
+        from mnist_hydra import checkpoint
+
+        at = {"epoch": state["epoch"], "step": state["steps"]}
+        path = self._append("checkpoint", at, "state.pt", lambda p: checkpoint.save(p, state))
+        assert path is not None
+        self._checkpoints.append(path)
+        while len(self._checkpoints) > CHECKPOINTS_KEPT:
+            self._checkpoints.pop(0).unlink(missing_ok=True)
+
+    def end(self, status: str, at_ms: int | None = None) -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
+        self._append("end", {"status": status, "at_ms": at_ms or int(time.time() * 1000)})
+
+    def _append(
+        self,
+        kind: str,
+        data: Any,
+        name: str | None = None,
+        make: Callable[[Path], Any] | None = None,
+    ) -> Path | None:
+        number, path, sha256 = self._appended, None, None
+        if name is not None and make is not None:
+            path = self.folder / str(number) / Path(name).name
+            path.parent.mkdir(exist_ok=True)
+            make(path)
+            sha256 = sha256_of(path)
+        file = None if path is None else path.name
+        with self._changed:
+            line, whole = line_of(Record(number, kind, data, file, sha256)), self._journal.tell()
+            if self._journal.write(line) != len(line):
+                self._journal.truncate(whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+            self._appended += 1
+            self._changed.notify_all()
+        return path
+
+    def _deliver(self) -> None:
+        try:
+            self._deliver_until_closed()
+        finally:
+            if self._given_up:  # a request that nobody waited for has ended
+                self._lock.release()
+
+    def _deliver_until_closed(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while not self._given_up:
+            try:
+                if self._opened is None:
+                    opened = self._open_run(self.about)
+                    self.about = replace(self.about, run_id=opened[1])
+                    _write(self.folder / ABOUT, json.dumps(asdict(self.about)))
+                    self._set(opened=opened)
+                delivered = deliver_next(self.folder, *self._opened)  # type: ignore[misc]
+                self._away, wait_s = None, FIRST_WAIT_S
+                with self._changed:
+                    if not delivered and not self._pending():
+                        if self._closed:
+                            return
+                        self._changed.wait(60)
+            except Exception as error:
+                if not is_away(error):
+                    self._set(refusal=error)
+                    return
+                self._set(away=first_line(error))
+                with self._changed:
+                    self._changed.wait(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _pending(self) -> bool:
+        return _position(self.folder) < (self.folder / JOURNAL).stat().st_size
+
+    def _set(
+        self,
+        *,
+        opened: tuple[Tracker, str] | None = None,
+        refusal: BaseException | None = None,
+        away: str | None = None,
+    ) -> None:
+        with self._changed:
+            self._opened = opened or self._opened
+            self._refusal, self._away = refusal or self._refusal, away
+            self._changed.notify_all()
+
+    def close(self, stop: threading.Event | None = None) -> None:
+        """Wait until all is delivered, but not for too long; what is left stays.
+
+        Args:
+            stop: wait on and on, until it is set; only then patience has an end.
+        """
+        if self._closed:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        began = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.05)
+            if stop is not None and not stop.is_set():
+                began = time.monotonic()
+            patience_s = PATIENCE_S if self._away is None else PATIENCE_AWAY_S
+            if self._thread.is_alive() and time.monotonic() - began > patience_s:
+                break
+        self._journal.close()
+        self._given_up = self._thread.is_alive()
+        if not self._given_up:
+            if self.left == 0:
+                _remove(self.folder)
+            self._lock.release()
+
+
+def records(folder: Path) -> Iterator[Record | None]:
+    """The records of a spool that are not delivered, in order; `None` for a damaged one.
+
+    A last line without an end, where the process was killed as it wrote, is none.
+    """
+    position = _position(folder)
+    try:
+        with open(folder / JOURNAL, "rb") as journal:
+            journal.seek(position)
+            for line in journal:
+                if line.endswith(b"\n"):
+                    yield record_of(line)
+    except FileNotFoundError:
+        return
+
+
+def deliver_next(
+    folder: Path, tracker: Tracker, run_id: str, told: Collection[int] = ()
+) -> bool:
+    """Deliver the next record of a spool; false if there is none.
+
+    A record or file that is not as it was written is left out, and said.
+
+    Args:
+        told: epochs that MLflow knows already, perhaps trained again elsewhere.
+    """
+    position = _position(folder)
+    with open(folder / JOURNAL, "rb") as journal:
+        journal.seek(position)
+        line = journal.readline()
+    if not line.endswith(b"\n"):
+        return False
+    record = record_of(line)
+    if record is None:
+        _say(f"a record of run {run_id} is damaged and is left out ({folder / JOURNAL})")
+    else:
+        _deliver(record, folder, tracker, run_id, told)
+    _write(folder / POSITION, str(position + len(line)))
+    if record is not None and record.file is not None:
+        shutil.rmtree(folder / str(record.number), ignore_errors=True)
+    return True
+
+
+def _deliver(
+    record: Record, folder: Path, tracker: Tracker, run_id: str, told: Collection[int]
+) -> None:
+    data, path = record.data, folder / str(record.number) / str(record.file)
+    if record.file is not None and not (record.kind == "checkpoint" and not path.exists()):
+        try:
+            whole = sha256_of(path) == record.sha256
+        except OSError:
+            whole = False
+        if not whole:
+            _say(f"a file of run {run_id} is damaged or gone and is left out ({path})")
+            return
+    if record.kind == "settings":
+        tracker.log_settings(run_id, data)
+    elif record.kind == "tags":
+        tracker.set_tags(run_id, data)
+    elif record.kind == "metrics":
+        new = [epoch for epoch in data if "epoch_s" not in epoch or epoch["epoch"] not in told]
+        tracker.log_epochs(run_id, new)
+    elif record.kind == "file":
+        tracker.log_file(run_id, path, data)
+    elif record.kind == "model":
+        tracker.log_model(run_id, path, data)
+    elif record.kind == "end":
+        tracker.end(run_id, data["status"], data["at_ms"])
+    elif path.exists():  # a checkpoint that has not made room for a newer one
+        tracker.log_checkpoint(run_id, path, {**data, "sha256": record.sha256})
+
+
+def spools(output_dir: Path) -> list[tuple[Path, About]]:
+    """The spools below `output_dir`, the oldest run first; one whose `run.json` is damaged is said
+    and left alone.
+    """
+    found = []
+    for path in (output_dir / FOLDER).glob(f"*/{ABOUT}"):
+        try:
+            found.append((path.parent, About(**json.loads(path.read_text()))))
+        except (OSError, ValueError, TypeError):
+            _say(f"{path} is damaged; right: delete {path.parent}, whose run it no longer names")
+    return sorted(found, key=lambda spool: spool[1].start_ms)
+
+
+def deliver_all(
+    folder: Path, about: About, open_run: Callable[[About], tuple[Tracker, str]]
+) -> int:
+    """Deliver what a dead process left in a spool; returns how many records that were.
+
+    Raises:
+        UserError: its run is still at work.
+        Exception: MLflow's, if the store does not take one; what is left stays.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _at_work(about) from None
+    try:
+        tracker, run_id = open_run(about)
+        _write(folder / ABOUT, json.dumps({**asdict(about), "run_id": run_id}))
+        count, told = 0, tracker.epochs_told(run_id)
+        while deliver_next(folder, tracker, run_id, told):
+            count += 1
+        _remove(folder)
+        return count
+    finally:
+        lock.release()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a spool, and the folder of spools with the last one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def _at_work(about: About) -> UserError:
+    return UserError(
+        f"run {about.run_id or about.key} is at work in another process; right: wait for its end"
+    )
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the store does not take anything now, and may do so later."""
+    if isinstance(error, StoreAway | OSError):
+        return True
+    return getattr(error, "error_code", None) in AWAY
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 (hex) of a file, or of a folder: of its files' names and hashes, in order."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        told = "".join(f"{p.relative_to(path)} {sha256_of(p)}\n" for p in files)
+        return hashlib.sha256(told.encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _position(folder: Path) -> int:
+    """Up to where the journal is delivered, in bytes."""
+    try:
+        return int((folder / POSITION).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _whole_lines(journal: Path) -> int:
+    """Up to where a journal's lines are whole, in bytes: a killed process leaves part of one."""
+    return journal.read_bytes().rfind(b"\n") + 1
+
+
+def _parent(name: str) -> str | None:
+    folder = str(Path(name).parent)
+    return None if folder == "." else folder
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,340 @@
+"""What a run tells MLflow arrives once and in order, whatever becomes of store, process or disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
+
+from mnist_hydra import spool as spools
+from mnist_hydra.checkpoint import DamagedCheckpoint
+from mnist_hydra.config import TrackingConfig, settle
+from mnist_hydra.spool import About, Record, Spool, line_of, record_of
+from mnist_hydra.sync import Place
+from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
+
+ABOUT = About("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
+
+
+def place(folder: Path) -> Place:
+    return Place(str(folder), TrackingConfig("local", None, ABOUT.experiment))
+
+
+def opened(folder: Path, about: About = ABOUT) -> Spool:
+    """A spool into the store below a folder."""
+
+    def open_run(about: About) -> tuple[Tracker, str]:
+        tracker = Tracker(place(folder))
+        return tracker, tracker.create_run(about)
+
+    return Spool(folder, about, open_run)
+
+
+def the_run(folder: Path) -> tuple[MlflowClient, Run]:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(ABOUT.experiment)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return client, run
+
+
+def epoch(number: int) -> dict[str, Any]:
+    return {"epoch": number, "timestamp_ms": number, "train/loss": 1 / number, "epoch_s": 1.0}
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"epoch": step, "steps": step, "weight": torch.full((3,), float(step))}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While it is open nothing else can write to the store."""
+    with sqlite3.connect(folder / "mlflow.db", isolation_level=None) as store:
+        store.execute("BEGIN EXCLUSIVE")
+        yield
+        store.execute("ROLLBACK")
+    store.close()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder with a store."""
+    Tracker(place(tmp_path))
+    return tmp_path
+
+
+def tell_while_locked(folder: Path, *told: str) -> Path:
+    """What a process leaves that tells this while the store is locked, and ends; the spool."""
+    code = f"""
+from pathlib import Path
+from mnist_hydra import spool as spools
+from tests.test_spool import epoch, locked, opened, state
+spools.PATIENCE_S = spools.PATIENCE_AWAY_S = 0.3
+folder = Path({str(folder)!r})
+with locked(folder):
+    with opened(folder) as spool:
+        {"; ".join(told)}
+    import os
+    os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return folder / "spool" / ABOUT.key
+
+
+def test_a_line_gives_its_record_back_and_no_damaged_one_does() -> None:
+    record = Record(3, "metrics", [{"epoch": 1, "train/loss": float("inf")}], "a.pt", "0" * 64)
+    line = line_of(record)
+    assert line.count(b"\n") == 1 and record_of(line) == record
+    for at in range(len(line) - 1):
+        assert record_of(line[:at] + bytes([line[at] ^ 1]) + line[at + 1 :]) is None
+        assert record_of(line[:at]) is None
+
+
+def test_all_that_a_run_tells_arrives_and_nothing_stays(made: Path) -> None:
+    with opened(made) as spool:
+        spool.log_settings({"lr": "0.1", "dropout": "0"})
+        spool.set_tags({"note": "second", "other": "x"})
+        spool.log_epochs([epoch(n) for n in range(1, 251)])
+        spool.log_text("hello", "folder/words.txt")
+        spool.save_checkpoint(state(7))
+        spool.end("FINISHED", 1_700_000_009_000)
+    client, run = the_run(made)
+    assert run.info.run_name == "a run" and run.info.status == "FINISHED"
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, 1_700_000_009_000)
+    assert run.data.params == {"lr": "0.1", "dropout": "0"}
+    assert run.data.tags["note"] == "second" and run.data.tags["other"] == "x"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in history] == list(range(1, 251))
+    words = client.download_artifacts(run.info.run_id, "folder/words.txt")
+    assert Path(words).read_text() == "hello"
+    loaded = Tracker(place(made)).load_checkpoint(run.info.run_id)
+    assert loaded is not None and loaded["steps"] == 7
+    assert not (made / "spool").exists() and spool.left == 0
+
+
+def test_a_locked_store_costs_a_run_nothing_and_gets_it_all_afterwards(made: Path) -> None:
+    with opened(made) as spool:
+        with locked(made):
+            began = time.monotonic()
+            for number in range(1, 6):
+                spool.save_checkpoint(state(number))
+                spool.log_epochs([epoch(number)])
+            assert time.monotonic() - began < 3, "less than one wait for the lock"
+            kept = list(spool.folder.glob("*/state.pt"))
+            assert len(kept) <= spools.CHECKPOINTS_KEPT + 1, "older ones made room"
+            spool.end("FINISHED")
+    client, run = the_run(made)
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in history] == [1, 2, 3, 4, 5]
+    loaded = Tracker(place(made)).load_checkpoint(run.info.run_id)
+    assert loaded is not None and loaded["steps"] == 5
+
+
+def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(made: Path) -> None:
+    end = 'spool.end("FINISHED", 1_700_000_001_000)'
+    checkpoint = "spool.save_checkpoint(state(1))"
+    left = tell_while_locked(made, "spool.log_epochs([epoch(1)])", checkpoint, end)
+    with (left / "journal").open("ab") as journal:
+        journal.write(b"half a li")  # as a process that is killed while it writes
+    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
+    for told in (r"3 records delivered", r"everything was delivered already"):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert told in done.stdout and not done.stderr
+    client, run = the_run(made)
+    assert run.info.status == "FINISHED" and run.info.end_time == 1_700_000_001_000
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
+    assert Tracker(place(made)).find_run(ABOUT.key).info.run_id == run.info.run_id
+
+
+def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path) -> None:
+    left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
+    away = ["tracking.uri=http://127.0.0.1:9"]
+    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}", *away]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"run {ABOUT.key} stays: ") and done.stderr.count("\n") == 1
+    assert len(list(spools.records(left))) == 1
+
+
+def test_the_next_process_of_a_run_goes_on_behind_what_the_last_one_left(made: Path) -> None:
+    tell_while_locked(made, "spool.log_epochs([epoch(1)])")
+    with opened(made) as spool:
+        spool.log_epochs([epoch(1), epoch(2)])
+    client, run = the_run(made)
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in history] == [1, 2]
+
+
+def test_a_process_killed_as_it_tells_loses_nothing_that_it_wrote_down(made: Path) -> None:
+    code = f"""
+import time
+from tests import test_spool as t
+from pathlib import Path
+with t.locked(Path({str(made)!r})), t.opened(Path({str(made)!r})) as spool:
+    for number in range(1, 1000):
+        spool.log_epochs([t.epoch(number)])
+        spool.save_checkpoint(t.state(number))
+        print(number, flush=True)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if line == "30\n":
+            killed.kill()
+            break
+    told = 30 + len(killed.stdout.read().splitlines())
+    killed.wait()
+    with opened(made):
+        pass
+    client, run = the_run(made)
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    steps = [m.step for m in history]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= told
+    loaded = Tracker(place(made)).load_checkpoint(run.info.run_id)
+    assert loaded is not None and loaded["steps"] >= told - 1
+
+
+@pytest.mark.parametrize("damage", ["record", "file", "gone"])
+def test_what_is_damaged_is_left_out_and_said_and_the_rest_arrives(
+    made: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = ('spool.log_text("one", "one.txt")', 'spool.log_text("two", "two.txt")')
+    left = tell_while_locked(made, *texts, "spool.log_epochs([epoch(1)])")
+    file = left / "0" / "one.txt"
+    if damage == "record":
+        journal = left / "journal"
+        content = bytearray(journal.read_bytes())
+        content[20] ^= 1
+        journal.write_bytes(bytes(content))
+    elif damage == "file":
+        file.write_text("eno")
+    else:
+        file.unlink()
+    capfd.readouterr()
+    with opened(made):
+        pass
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "is left out" in line
+    client, run = the_run(made)
+    assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["two.txt"]
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
+
+
+def test_what_mlflow_refuses_for_good_is_raised(made: Path) -> None:
+    with opened(made) as spool:
+        spool.log_settings({"lr": "0.1"})
+    client, run = the_run(made)
+    client.delete_run(run.info.run_id)
+    about = dataclasses.replace(ABOUT, run_id=run.info.run_id)
+    with opened(made, about) as spool:
+        spool.set_tags({"a": "b"})
+        deadline = time.monotonic() + 20
+        with pytest.raises(Exception, match="deleted"):
+            while time.monotonic() < deadline:
+                spool.raise_if_refused()
+                time.sleep(0.05)
+
+
+def test_a_run_that_is_at_work_is_left_to_itself(made: Path) -> None:
+    with opened(made) as spool:
+        command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and "is at work" in done.stderr
+        spool.end("FINISHED")
+
+
+def checkpoints(made: Path) -> tuple[Tracker, str, dict[str, Any], list[Path]]:
+    """A run with two checkpoints, of steps 1 and 2: its tag, and the files, the newest first."""
+    with opened(made) as spool:
+        spool.save_checkpoint(state(1))
+        spool.save_checkpoint(state(2))
+    client, run = the_run(made)
+    tag = json.loads(run.data.tags[CHECKPOINT_TAG])
+    assert (tag["step"], tag["before"]["step"]) == (2, 1)
+    root = next((made / "artifacts").rglob("checkpoints"))
+    files = [root / f"slot-{slot['slot']}.pt" for slot in (tag, tag["before"])]
+    return Tracker(place(made)), run.info.run_id, tag, files
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
+def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(
+    made: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tracker, run_id, _, (newest, _) = checkpoints(made)
+    content = newest.read_bytes()
+    if damage == "flipped":
+        newest.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    elif damage == "cut":
+        newest.write_bytes(content[:-100])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        newest.unlink()
+    loaded = tracker.load_checkpoint(run_id)
+    assert loaded is not None and loaded["steps"] == 1
+    assert "its newest checkpoint is damaged" in capfd.readouterr().out
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(made: Path) -> None:
+    tracker, run_id, _, files = checkpoints(made)
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(DamagedCheckpoint):
+        tracker.load_checkpoint(run_id)
+
+
+def test_a_late_checkpoint_never_replaces_a_newer_one(made: Path) -> None:
+    tracker, run_id, tag, _ = checkpoints(made)
+    with opened(made, dataclasses.replace(ABOUT, run_id=run_id)) as spool:
+        spool.save_checkpoint(state(1))
+    _, run = the_run(made)
+    assert json.loads(run.data.tags[CHECKPOINT_TAG]) == tag
+
+
+def test_a_run_has_one_model_however_often_it_is_told(mnist: Path, made: Path) -> None:
+    from mnist_hydra.build import prepare
+    from mnist_hydra.export import save_model
+
+    words = [f"data.root={mnist}", f"output_dir={made}", "data.limit=600", "compile=false"]
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        trainer = prepare(settle(compose("config", overrides=words)))
+    with opened(made) as spool:
+        spool.log_epochs([epoch(1)])
+        spool.end("FINISHED", 1_700_000_001_000)
+    client, run = the_run(made)
+    half = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id)
+    for _ in range(2):
+        with opened(made, dataclasses.replace(ABOUT, run_id=run.info.run_id)) as spool:
+            spool.log_model(lambda path: save_model(trainer, path), 1)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.status == LoggedModelStatus.READY and model.model_id != half.model_id
+    assert model.source_run_id == run.info.run_id
+    assert the_run(made)[1].info.end_time == 1_700_000_001_000
+
+
+def test_a_worker_waits_for_the_store_until_it_is_told_to_stop(made: Path) -> None:
+    stop = threading.Event()
+    with opened(made) as spool:
+        with locked(made):
+            spool.log_epochs([epoch(1)])
+            waits = threading.Thread(target=spool.close, args=(stop,))
+            waits.start()
+            waits.join(1)
+            assert waits.is_alive()
+        waits.join(60)
+        assert not waits.is_alive() and not stop.is_set()
+    assert spool.left == 0
