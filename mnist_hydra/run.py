@@ -118,6 +118,8 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
                 ended_ms = now_ms()
             except (Exception, SystemExit) as error:
                 _record_failure(spool, error, again)
+                if isinstance(error, UserError):
+                    raise
                 raise SystemExit(1) from None
             if outcome.state == "finished":
                 print("drawing the pictures, exporting the model", file=sys.stderr)
@@ -135,6 +137,9 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         at = f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}"
         print(f"{at}; go on with\n  {again}{spool.run}", flush=True)
         raise SystemExit(hooks.exit_code)
+    if spool.refusal is not None:
+        print(f"run {spool.run}: MLflow refused {first_line(spool.refusal)}", file=sys.stderr)
+        raise SystemExit(1)
     _print_summary(outcome, trainer, spool)
     return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
 
@@ -144,6 +149,8 @@ def _record_failure(spool: Spool, error: BaseException, again: str) -> None:
     with suppress(Exception):  # the disk may be full
         spool.log_text(traceback.format_exc(), "traceback.txt")
         spool.end("FAILED")
+    if isinstance(error, UserError):
+        return
     if isinstance(error, NonFiniteLoss):  # it would fail again
         print(f"run {spool.run} failed: {error}", file=sys.stderr)
         return
@@ -384,13 +391,13 @@ def _run_to_resume(config: Config, overrides: list[str]) -> tuple[Tracker, About
 
     What its last process could not deliver is delivered first.
     """
+    tracker = Tracker(config, make=False)
     changed = [o for o in overrides if not o.lstrip("+").startswith(KEPT_ON_RESUME)]
     if changed:
         raise UserError(
             f"resume={config.resume} goes on with the run's own settings, got {changed[0]}; right: "
             f"without it (allowed: {', '.join(KEPT_ON_RESUME)})"
         )
-    tracker = Tracker(config, make=False)
     deliver_left(config, tracker, str(config.resume))
     run = tracker.find_run(str(config.resume))
     _refuse_a_trial(tracker, run)

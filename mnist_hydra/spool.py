@@ -122,7 +122,8 @@ class Spool:
         self._appended = 0  # records written to the journal so far
         self._checkpoints: list[Path] = []
         self._opened: tuple[Tracker, str] | None = None
-        self._refusal: BaseException | None = None
+        self.refusal: BaseException | None = None
+        """What MLflow refused for good, first."""
         self._away: str | None = None
         self._closed = self._given_up = False
         self._thread = threading.Thread(target=self._deliver, name="spool", daemon=True)
@@ -172,8 +173,8 @@ class Spool:
 
     def raise_if_refused(self) -> None:
         """Raise what MLflow refuses for good, such as to write to a run that was deleted."""
-        if self._refusal is not None:
-            raise self._refusal
+        if self.refusal is not None:
+            raise self.refusal
 
     # What a run tells. Each of these returns as soon as it is written down.
 
@@ -266,8 +267,8 @@ class Spool:
                     opened = self._open_run(self.about)
                     self.about = replace(self.about, run_id=opened[1])
                     _write(self.folder / ABOUT, json.dumps(asdict(self.about)))
-                    self._set(opened=opened)
-                delivered = deliver_next(self.folder, *self._opened)  # type: ignore[misc]
+                    self._opened = opened
+                delivered = deliver_next(self.folder, *self._opened)
                 self._away, wait_s = None, FIRST_WAIT_S
                 with self._changed:
                     if not delivered and not self._pending():
@@ -276,27 +277,18 @@ class Spool:
                         self._changed.wait(60)
             except Exception as error:
                 if not is_away(error):
-                    self._set(refusal=error)
-                    return
-                self._set(away=first_line(error))
+                    self.refusal = self.refusal or error
+                    if self._opened is None:
+                        return
+                    skip_next(self.folder)
+                    continue
+                self._away = first_line(error)
                 with self._changed:
                     self._changed.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _pending(self) -> bool:
         return _position(self.folder) < (self.folder / JOURNAL).stat().st_size
-
-    def _set(
-        self,
-        *,
-        opened: tuple[Tracker, str] | None = None,
-        refusal: BaseException | None = None,
-        away: str | None = None,
-    ) -> None:
-        with self._changed:
-            self._opened = opened or self._opened
-            self._refusal, self._away = refusal or self._refusal, away
-            self._changed.notify_all()
 
     def close(self, stop: threading.Event | None = None) -> None:
         """Wait until all is delivered, but not for too long; what is left stays.
@@ -320,7 +312,7 @@ class Spool:
         self._journal.close()
         self._given_up = self._thread.is_alive()
         if not self._given_up:
-            if self.left == 0:
+            if self.left == 0 or (self.refusal is not None and self._opened is None):
                 _remove(self.folder)
             self._lock.release()
 
@@ -366,6 +358,14 @@ def deliver_next(
     if record is not None and record.file is not None:
         shutil.rmtree(folder / str(record.number), ignore_errors=True)
     return True
+
+
+def skip_next(folder: Path) -> None:
+    """Leave out the next record, which MLflow refuses."""
+    position = _position(folder)
+    with open(folder / JOURNAL, "rb") as journal:
+        journal.seek(position)
+        _write(folder / POSITION, str(position + len(journal.readline())))
 
 
 def _deliver(

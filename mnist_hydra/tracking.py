@@ -17,7 +17,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -284,10 +283,11 @@ class Tracker:
         about.save(str(folder / "MLmodel"))
         self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
-        now_ms = int(time.time() * 1000)
+        # The same rows once more, of the model: another time would be another row of the run.
+        newest = [self.client.get_metric_history(run_id, key)[-1] for key in run.data.metrics]
         metrics = [
-            Metric(key, value, now_ms, step, model_id=logged.model_id, run_id=run_id)
-            for key, value in run.data.metrics.items()
+            Metric(m.key, m.value, m.timestamp, m.step, model_id=logged.model_id, run_id=run_id)
+            for m in newest
         ]
         self.client.log_batch(run_id, metrics=metrics)
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
