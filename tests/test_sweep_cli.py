@@ -210,6 +210,19 @@ def test_only_the_best_trials_get_pictures_and_the_exported_model(
     assert [model.source_run_id for model in models] == [completed[0].info.run_id]
 
 
+def test_what_is_done_later_moves_the_end_of_no_run(tiny: str, tmp_path: Path) -> None:
+    words = (tiny, *QUICK, "seed=1")
+    assert run(*words, "sweep.keep=0", cwd=tmp_path).code == 0
+    [parent], trials = runs(tmp_path)
+    before = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
+    again = run(*words, "sweep.keep=1", cwd=tmp_path)
+    assert again.code == 0 and "1 done and skipped" in again.err, again.err
+    [parent], trials = runs(tmp_path)
+    assert client(tmp_path).list_artifacts(next(iter(trials.values())).info.run_id, "pictures")
+    after = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
+    assert after == before
+
+
 def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> None:
     folder, _ = swept
     [parent], trials = runs(folder)
