@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.mnist_hydra import ray_launcher
-from hydra_plugins.mnist_hydra.ray_launcher import pack, unpack
+from hydra_plugins.mnist_hydra.ray_launcher import pack_folder, unpack_folder
 from mnist_hydra.errors import UserError
 
 
@@ -25,13 +25,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_only_configuration_and_code_are_packed(folder: Path) -> None:
-    assert pack(folder) == {"model/wide.yaml": b"width: 64\n", "wide.py": b"WIDTH = 64\n"}
+    assert pack_folder(folder) == {"model/wide.yaml": b"width: 64\n", "wide.py": b"WIDTH = 64\n"}
 
 
 def test_a_machine_without_the_folder_gets_its_own_copy(folder: Path, tmp_path: Path) -> None:
-    packed = pack(folder)
+    packed = pack_folder(folder)
     shutil.rmtree(folder)
-    there = unpack(packed, folder, tmp_path / "spare")
+    there = unpack_folder(packed, folder, tmp_path / "spare")
     assert (there / "model" / "wide.yaml").read_text() == "width: 64\n"
     assert not folder.exists()
 
@@ -39,15 +39,15 @@ def test_a_machine_without_the_folder_gets_its_own_copy(folder: Path, tmp_path: 
 def test_a_machine_with_other_files_in_the_folder_keeps_them_and_uses_the_sweeps(
     folder: Path, tmp_path: Path
 ) -> None:
-    packed = pack(folder)
+    packed = pack_folder(folder)
     (folder / "wide.py").write_text("WIDTH = 32\n")
-    there = unpack(packed, folder, tmp_path / "spare")
+    there = unpack_folder(packed, folder, tmp_path / "spare")
     assert (there / "wide.py").read_text() == "WIDTH = 64\n"
     assert (folder / "wide.py").read_text() == "WIDTH = 32\n"
 
 
 def test_a_machine_with_the_same_files_uses_them(folder: Path, tmp_path: Path) -> None:
-    assert unpack(pack(folder), folder, tmp_path / "spare") == folder
+    assert unpack_folder(pack_folder(folder), folder, tmp_path / "spare") == folder
 
 
 def test_a_folder_that_cannot_be_meant_is_refused(
@@ -55,4 +55,4 @@ def test_a_folder_that_cannot_be_meant_is_refused(
 ) -> None:
     monkeypatch.setattr(ray_launcher, "MAX_FILES", 1)
     with pytest.raises(UserError, match="a folder of its own"):
-        pack(folder)
+        pack_folder(folder)

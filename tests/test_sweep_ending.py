@@ -84,7 +84,7 @@ def test_a_silent_process_of_another_machine_is_taken_over_from(
     parent: Ledger, owner: Owner, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mnist_hydra.sweep.owner.SILENT_S", 0.3)
-    monkeypatch.setattr(ending, "POLL_S", 0.1)
+    monkeypatch.setattr(ending, "LOOK_EVERY_S", 0.1)
     elsewhere = replace(owner, host="another machine", token="elsewhere")
     assert claim_completion(again(parent), run_id, elsewhere)
     assert claim_completion(again(parent), run_id, owner)
@@ -93,7 +93,7 @@ def test_a_silent_process_of_another_machine_is_taken_over_from(
 def test_a_process_of_another_machine_that_comes_to_its_end_is_waited_for(
     parent: Ledger, owner: Owner, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ending, "POLL_S", 0.1)
+    monkeypatch.setattr(ending, "LOOK_EVERY_S", 0.1)
     elsewhere = replace(owner, host="another machine", token="elsewhere")
     theirs, mine = again(parent), again(parent)
     assert claim_completion(theirs, run_id, elsewhere)

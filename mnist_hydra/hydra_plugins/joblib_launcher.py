@@ -129,14 +129,14 @@ def visible_gpus(device: str, environment: Mapping[str, str]) -> list[str]:
     if device != "auto" and not device.startswith("cuda"):
         return []
     listed = environment.get("CUDA_VISIBLE_DEVICES")
-    gpus = _installed() if listed is None else _listed(listed)
+    gpus = _installed_gpus() if listed is None else _gpus_in(listed)
     if device.startswith("cuda:"):
         number = int(device.removeprefix("cuda:"))
         return gpus[number : number + 1]
     return gpus
 
 
-def _listed(text: str) -> list[str]:
+def _gpus_in(text: str) -> list[str]:
     """The entries of `CUDA_VISIBLE_DEVICES`; as for CUDA, the first bad one ends the list."""
     gpus: list[str] = []
     for entry in (part.strip() for part in text.split(",")):
@@ -146,7 +146,7 @@ def _listed(text: str) -> list[str]:
     return gpus
 
 
-def _installed() -> list[str]:
+def _installed_gpus() -> list[str]:
     """The UUIDs of NVIDIA's GPUs in this machine; none where its tool is missing or fails."""
     command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:

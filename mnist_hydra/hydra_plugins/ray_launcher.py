@@ -83,9 +83,10 @@ class RayLauncher(CommandLauncher):
         needs = {"num_cpus": self.cpus_per_worker}
         if self._gpus():
             needs["num_gpus"] = 1 / self.trials_per_gpu
-        run = ray.remote(max_retries=0, max_calls=1, scheduling_strategy="SPREAD", **needs)(_run)
+        as_task = ray.remote(max_retries=0, max_calls=1, scheduling_strategy="SPREAD", **needs)
+        run = as_task(_run_worker)
         sources = self.config.hydra.runtime.config_sources
-        folders = {s.path: pack(Path(s.path)) for s in sources if s.schema == "file"}
+        folders = {s.path: pack_folder(Path(s.path)) for s in sources if s.schema == "file"}
         started = {}
         for number, overrides in jobs.items():
             head, rest = self.command(overrides)
@@ -115,17 +116,17 @@ class RayLauncher(CommandLauncher):
         joined(self.address).shutdown()
 
 
-def _run(head: list[str], rest: list[str], folders: dict[str, Files], cwd: str) -> Ended:
+def _run_worker(head: list[str], rest: list[str], folders: dict[str, Files], cwd: str) -> Ended:
     """Run a worker's command on this node, with the sweep's own configuration folders."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="mnist_hydra_config_") as spare:
         for number, (folder, files) in enumerate(folders.items()):
-            here = unpack(files, Path(folder), Path(spare, str(number)))
+            here = unpack_folder(files, Path(folder), Path(spare, str(number)))
             head = [word.replace(folder, str(here)) for word in head]
         return followed(start_process([*head, *rest], subprocess.PIPE, {}, cwd))
 
 
-def pack(folder: Path) -> Files:
+def pack_folder(folder: Path) -> Files:
     """The configuration and code files of a folder, hidden folders left out.
 
     Raises:
@@ -145,7 +146,7 @@ def pack(folder: Path) -> Files:
     return files
 
 
-def unpack(files: Files, folder: Path, spare: Path) -> Path:
+def unpack_folder(files: Files, folder: Path, spare: Path) -> Path:
     """The folder that holds the files: the one they come from, or else `spare`, written now.
 
     Args:

@@ -33,11 +33,11 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep that the command line asks for; leaves with its exit code."""
         from mnist_hydra.sweep.command import Job
-        from mnist_hydra.sweep.sweeper import main
+        from mnist_hydra.sweep.sweeper import run_and_exit
 
         assert self.hydra_context is not None and self.config is not None
         job = Job(self.kind, self.params, self.hydra_context, self.task_function, self.config)
-        main(job, arguments)
+        run_and_exit(job, arguments)
 
 
 class SearchSweeper(GridSweeper):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
-from mnist_hydra.sweep.ledger import Ledger, View
+from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
@@ -24,7 +24,6 @@ COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that completes a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
-POLL_S = 2.0
 BEST_TAG = PREFIX + "best"
 
 
@@ -138,7 +137,7 @@ def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
         while not observer.is_gone(rival):
             if rival.host == owner.host or ledger.holds(COMPLETED + run_id):
                 return False
-            time.sleep(POLL_S)
+            time.sleep(LOOK_EVERY_S)
     mine = owner.text()
     return ledger.write_once(f"{COMPLETE}{run_id}/{len(claims) + 1}", mine) == mine
 

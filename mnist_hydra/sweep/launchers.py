@@ -276,7 +276,7 @@ def on_this_machine(launcher: Launcher) -> bool:
     return in_process(launcher) or foreign
 
 
-def check_store(launcher: Launcher, name: str, tracking_uri: str | None) -> None:
+def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) -> None:
     """Check that trials on other machines are not recorded in a file of this one.
 
     Args:

@@ -67,9 +67,10 @@ MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
 """Reading the entries takes at most this share of a worker's time, however many there are."""
-ASK_AGAIN_S = 2.0
+LOOK_EVERY_S = 2.0
+"""How often someone who waits looks again."""
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +86,7 @@ class View:
     """Why a sweeper's trials are to stop, by its token."""
 
 
-def wait_for_store(call: Callable[[], T], stop: threading.Event) -> T:
+def wait_for_store(call: Callable[[], Answer], stop: threading.Event) -> Answer:
     """Call again and again while the store is away, and say so once.
 
     Args:
@@ -102,7 +103,7 @@ def wait_for_store(call: Callable[[], T], stop: threading.Event) -> T:
             if not told:
                 log.warning("waiting for the store, which does not answer: %s", first_line(error))
             told = True
-            stop.wait(ASK_AGAIN_S)
+            stop.wait(LOOK_EVERY_S)
 
 
 def is_away(error: Exception) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SEED = "seed"
 PROGRAM = ("python", "-m", "mnist_hydra.train")
-MAX_SHOWN = 20
+MAX_LINES = 20
 CONFIDENCE = 0.95
 
 
@@ -205,7 +205,7 @@ def heading(results: Results) -> str:
     return f"Configurations by {results.objective}{where} ({how}{when}){warning}"
 
 
-def table(results: Results, limit: int | None = MAX_SHOWN) -> Group:
+def table(results: Results, limit: int | None = MAX_LINES) -> Group:
     """The ranking for a terminal: what it is ranked by, and a rich table.
 
     Args:
@@ -224,7 +224,7 @@ def table(results: Results, limit: int | None = MAX_SHOWN) -> Group:
     return Group(Text(heading(results), style="bold"), shown)
 
 
-def lines(results: Results, limit: int | None = MAX_SHOWN) -> list[str]:
+def lines(results: Results, limit: int | None = MAX_LINES) -> list[str]:
     """The ranking as plain lines, what it is ranked by first.
 
     Args:
@@ -245,7 +245,7 @@ def lines(results: Results, limit: int | None = MAX_SHOWN) -> list[str]:
 
 
 def footer(
-    results: Results, limit: int | None = MAX_SHOWN, program: Sequence[str] = PROGRAM
+    results: Results, limit: int | None = MAX_LINES, program: Sequence[str] = PROGRAM
 ) -> list[str]:
     """What stands below the ranking: what it leaves out, its caveats, and the best as a command.
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.ledger import Ledger, View, first_line
+from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View, first_line
 from mnist_hydra.sweep.trial import (
     DIED,
     DONE,
@@ -31,7 +31,6 @@ from mnist_hydra.sweep.trial import (
     Trial,
 )
 
-POLL_S = 2.0
 MAX_ROWS = 20
 
 WORDS = {
@@ -348,7 +347,7 @@ class Follower:
 
     def _run(self) -> None:
         while not self._over:
-            self._wake.wait(POLL_S)
+            self._wake.wait(LOOK_EVERY_S)
             self._wake.clear()
             self.look(fresh=False)
 

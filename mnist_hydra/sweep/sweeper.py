@@ -36,6 +36,7 @@ from mnist_hydra.sweep.command import (
     write_plan,
 )
 from mnist_hydra.sweep.ledger import (
+    LOOK_EVERY_S,
     MADE_BY_TAGS,
     Ledger,
     View,
@@ -58,7 +59,6 @@ from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
 from mnist_hydra.tracking import DATA_TAG, Tracker, import_mlflow, provenance
 
-POLL_S = 2.0
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""
 SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
@@ -67,7 +67,7 @@ OF_SIGNAL = 128
 """
 
 
-def main(job: Job, arguments: Sequence[str]) -> None:
+def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     """Run the sweep of a command line.
 
     Raises:
@@ -103,7 +103,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
         _say(console, f"{one} is the same trial as {other}")
     launcher = launchers.make(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
-    launchers.check_store(launcher, chosen, command.config.tracking.uri)
+    launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
     tracker = Tracker(command.config) if _store_exists(command) else None
     view = View({})
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
@@ -213,7 +213,7 @@ class Sweep:
             if to_do == 0 or exhausted or idle_launches == MAX_IDLE_LAUNCHES:
                 if Action.WAIT not in actions.values():
                     return
-                time.sleep(POLL_S)
+                time.sleep(LOOK_EVERY_S)
                 continue
             before = _work_done(view)
             told, self.problem = self.problem, self._launch(min(self.room, to_do))

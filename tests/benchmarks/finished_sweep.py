@@ -23,7 +23,7 @@ EPOCH_METRICS = ("train/loss", "train/acc", "lr", "images_per_s", "epoch_s")
 
 
 def fill(job: Job, arguments: Sequence[str]) -> None:
-    """In place of `sweeper.main`: finish the trials that the ledger does not have yet."""
+    """In place of `sweeper.run_and_exit`: finish the trials that the ledger does not have yet."""
     command = read_command(job, arguments)
     tracker = Tracker(command.config)
     parent = begin_sweep(command, tracker)
@@ -66,7 +66,7 @@ def _record(
 
 
 def main() -> None:
-    sweeper.main = fill
+    sweeper.run_and_exit = fill
     train.main()
 
 
