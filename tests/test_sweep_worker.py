@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -15,8 +17,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from mnist_hydra.sweep.ledger import Ledger
+from mnist_hydra.sweep.ledger import Ledger, is_away, wait_for_store
 from mnist_hydra.sweep.owner import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Planned, Trial
@@ -92,6 +95,37 @@ class Sweep:
 @pytest.fixture
 def sweep(store: MlflowClient, request: pytest.FixtureRequest, tmp_path: Path) -> Sweep:
     return Sweep(store, request.node.name, tmp_path)
+
+
+@pytest.mark.long
+def test_a_worker_waits_for_a_store_that_is_locked_and_says_so_once(
+    sweep: Sweep, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep.trials()
+    path = sweep.client.tracking_uri.removeprefix("sqlite:///")
+    lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    lock.execute("BEGIN IMMEDIATE")
+    threading.Timer(50, lock.execute, ["ROLLBACK"]).start()  # MLflow itself waits for 20 s
+    sweep.pull(plan("do=train"))
+    lock.close()
+    assert sweep.trials()["do=train"].state == "finished"
+    told = [text for text in caplog.messages if "waiting for the store" in text]
+    assert len(told) == 1 and "database is locked" in told[0]
+
+
+def test_who_is_to_stop_does_not_wait_for_a_store_that_is_away(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    client, stop = MlflowClient(nowhere), threading.Event()
+    threading.Timer(3, stop.set).start()
+    with pytest.raises(MlflowException, match="refused") as raised:
+        wait_for_store(lambda: client.get_run("0" * 32), stop)
+    assert is_away(raised.value)
+    told = [text for text in caplog.messages if "waiting for the store" in text]
+    assert len(told) == 1
 
 
 def test_several_processes_share_the_trials_and_train_each_once(sweep: Sweep) -> None:
