@@ -41,8 +41,8 @@ def test_memory_and_open_files_stay_flat_after_the_first_hundred_trials(tmp_path
     last = [each for each in seen if TRIALS - SETTLED_AFTER <= each[0] < TRIALS]
     assert settled and last, seen
     grown_mib = _median(last, 1) - _median(settled, 1)
-    told = f"after {SETTLED_AFTER} trials {settled[0]}, after {TRIALS} {last[-1]}"
-    print(told)
+    told = f"(trials, MiB, open files): {settled[0]}, ..., {last[-1]}"
+    print(told, *seen[:: max(1, len(seen) // 20)], sep="\n")
     assert grown_mib < MAX_GROWTH_MIB, told
     assert _median(last, 2) <= _median(settled, 2) + 2, told
 
