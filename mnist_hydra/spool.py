@@ -457,8 +457,10 @@ def is_away(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what follows in further lines."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says first, without where it was raised and what else it says."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("(raised as a result of")]
+    return (told or [type(error).__name__])[0][:300]
 
 
 def sha256_of(path: Path) -> str:

@@ -19,7 +19,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mnist_hydra.sweep.ledger import Ledger, is_away, wait_for_store
+from mnist_hydra.spool import is_away
+from mnist_hydra.sweep.ledger import Ledger, wait_for_store
 from mnist_hydra.sweep.owner import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Planned, Trial

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.spool import first_line, is_away
 from mnist_hydra.sweep.owner import Owner, read_owner
 from mnist_hydra.sweep.parent import book_of, existing_run
 from mnist_hydra.sweep.trial import (
@@ -60,8 +61,6 @@ ERROR_TAG = PREFIX + "error"
 MADE_BY_TAGS = (COMMIT_TAG, DIRTY_TAG, PREFIX + "version.mnist_hydra", DATA_TAG)
 STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
-AWAY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
-"""MLflow's error codes for a store that does not answer or is locked."""
 PAGE = 500
 MAX_NAME = 250
 MAX_ERROR = 2_000
@@ -104,18 +103,6 @@ def wait_for_store(call: Callable[[], Answer], stop: threading.Event) -> Answer:
                 log.warning("waiting for the store, which does not answer: %s", first_line(error))
             told = True
             stop.wait(LOOK_EVERY_S)
-
-
-def is_away(error: Exception) -> bool:
-    """Whether an error of MLflow's says that its store does not answer now."""
-    return getattr(error, "error_code", None) in AWAY
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, without where it was raised and what else it says."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith("(raised as a result of")]
-    return (told or [type(error).__name__])[0][:300]
 
 
 class Ledger:

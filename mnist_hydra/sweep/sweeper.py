@@ -25,6 +25,7 @@ from rich.console import Console
 from mnist_hydra.config import Config
 from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
+from mnist_hydra.spool import first_line, is_away
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import (
@@ -40,8 +41,6 @@ from mnist_hydra.sweep.ledger import (
     MADE_BY_TAGS,
     Ledger,
     View,
-    first_line,
-    is_away,
     wait_for_store,
 )
 from mnist_hydra.sweep.owner import Observer, new_token
@@ -83,7 +82,7 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     except Exception as error:
         if not is_away(error):
             raise
-        print(f"error: the store does not answer: {first_line(error)}", file=sys.stderr)
+        print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
         print("the same command again goes on with the sweep", file=sys.stderr)
         code = FAILURE
     if code != SUCCESS:

@@ -22,8 +22,9 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
+from mnist_hydra.spool import first_line, is_away
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
-from mnist_hydra.sweep.ledger import Ledger, View, first_line, is_away, wait_for_store
+from mnist_hydra.sweep.ledger import Ledger, View, wait_for_store
 from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
 from mnist_hydra.sweep.trial import DIED, RUNNING, Action, Planned, Trial, actions_of, in_order
 
@@ -47,17 +48,25 @@ def work(
     from mnist_hydra.run import Recording, about_run, deliver_left, train_run
     from mnist_hydra.spool import Spool
     from mnist_hydra.sweep.compose import Composer
-    from mnist_hydra.sweep.plan import plan_file, read_plan
+    from mnist_hydra.sweep.plan import Plan, plan_file, read_plan
     from mnist_hydra.sweep.search import SearchSource
     from mnist_hydra.tracking import Tracker
 
     config = settle(cfg)
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
-    tracker = Tracker(config)
-    ledger = Ledger(tracker.client, settings.parent)
+    parent, by = settings.parent, settings.by
+    stop = stop or threading.Event()
+    if settings.ends_with_stdin:
+        threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
+
+    def begin() -> tuple[Tracker, Ledger, Plan]:
+        tracker = Tracker(config)
+        ledger = Ledger(tracker.client, parent)
+        return tracker, ledger, read_plan(tracker.read_text(parent, plan_file(by)))
+
+    tracker, ledger, plan = wait_for_store(begin, stop)
     composer = Composer.here()
-    plan = read_plan(tracker.read_text(settings.parent, plan_file(settings.by)))
     source: Source = (
         SearchSource(ledger, plan.arguments, composer, settings, config.seed)
         if plan.kind == "search"
@@ -93,9 +102,6 @@ def work(
         fail_fast=settings.fail_fast,
         timeout_s=settings.trial_timeout_s,
     )
-    stop = stop or threading.Event()
-    if settings.ends_with_stdin:
-        threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
     # In the sweeper's own process the signals are the sweeper's.
     with nullcontext() if made_here(settings.by) else stopping_on_signals(stop):
         try:
