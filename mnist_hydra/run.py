@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shlex
 import signal
 import sys
@@ -25,7 +24,7 @@ from uuid import uuid4
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra import runtime
+from mnist_hydra import runtime, store
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.errors import StoreAway, UserError
@@ -101,7 +100,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
             _run_name(config, overrides),
             {"mlflow.user": user(), "mlflow.source.name": "mnist_hydra.train"},
             now_ms(),
-            without_password(config.tracking.uri),
+            shown(config),
         )
 
         def open_run(about: About) -> tuple[Tracker, str]:
@@ -412,10 +411,15 @@ def _run_to_resume(config: Config, overrides: list[str]) -> tuple[Tracker, About
     return tracker, about_run(config, run_id), settle(cfg)
 
 
+def shown(config: Config) -> str | None:
+    """The address of a run's store without its password; `None` for the one below `output_dir`."""
+    uri = config.tracking.uri
+    return None if uri is None else store.read(uri, Path(config.output_dir)).shown
+
+
 def about_run(config: Config, run_id: str) -> About:
     """A run that MLflow has."""
-    store = without_password(config.tracking.uri)
-    return About(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id)
+    return About(run_id, config.tracking.experiment_name, None, {}, 0, shown(config), run_id)
 
 
 def deliver_left(config: Config, tracker: Tracker, run: str) -> None:
@@ -427,11 +431,6 @@ def deliver_left(config: Config, tracker: Tracker, run: str) -> None:
     for folder, about in spools(Path(config.output_dir).absolute()):
         if about.is_called(run):
             deliver_all(folder, about, lambda about: (tracker, tracker.create_run(about)))
-
-
-def without_password(uri: str | None) -> str | None:
-    """An address less the user and the password that may stand in it."""
-    return uri if uri is None else re.sub(r"//[^/@]*@", "//", uri)
 
 
 def now_ms() -> int:
@@ -479,7 +478,7 @@ def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
         print()
         return
     print(f"; look at it with\n  {spool.tracker.ui_command()}")
-    if spool.tracker.is_local:
+    if not spool.tracker.is_server:
         print(f"and open\n  {spool.tracker.ui_page()}")
 
 

@@ -13,22 +13,21 @@ import os
 import platform
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-from filelock import FileLock
+from urllib.parse import unquote, urlsplit
 
 import mnist_hydra
+from mnist_hydra import store
 from mnist_hydra.config import TrackingConfig
-from mnist_hydra.errors import StoreAway, UserError
+from mnist_hydra.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +46,6 @@ COMMIT_TAG = "mlflow.source.git.commit"
 DIRTY_TAG = PREFIX + "git_dirty"
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
 LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
-CONNECT_TIMEOUT_S = 5.0
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
@@ -80,35 +78,37 @@ class Tracker:
     def __init__(self, place: Place, *, make: bool = True) -> None:
         output_dir = Path(place.output_dir).absolute()
         self.experiment_name = place.tracking.experiment_name
-        self.is_local = place.tracking.uri is None
-        self.uri = place.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
+        self.store = store.read(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        check_store(place)
-        if self.is_local:
-            if not make and not (output_dir / "mlflow.db").exists():
-                raise UserError(
-                    f"output_dir={place.output_dir} holds no runs; right: the folder that an "
-                    f"earlier run wrote to"
-                )
-            output_dir.mkdir(parents=True, exist_ok=True)
-        artifacts = (output_dir / "artifacts").as_uri() if self.is_local else None
-        import_mlflow()
-        from mlflow import MlflowClient
-
-        with _first_start_lock(self.uri):
-            self.client: MlflowClient = MlflowClient(self.uri)
-            self.experiment_id = find_or_make_experiment(
-                self.client, self.experiment_name, artifacts
+        store.check(self.store, output_dir)
+        if self.store.path is not None and not make and not self.store.path.exists():
+            raise UserError(
+                f"output_dir={place.output_dir} holds no runs; right: the folder that an earlier "
+                f"run wrote to"
             )
+        import_mlflow()
+        self.client: MlflowClient = store.open_store(self.store)
+        self.experiment_id = find_or_make_experiment(
+            self.client, self.experiment_name, self.store.artifacts
+        )
+        if place.tracking.uri is None:
+            check_not_moved(self.client, self.experiment_id, output_dir)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the store has a UI of its own."""
+        return self.store.kind == "server"
 
     def ui_command(self) -> str:
         """The one command that opens the UI on this store (for a server: its address)."""
-        if not self.is_local:
+        if self.is_server:
             return self.ui_page()
         ours = Path(sys.executable).with_name("mlflow")
         at_hand = shutil.which("mlflow") == str(ours)  # not where the environment is not activated
         mlflow = ["mlflow"] if at_hand else [sys.executable, "-m", "mlflow"]
-        return shlex.join([*mlflow, "ui", "--backend-store-uri", self.uri])
+        path = self.store.path
+        address = self.store.shown if path is None else store.sqlite_uri(path)
+        return shlex.join([*mlflow, "ui", "--backend-store-uri", address])
 
     def ui_page(self) -> str:
         """The address of the experiment's runs in the UI.
@@ -116,7 +116,7 @@ class Tracker:
         Without its last part MLflow 3.17 opens any experiment on the pages for GenAI, whatever
         its kind: https://github.com/mlflow/mlflow/issues/24498
         """
-        root = UI_ADDRESS if self.is_local else self.uri.rstrip("/")
+        root = self.store.shown if self.is_server else UI_ADDRESS
         return f"{root}/#/experiments/{self.experiment_id}?workflowType=machine_learning"
 
     def create_run(self, about: About) -> str:
@@ -141,13 +141,14 @@ class Tracker:
         with suppress(MlflowException):
             return self.client.get_run(run_id)
         with suppress(MlflowException):
-            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{run_id}'")
+            mine = f"tags.`{KEY_TAG}` = '{run_id}'"
+            found = self.client.search_runs([self.experiment_id], mine)
             if found:
                 return found[0]
         raise UserError(
-                f"resume={run_id}: no such run in {self.uri}; right: the id of one of its runs "
-                f"(output_dir= and tracking= say which store)"
-            ) from None
+            f"resume={run_id}: no such run in {self.store.shown}; right: the id of one of its runs "
+            f"(output_dir= and tracking= say which store)"
+        )
 
     def log_settings(self, run_id: str, settings: Mapping[str, str]) -> None:
         """Record settings as parameters; those that the run already has stay as they are."""
@@ -349,25 +350,11 @@ def check_store(place: Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:
-        UserError: if the server does not answer or `output_dir` cannot be written.
+        StoreAway: the server or the database does not answer.
+        UserError: `output_dir` cannot be written, or the store cannot be used.
     """
-    uri = place.tracking.uri
-    if uri is not None and uri.startswith(("http://", "https://")):
-        _insist_on_an_answer(uri)
-    folder = Path(place.output_dir).absolute()
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output_dir={folder} cannot be written ({error.strerror}); right: a folder that can"
-        ) from None
-    finally:
-        for path in missing:
-            with suppress(OSError):  # not made, or another process uses it already
-                path.rmdir()
+    output_dir = Path(place.output_dir).absolute()
+    store.check(store.read(place.tracking.uri, output_dir), output_dir)
 
 
 def import_mlflow() -> None:
@@ -381,36 +368,6 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # noqa: F401
-
-
-def _insist_on_an_answer(uri: str) -> None:
-    """One short request first: MLflow's own client would retry for minutes."""
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S):
-            pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise StoreAway(
-            f"tracking.uri={uri} does not answer ({reason}); right: the address of a running "
-            f"MLflow server, or tracking=local"
-        ) from None
-
-
-@contextmanager
-def _first_start_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time open a SQLite store: MLflow's schema migration takes no two."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        yield
-        return
-    path = Path(uri.removeprefix(prefix).partition("?")[0])
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
-        with closing(sqlite3.connect(path)) as connection:  # readers and a writer side by side
-            connection.execute("PRAGMA journal_mode=WAL")
 
 
 def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None = None) -> str:
@@ -439,6 +396,23 @@ def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | No
             f"restore it with `mlflow experiments restore -x {found.experiment_id}`"
         )
     return str(found.experiment_id)
+
+
+def check_not_moved(client: MlflowClient, experiment_id: str, output_dir: Path) -> None:
+    """See that what is recorded in the store below `output_dir` lies there, too.
+
+    MLflow writes down where an experiment's artifacts are, and would go on with writing there.
+
+    Raises:
+        UserError: the folder was moved or copied.
+    """
+    recorded = urlsplit(client.get_experiment(experiment_id).artifact_location)
+    there = Path(unquote(recorded.path)).resolve()
+    if recorded.scheme == "file" and not there.is_relative_to(output_dir.resolve()):
+        raise UserError(
+            f"output_dir={output_dir} was moved or copied: its artifacts are kept in {there}; "
+            f"right: move it back to {there.parent}, or another output_dir"
+        )
 
 
 def user() -> str:

@@ -190,7 +190,7 @@ class Sweep:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
         print(self.tracker.ui_command())
-        if self.tracker.is_local:
+        if not self.tracker.is_server:
             print(f"and open {self.tracker.ui_page()}")
         if interrupted:
             _say(self.console, "the same command again goes on with the sweep")

@@ -1,0 +1,337 @@
+"""Where MLflow keeps its records: an address is read in one place, and a store opened in one.
+
+Nothing here prints or records a password, and nothing is made before it is known to be right.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock
+
+from mnist_hydra.errors import StoreAway, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CONNECT_TIMEOUT_S = 5.0
+DRIVERS = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
+"""What SQLAlchemy takes where an address names none."""
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""What pip calls a driver, where that is another name."""
+RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store's address, read."""
+
+    kind: str
+    """`sqlite`, `database` or `server`."""
+    uri: str
+    """As MLflow takes it; of SQLite see `sqlite_uri`."""
+    shown: str
+    """The same for people: without a password."""
+    path: Path | None = None
+    """SQLite's file."""
+    artifacts: str | None = None
+    """The address of the folder that new experiments keep their artifacts in; `None` leaves that to
+    the server.
+    """
+    user: str | None = None
+    password: str | None = None
+    """Of a server; MLflow takes them from the environment."""
+
+
+def read(uri: str | None, output_dir: Path) -> Store:
+    """Read `tracking.uri`; nothing is looked up.
+
+    Args:
+        uri: `None` is the SQLite file below `output_dir`.
+        output_dir: absolute.
+
+    Raises:
+        UserError: naming what is wrong with it, without its password.
+    """
+    artifacts = (output_dir / "artifacts").as_uri()
+    if uri is None:
+        path = output_dir / "mlflow.db"
+        return Store("sqlite", f"sqlite:///{path}", f"sqlite:///{path}", path, artifacts)
+    shown = without_password(str(uri))
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except (ValueError, AttributeError) as error:
+        raise _wrong(shown, str(error)) from None
+    scheme, _, driver = parts.scheme.partition("+")
+    if any(c.isspace() or not c.isprintable() for c in uri):
+        raise _wrong(shown, "it holds a blank or a control character")
+    if scheme == "sqlite":
+        return _sqlite(uri, shown, artifacts)
+    if scheme in ("http", "https") and not driver:
+        if not parts.hostname:
+            raise _wrong(shown, "it names no host")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        where = host if port is None else f"{host}:{port}"
+        address = f"{scheme}://{where}{parts.path.rstrip('/')}"
+        user = None if parts.username is None else unquote(parts.username)
+        password = None if parts.password is None else unquote(parts.password)
+        return Store("server", address, address, user=user, password=password)
+    if scheme in DRIVERS:
+        if not parts.hostname or not parts.path.strip("/"):
+            raise _wrong(shown, "it names no host or no database")
+        module = driver or DRIVERS[scheme]
+        if importlib.util.find_spec(module) is None:
+            package = PACKAGES.get(module, module)
+            raise UserError(f"tracking.uri={shown} needs a driver; right: pip install {package}")
+        return Store("database", uri, shown, artifacts=artifacts)
+    if scheme == "file" or "://" not in uri:
+        raise _wrong(shown, "MLflow's store of files takes no claims")
+    raise _wrong(shown, f"{parts.scheme} is no kind of store that is known here")
+
+
+def _sqlite(uri: str, shown: str, artifacts: str) -> Store:
+    name = uri.partition("///")[2] if uri.lower().startswith("sqlite:///") else ""
+    if not name or name.startswith((":memory:", "file:")) or name.endswith("/"):
+        raise _wrong(shown, "it names no file")
+    if "?" in name:
+        raise _wrong(shown, "options behind ? are not taken")
+    path = Path(name).absolute()
+    return Store("sqlite", f"sqlite:///{path}", f"sqlite:///{path}", path, artifacts)
+
+
+def _wrong(shown: str, why: str) -> UserError:
+    return UserError(f"tracking.uri={shown} is no address of a store ({why}); right: {RIGHT}")
+
+
+def without_password(text: str) -> str:
+    """The same text with the password, or the user's whole name, of each address left out."""
+    return re.sub(r"(://[^/@:\s]*)(:[^/@\s]*)?@", lambda m: f"{m[1]}@" if m[2] else m[0], text)
+
+
+def check(store: Store, output_dir: Path) -> None:
+    """See that runs can be recorded, and leave nothing behind; takes no MLflow.
+
+    Raises:
+        StoreAway: the server or the database does not answer.
+        UserError: a folder cannot be written, or the file is no store that can be used.
+    """
+    _check_folder("output_dir", output_dir)
+    if store.path is not None:
+        if store.path.parent != output_dir:
+            _check_folder("tracking.uri: its folder", store.path.parent)
+        problem = problem_of(store.path)
+        if problem is not None:
+            raise UserError(problem)
+    elif store.kind == "server":
+        _check_server(store)
+    else:
+        _check_database(store)
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    """Make and remove a folder of a name of its own where `folder` is or would be made."""
+    for there in (folder, *folder.parents):
+        if not there.exists():
+            continue
+        try:
+            tempfile.TemporaryDirectory(dir=there, prefix=".mnist_hydra-").cleanup()
+            return
+        except OSError as error:
+            if there.exists():  # and was not removed by another process just now
+                raise UserError(
+                    f"{key}={folder} cannot be written ({error.strerror}); right: a folder that can"
+                ) from None
+
+
+def _check_server(store: Store) -> None:
+    """One short request first: MLflow's own client would try again for minutes."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{store.uri}/health", timeout=CONNECT_TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise _away(store, error) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, socket.gaierror):
+            raise _wrong(store.shown, str(reason.strerror)) from None
+        raise _away(store, reason) from None
+
+
+def _check_database(store: Store) -> None:
+    parts = urlsplit(store.uri)
+    scheme = parts.scheme.partition("+")[0]
+    try:
+        address = (str(parts.hostname), parts.port or PORTS[scheme])
+        socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
+    except socket.gaierror as error:
+        raise _wrong(store.shown, str(error.strerror)) from None
+    except OSError as error:
+        raise _away(store, error) from None
+
+
+def _away(store: Store, why: object) -> StoreAway:
+    return StoreAway(
+        f"tracking.uri={store.shown} does not answer ({why}); right: the address of a running "
+        f"MLflow server or database, or tracking=local"
+    )
+
+
+def problem_of(path: Path) -> str | None:
+    """What keeps a SQLite file from being used as a store, and what mends it; `None` for nothing.
+
+    No file, an empty one, and one that MLflow was killed over before it held a run, are none: they
+    are made anew.
+    """
+    if not path.exists() or is_half_made(path):
+        return None
+    right = "right: another tracking.uri or output_dir, or a copy of the file that is whole"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(100)
+        if not head.startswith(b"SQLite format 3\0"):
+            return f"{path} is no SQLite file; {right}"
+        size = int.from_bytes(head[16:18], "big")
+        pages = int.from_bytes(head[28:32], "big")
+        if path.stat().st_size < pages * (65536 if size == 1 else size):
+            return f"{path} is damaged (cut short); {right}"
+        with closing(_opened(path)) as store:
+            (revision,) = store.execute("SELECT version_num FROM alembic_version").fetchone()
+            store.execute("SELECT count(*) FROM experiments").fetchone()
+    except (sqlite3.DatabaseError, OSError, TypeError) as error:
+        return f"{path} is damaged or no store of MLflow's ({error}); {right}"
+    known, newest = revisions()
+    if revision in newest:
+        return None
+    if revision in known:
+        return (
+            f"{path} was made by an older MLflow; right: keep a copy of it, then "
+            f"mlflow db upgrade sqlite:///{path}"
+        )
+    return f"{path} was made by a newer MLflow (revision {revision}); right: pip install -U mlflow"
+
+
+def is_half_made(path: Path) -> bool:
+    """Whether MLflow's making of a SQLite file was cut off, or not begun, and it holds no run."""
+    if path.stat().st_size == 0:
+        return True
+    known, newest = revisions()
+    try:
+        with closing(_opened(path)) as store:
+            tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+            if not tables & {"experiments", "alembic_version"}:
+                return False
+            if "runs" in tables and store.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
+                return False
+            if "alembic_version" not in tables:
+                return True
+            found = store.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.DatabaseError:
+        return False
+    return found is None or (found[0] in known and found[0] not in newest)
+
+
+def revisions() -> tuple[set[str], set[str]]:
+    """The revisions of a store's tables that this MLflow knows, and the newest of them.
+
+    They are read from its files: to import them takes longer than to train an epoch.
+    """
+    spec = importlib.util.find_spec("mlflow")
+    assert spec is not None and spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
+    known, before = set(), set()
+    for file in folder.glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        known |= set(re.findall(r"^revision\b[^=]*= [\"'](\w+)", text, re.M))
+        before |= set(re.findall(r"^down_revision\b[^=]*= [\"'](\w+)", text, re.M))
+    return known, known - before
+
+
+def open_store(store: Store) -> MlflowClient:
+    """MLflow's client of a store, which is made where it is SQLite's and not there.
+
+    Any number of processes may do so at once.
+    """
+    from mlflow import MlflowClient
+
+    if store.password is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = store.user or ""
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = store.password
+    if store.path is None:
+        return MlflowClient(store.uri)
+    with _lock(store.path):
+        if not store.path.exists() or is_half_made(store.path):
+            _make_sqlite(store.path)
+        return MlflowClient(sqlite_uri(store.path))
+
+
+def sqlite_uri(path: Path) -> str:
+    """A file's address as SQLAlchemy takes it, whatever characters are in its name.
+
+    The plain form is kept where it means the file. SQLAlchemy 2.1 reads `%20` in it as a blank,
+    2.0 does not, and both take what follows `?` for options.
+    """
+    from sqlalchemy import make_url
+
+    plain = f"sqlite:///{path}"
+    if "?" not in plain and make_url(plain).database == str(path):
+        return plain
+    escaped = f"file:{quote(str(path))}"
+    for text in (escaped, quote(escaped, safe="/:")):
+        uri = f"sqlite+pysqlite:///{text}?uri=true"
+        if make_url(uri).database == escaped:
+            return uri
+    raise UserError(f"{path} cannot be written as an address; right: a folder with a plainer name")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Let one process at a time make or open a SQLite file: MLflow's migration takes no two."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def _make_sqlite(path: Path) -> None:
+    """Make a store beside `path` and move it there when it is whole.
+
+    MLflow's own 67 migrations run in memory: on a busy disk they take most of a minute, and one
+    that is killed among them can never be finished.
+    """
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    engine = sqlalchemy.create_engine("sqlite://")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _initialize_tables(engine)  # type: ignore[no-untyped-call]
+        memory = cast(sqlite3.Connection, engine.raw_connection().driver_connection)
+        with closing(sqlite3.connect(partial)) as disk:
+            memory.backup(disk)
+            disk.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
+        for suffix in ("-wal", "-shm"):  # of a file that was half made
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        os.replace(partial, path)
+    finally:
+        engine.dispose()
+        partial.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=CONNECT_TIMEOUT_S)

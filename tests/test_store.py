@@ -1,0 +1,260 @@
+"""A store's address is read in one place, and what cannot be a store is one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from alembic import command
+from mlflow.store.db import utils
+
+from mnist_hydra import store
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import StoreAway, UserError
+from mnist_hydra.spool import About
+from mnist_hydra.sync import Place
+from mnist_hydra.tracking import Tracker
+
+SECRET = "s3cr3t"
+ABOUT = About("b" * 32, "e", "a run", {}, 1, None)
+
+
+def place(folder: Path, uri: str | None = None) -> Place:
+    return Place(str(folder), TrackingConfig("local", uri, "e"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "shown"),
+    [
+        (None, "sqlite", "sqlite:////out/mlflow.db"),
+        ("sqlite:////data/x.db", "sqlite", "sqlite:////data/x.db"),
+        ("SQLite:////data/x.db", "sqlite", "sqlite:////data/x.db"),
+        ("http://host:5000", "server", "http://host:5000"),
+        ("HTTP://Host:5000/", "server", "http://host:5000"),
+        ("https://host/mlflow/", "server", "https://host/mlflow"),
+        ("http://[::1]:5000", "server", "http://[::1]:5000"),
+        (f"http://me:{SECRET}@host:5000", "server", "http://host:5000"),
+        (f"postgresql://me:{SECRET}@host/db", "database", "postgresql://me@host/db"),
+        (f"mysql+psycopg2://me:{SECRET}@host:1/db", "database", "mysql+psycopg2://me@host:1/db"),
+    ],
+)
+def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
+    uri: str | None, kind: str, shown: str
+) -> None:
+    pytest.importorskip("psycopg2") if kind == "database" else None
+    read = store.read(uri, Path("/out"))
+    assert (read.kind, read.shown) == (kind, shown)
+    assert (read.artifacts is None) == (kind == "server")
+    if kind == "server":
+        assert SECRET not in read.uri and read.password == (SECRET if SECRET in str(uri) else None)
+
+
+ODD = [
+    "", " ", "x", "mlruns", "./mlruns", "/tmp/x", "file:///x", "file:/x", "file:x", "FILE:///x",
+    "http", "http:", "http://", "http:///x", "http://:5000", "http://h:port", "http://h:99999",
+    "http://ho st", "http://h\n", "http://h\x00", "https://", "https:/h", "http+x://h", "://h",
+    "sqlite", "sqlite:", "sqlite:/x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:",
+    "sqlite:///x.db?mode=ro", "sqlite:///folder/", "sqlite+aiosqlite:///", "sqlite://x.db",
+    "postgresql", "postgresql:", "postgresql://", "postgresql://host", "postgresql://host/",
+    "postgresql:///db", "postgresql+nosuch://h/db", "mysql://h/db", "mssql://h/db", "oracle://h/db",
+    "databricks", "databricks://x", "databricks-uc", "s3://bucket", "ftp://h", "h:5000", "ü://h",
+    f"ftp://me:{SECRET}@h", f"http://me:{SECRET}@", f"postgresql://me:{SECRET}@host",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", ODD)
+def test_an_odd_address_is_refused_in_one_line_without_its_password(
+    uri: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        store.read(uri, tmp_path)
+    said = str(refused.value)
+    assert said.startswith("tracking.uri=") and "right: " in said and SECRET not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a%20b%zz", "a?b", "a#b ü", "a'b;&\"c"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    tracker = Tracker(place(folder))
+    run_id = tracker.create_run(ABOUT)
+    tracker.log_text(run_id, "hello", "words.txt")
+    assert Tracker(place(folder)).read_text(run_id, "words.txt") == "hello"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert {p.name for p in folder.iterdir()} >= {"mlflow.db", "artifacts"}
+
+
+def migrated(path: Path, revision: str) -> None:
+    """Bring a new file as far as a revision of MLflow's tables."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    utils.InitialBase.metadata.create_all(engine)
+    config = utils._get_alembic_config(str(engine.url))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+HALF_WAY = "97727af70f4d"
+
+
+@pytest.mark.parametrize("made", ["empty", "first tables", "half of the migrations"])
+def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str) -> None:
+    path = tmp_path / "mlflow.db"
+    if made == "empty":
+        path.touch()
+    elif made == "first tables":
+        engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+        utils.InitialBase.metadata.create_all(engine)
+        engine.dispose()
+    else:
+        migrated(path, HALF_WAY)
+    assert store.problem_of(path) is None
+    tracker = Tracker(place(tmp_path))
+    assert tracker.find_run(tracker.create_run(ABOUT)).info.run_name == "a run"
+
+
+def older(path: Path) -> None:
+    migrated(path, HALF_WAY)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO runs (run_uuid, name, start_time) VALUES ('x', 'old', 1)")
+
+
+def newer(path: Path) -> None:
+    Tracker(place(path.parent))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+
+
+def cut(path: Path) -> None:
+    Tracker(place(path.parent))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def other(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE mine (x)")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (older, "mlflow db upgrade sqlite:///"),
+        (newer, "pip install -U mlflow"),
+        (cut, "cut short"),
+        (other, "no store of MLflow's"),
+        (lambda path: path.write_text("hello, world " * 100), "is no SQLite file"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 40), "is no SQLite file"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\1" * 4096), "damaged"),
+    ],
+)
+def test_a_file_that_is_no_good_store_is_one_line_and_stays_as_it_is(
+    tmp_path: Path, make: object, said: str
+) -> None:
+    path = tmp_path / "mlflow.db"
+    make(path)  # type: ignore[operator]
+    before = path.read_bytes()
+    with pytest.raises(UserError) as refused:
+        Tracker(place(tmp_path))
+    assert said in str(refused.value) and "right: " in str(refused.value)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_store_gets_no_lock_beside_it(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    with pytest.raises(UserError, match="is no SQLite file"):
+        Tracker(place(tmp_path / "out", f"sqlite:///{hosts}"))
+    assert [p.name for p in tmp_path.iterdir()] == ["hosts"]
+
+
+def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker(place(tmp_path / "out", "sqlite:///mine.db"))
+    tracker.log_text(tracker.create_run(ABOUT), "hello", "words.txt")
+    assert {p.name for p in tmp_path.iterdir()} >= {"mine.db", "out"}
+    assert not (tmp_path / "mlruns").exists() and list((tmp_path / "out").rglob("words.txt"))
+    assert "ui --backend-store-uri" in tracker.ui_command()
+    assert tracker.ui_page().startswith("http://127.0.0.1:5000/#/")
+
+
+def test_a_moved_folder_is_refused_with_both_places(tmp_path: Path) -> None:
+    Tracker(place(tmp_path / "before"))
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    with pytest.raises(UserError) as refused:
+        Tracker(place(tmp_path / "after"))
+    assert str(tmp_path / "before") in str(refused.value)
+    assert str(tmp_path / "after") in str(refused.value)
+    assert not (tmp_path / "before").exists()
+
+
+def test_first_starts_at_once_never_refuse_a_good_folder(tmp_path: Path) -> None:
+    refused: list[UserError] = []
+    together = threading.Barrier(8)
+
+    def first_start() -> None:
+        for turn in range(200):
+            folder = tmp_path / str(turn) / "b" / "outputs"
+            together.wait()
+            try:
+                store.check(store.read(None, folder), folder)
+            except UserError as error:
+                refused.append(error)
+            folder.mkdir(parents=True, exist_ok=True)
+
+    starts = [threading.Thread(target=first_start) for _ in range(8)]
+    for thread in starts:
+        thread.start()
+    for thread in starts:
+        thread.join()
+    assert not refused
+
+
+def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg2")
+    for uri in (f"http://me:{SECRET}@127.0.0.1:9", f"postgresql://me:{SECRET}@127.0.0.1:9/db"):
+        began = time.monotonic()
+        with pytest.raises(StoreAway) as away:
+            store.check(store.read(uri, tmp_path), tmp_path)
+        assert SECRET not in str(away.value) and time.monotonic() - began < 10
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from tests.test_store import ABOUT, Tracker, place
+print("begins", flush=True)
+Tracker(place(Path(sys.argv[1]))).create_run(ABOUT)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.4, 1.0, 1.6])
+def test_a_first_start_that_is_killed_leaves_a_store_that_can_be_used(
+    tmp_path: Path, after_s: float
+) -> None:
+    first = [sys.executable, "-c", FIRST, str(tmp_path)]
+    with subprocess.Popen(first, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        time.sleep(after_s)
+        killed.send_signal(signal.SIGKILL)
+    subprocess.run(first, check=True, stdout=subprocess.DEVNULL)
+    assert not list(tmp_path.glob(".mlflow.db.[0-9]*")) or after_s < 9
+    client = Tracker(place(tmp_path)).client
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None and len(client.search_runs([experiment.experiment_id])) == 1
