@@ -1,7 +1,9 @@
-"""How the commands beside `train` start: composed by Hydra, bad input one line and exit code 2."""
+"""How the commands start: composed by Hydra, bad input one line and exit code 2."""
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,6 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.refusals import REFUSALS, refused
 
 
 def start(name: str, task: Callable[[DictConfig], int]) -> None:
@@ -22,5 +25,34 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
             code = 2
         sys.exit(code)
 
+    prepare_streams()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
-    main(checked)()
+    call(main(checked))
+
+
+def call(main: Callable[[], object]) -> None:
+    """Call what `hydra.main` made.
+
+    Raises:
+        SystemExit: 2 for what Hydra refuses, after a line that says what.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
+    try:
+        main()
+    except REFUSALS as error:
+        print(f"error: {refused(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def prepare_streams() -> None:
+    """Let any text be printed, and each line be seen when it is printed.
+
+    In a locale of ASCII alone Python and its libraries read arguments and files as ASCII: there the
+    same command is begun again, in the same process, in Python's UTF-8 mode.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a process may have none
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from mnist_hydra import entry
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
 
@@ -21,19 +25,52 @@ from mnist_hydra.targets import import_user_code_from
 @hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name="config")
 def task(cfg: DictConfig) -> float | None:
     """Train what was composed; with `sweep.parent` set, work on that sweep's trials instead."""
-    import_user_code_from(HydraConfig.get().runtime.config_sources)
+    hydra_cfg = HydraConfig.get()
+    import_user_code_from(hydra_cfg.runtime.config_sources)
     try:
-        if cfg.sweep.parent is not None:
+        if OmegaConf.select(cfg, "sweep.parent") is not None:
             from mnist_hydra.sweep.worker import work
 
             work(cfg)
             return None
+        refuse_sweep_settings([*hydra_cfg.overrides.task, *hydra_cfg.overrides.hydra])
+        refuse_moving_folder(cfg.output_dir, bool(hydra_cfg.job.chdir))
         from mnist_hydra.run import run_alone
 
-        return run_alone(cfg, list(HydraConfig.get().overrides.task))
+        return run_alone(cfg, list(hydra_cfg.overrides.task))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def refuse_sweep_settings(overrides: Sequence[str]) -> None:
+    """Refuse what only a sweep takes, in a command that is none.
+
+    Args:
+        overrides: as typed.
+    Raises:
+        UserError: naming the first of them.
+    """
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if re.match(r"sweep($|[.@])|hydra[./](sweeper|launcher|sweep)\b", key):
+            raise UserError(
+                f"{override} has no effect on a single run; right: with --multirun, or without it"
+            )
+
+
+def refuse_moving_folder(output_dir: Any, chdir: bool) -> None:
+    """Refuse a relative `output_dir` where Hydra changes the current folder: a later command, and
+    a sweep's workers, would look for it elsewhere.
+
+    Raises:
+        UserError: with the folder that is meant.
+    """
+    if chdir and not os.path.isabs(str(output_dir)):
+        raise UserError(
+            f"hydra.job.chdir=true moves the relative output_dir={output_dir}; right: without "
+            f"hydra.job.chdir, or output_dir={os.path.abspath(str(output_dir))}"
+        )
 
 
 def main() -> None:
@@ -45,7 +82,7 @@ def main() -> None:
     from hydra_plugins.mnist_hydra.registration import register
 
     register()
-    task()
+    entry.call(task)
 
 
 def command() -> None:
@@ -64,6 +101,7 @@ def command() -> None:
 
     atexit.register(leave)  # the first one in is the last one out
     try:
+        entry.prepare_streams()
         main()
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

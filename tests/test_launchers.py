@@ -165,8 +165,7 @@ def test_a_worker_gets_hydras_own_flags_and_settings_of_the_command_line(tmp_pat
     made.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
     head, rest = made.command(["seed=1"])
     assert head == [
-        *("-m", "mnist_hydra.train", "--config-name", "config"),
-        *("--config-path", "pkg://mnist_hydra.conf", "--config-dir", str(tmp_path)),
+        *("-m", "mnist_hydra.train", "--config-dir", str(tmp_path)),
         "hydra.searchpath=[/more]",
     ]
     assert rest == ["hydra/launcher=joblib", "seed=1", "++sweep.ends_with_stdin=true"]

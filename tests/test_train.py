@@ -345,11 +345,45 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
     assert not list(tmp_path.iterdir())
 
 
-def test_hydra_keeps_its_own_words_for_what_it_refuses(tmp_path: Path) -> None:
-    for word, said in (("model=model9", "model1"), ("dropuot=0.1", "dropuot")):
-        done = command(word, cwd=tmp_path)
-        assert done.returncode == 1 and said in done.stderr
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model=model9", "Could not find 'model/model9' (did you mean model3"),
+        ("modell=3", "'modell' (did you mean model"),
+        ("data.vel_size=3", "(did you mean data.val_size"),
+        ("~sede", "'sede' (did you mean seed"),
+        ("lr=[1", "lr=[1: "),
+        ("lr=0.1,0.2", "add --multirun"),
+        ("--config-name=mine", "primary config 'mine'"),
+        ("sweep.dry_run=true", "sweep.dry_run=true has no effect on a single run; right: with --mu"),
+        ("++sweep.keep=3", "++sweep.keep=3 has no effect"),
+        ("hydra/sweeper=search", "hydra/sweeper=search has no effect"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true moves the relative output_dir=outputs"),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant_is_refused_in_one_line(
+    word: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("data.offline=true", word, monkeypatch=monkeypatch) == 2
+    (message,) = capfd.readouterr().err.splitlines()
+    assert message.startswith("error: ") and said in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_yaml_file_that_cannot_be_read_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: !!python/name:os.system\n")
+    words = (f"--config-dir={tmp_path}", "model=mine", "data.offline=true")
+    assert call(*words, monkeypatch=monkeypatch) == 2
+    (message,) = capfd.readouterr().err.splitlines()
+    assert message.startswith("error: ") and "mine.yaml" in message
 
 
 def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(

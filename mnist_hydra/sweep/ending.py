@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from mnist_hydra.commands import config_words
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
@@ -57,18 +58,7 @@ def print_results(found: Results) -> None:
         console.print(results.table(found))
     elif found.rows:
         print("\n".join(results.lines(found)))
-    print("\n".join(results.footer(found, program=program())))
-
-
-def program() -> list[str]:
-    """What a command line for one run begins with: this one's, without `--multirun`."""
-    words = ["python", "-m", "mnist_hydra.train"]
-    arguments, _ = get_args_parser().parse_known_args()
-    for flag in ("config_path", "config_name", "config_dir"):
-        value = getattr(arguments, flag)
-        if value is not None:
-            words += ["--" + flag.replace("_", "-"), value]
-    return words
+    print("\n".join(results.footer(found, flags=config_words(HydraConfig.get()))))
 
 
 def record_results(
@@ -80,7 +70,7 @@ def record_results(
 ) -> None:
     """Put the results on the parent run and close it, unless others go on with the sweep."""
     tracker.log_text(parent.run_id, results.csv_text(found), "results.csv")
-    best = results.best_command(found, program())
+    best = results.best_command(found, config_words(HydraConfig.get()))
     if best is not None:
         tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
         tracker.client.log_metric(parent.run_id, found.objective, found.rows[0].mean)

@@ -26,6 +26,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mnist_hydra.commands import config_words
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
 
@@ -144,18 +145,7 @@ class CommandLauncher(Launcher):
     def command(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         """A worker's command: `python`'s arguments up to Hydra's own flags, and the overrides."""
         hydra = self.config.hydra
-        words = ["-m", "mnist_hydra.train", "--config-name", str(hydra.job.config_name)]
-        searched = []
-        for source in hydra.runtime.config_sources:
-            path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
-            if source.provider == "main":
-                words += ["--config-path", path]
-            elif source.provider == "command-line":
-                words += ["--config-dir", path]
-            elif source.provider.startswith("hydra.searchpath"):
-                searched.append(path)
-        if searched:
-            words.append(f"hydra.searchpath=[{','.join(searched)}]")
+        words = ["-m", "mnist_hydra.train", *config_words(hydra)]
         replaced = ("hydra.mode=", "hydra.searchpath=")
         kept = [o for o in hydra.overrides.hydra if not o.lstrip("+").startswith(replaced)]
         return words, [*kept, *overrides, "++sweep.ends_with_stdin=true"]

@@ -78,6 +78,14 @@ class Trials:
         """A point that has been checked."""
         return next(iter(self.planned.values())).overrides
 
+    def same_as_others(self) -> str | None:
+        """One line where points are the same trial as others."""
+        if not self.repeated:
+            return None
+        count, (one, other) = len(self.repeated), self.repeated[0]
+        are = "is the same trial as another one" if count == 1 else "are the same trials as others"
+        return f"{count} of {count + len(self.planned)} {are}, such as {one} and {other}"
+
     def add(self, point: Sequence[str], config: Config) -> None:
         """Take in a trial."""
         key, kind = fingerprint(config), kind_of(config)

@@ -8,19 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mnist_hydra.commands import shell_command
 from mnist_hydra.sweep.trial import FINISHED, PRUNED
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 SEED = "seed"
-PROGRAM = ("python", "-m", "mnist_hydra.train")
 MAX_LINES = 20
 CONFIDENCE = 0.95
 
@@ -143,14 +142,14 @@ def half_width(values: Sequence[float]) -> float | None:
     return float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def best_command(results: Results, program: Sequence[str] = PROGRAM) -> str | None:
+def best_command(results: Results, flags: Sequence[str] = ()) -> str | None:
     """The first configuration as a shell command that trains it once; `None` if none finished.
 
     What only concerns the sweep (`sweep.*`, `hydra.*`) is left out, and so is the seed where the
     mean is over several.
 
     Args:
-        program: what the command begins with, Hydra's own flags included.
+        flags: Hydra's own, by which the command finds the same configuration files.
     """
     if not results.rows:
         return None
@@ -161,7 +160,7 @@ def best_command(results: Results, program: Sequence[str] = PROGRAM) -> str | No
         if not _of_the_sweep(override)
         and not (len(finished) > 1 and _plain(override.partition("=")[0]) == SEED)
     ]
-    return shlex.join([*program, *overrides])
+    return shell_command("train", [*flags, *overrides])
 
 
 def csv_text(results: Results) -> str:
@@ -245,13 +244,13 @@ def lines(results: Results, limit: int | None = MAX_LINES) -> list[str]:
 
 
 def footer(
-    results: Results, limit: int | None = MAX_LINES, program: Sequence[str] = PROGRAM
+    results: Results, limit: int | None = MAX_LINES, flags: Sequence[str] = ()
 ) -> list[str]:
     """What stands below the ranking: what it leaves out, its caveats, and the best as a command.
 
     Args:
         limit: how many configurations were shown, and how many trials without a rank are listed.
-        program: see `best_command`.
+        flags: see `best_command`.
     """
     told = []
     rows, apart = results.rows, results.apart
@@ -267,7 +266,7 @@ def footer(
         told.append(_without_rank(record, results.objective))
     if len(apart) > len(apart[:limit]):
         told.append(f"{len(apart) - len(apart[:limit])} more without a rank in results.csv")
-    command = best_command(results, program)
+    command = best_command(results, flags)
     if command is None:
         return [*told, "no trial finished, so there is no best configuration"]
     if results.on_test_set:

@@ -22,6 +22,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mnist_hydra.commands import same_command
 from mnist_hydra.config import Config
 from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
@@ -83,7 +84,7 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
         if not is_away(error):
             raise
         print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
-        print("the same command again goes on with the sweep", file=sys.stderr)
+        print(f"go on with the same command:\n  {same_command()}", file=sys.stderr)
         code = FAILURE
     if code != SUCCESS:
         raise SystemExit(code)
@@ -98,8 +99,8 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     import_user_code_from(job.config.hydra.runtime.config_sources)
     console = Console(stderr=True)
     command = read_command(job, arguments)
-    for one, other in command.trials.repeated[:5]:
-        _say(console, f"{one} is the same trial as {other}")
+    if (told := command.trials.same_as_others()) is not None:
+        _say(console, told)
     launcher = launchers.make(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
     launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
@@ -193,7 +194,7 @@ class Sweep:
         if not self.tracker.is_server:
             print(f"and open {self.tracker.ui_page()}")
         if interrupted:
-            _say(self.console, "the same command again goes on with the sweep")
+            _say(self.console, f"go on with the same command:\n  {same_command()}")
             return OF_SIGNAL + self.signals[0]
         done = all(action is Action.DONE for action in actions.values())
         return SUCCESS if done and self.problem is None else FAILURE

@@ -1,0 +1,133 @@
+"""The commands that the program prints or starts: each works as it stands, pasted into a shell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+CONFIG_PATH, CONFIG_NAME = "pkg://mnist_hydra.conf", "config"
+PLACE = {
+    "output_dir": "outputs",
+    "tracking.uri": None,
+    "tracking.experiment_name": "mnist_hydra",
+}
+"""The settings by which a command finds its runs, and what they are by default."""
+
+
+def shell_command(module: str, words: Sequence[str], python: str | None = None) -> str:
+    """`python -m mnist_hydra.<module> ...`, each word quoted for a shell.
+
+    Args:
+        words: Hydra's flags and overrides.
+        python: how Python is called; `None` for the word by which a shell finds this one here.
+    """
+    return shlex.join([python or python_word(), "-m", f"mnist_hydra.{module}", *words])
+
+
+def resume_command(config: DictConfig, run: str) -> str:
+    """The command that goes on with a run.
+
+    The run's own settings come from MLflow: it needs the place where it is kept, and the folders
+    of the user's own code.
+
+    Args:
+        config: as composed.
+        run: the run's id.
+    """
+    words = [*folder_words(HydraConfig.get()), *place_words(config)]
+    trusted = OmegaConf.select(config, "trusted")  # a command's alone, so MLflow's copy has none
+    if trusted:
+        words.append(f"trusted=[{','.join(_value(str(name)) for name in trusted)}]")
+    return shell_command("train", [*words, f"resume={run}"])
+
+
+def same_command(python: str | None = None) -> str:
+    """The command that this process was started with, less the passwords that it may hold."""
+    return shell_command("train", [without_password(word) for word in sys.argv[1:]], python)
+
+
+def python_word() -> str:
+    """`python` where a shell finds this very Python by it, else its path."""
+    found = shutil.which("python")
+    ours = Path(sys.executable).parent
+    return "python" if found is not None and Path(found).parent == ours else sys.executable
+
+
+def config_words(hydra: Any) -> list[str]:
+    """Hydra's flags by which another command composes the same configuration files.
+
+    Args:
+        hydra: the node `hydra` of this command's configuration.
+    """
+    words: list[str] = []
+    if hydra.job.config_name != CONFIG_NAME:
+        words += ["--config-name", str(hydra.job.config_name)]
+    searched = []
+    for source in hydra.runtime.config_sources:
+        path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
+        if source.provider == "main" and path != CONFIG_PATH:
+            words += ["--config-path", path]
+        elif source.provider == "command-line":
+            words += ["--config-dir", path]
+        elif source.provider.startswith("hydra.searchpath"):
+            searched.append(path)
+    return words + _search_path(searched)
+
+
+def folder_words(hydra: Any) -> list[str]:
+    """Hydra's flags by which another command finds the same code beside configuration files.
+
+    Args:
+        hydra: the node `hydra` of this command's configuration.
+    """
+    sources = hydra.runtime.config_sources
+    folders = [source.path for source in sources if source.schema == "file" and source.path]
+    return ["--config-dir", folders[0], *_search_path(folders[1:])] if folders else []
+
+
+def place_words(config: DictConfig) -> list[str]:
+    """The overrides by which another command, started in the same folder, finds the same runs.
+
+    Passwords are left out; what is read from the environment is read from there again.
+
+    Args:
+        config: as composed, not yet resolved.
+    """
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    words = []
+    for key, default in PLACE.items():
+        value = OmegaConf.select(config, key)
+        if value is None or value == default:
+            continue
+        written = raw["tracking"]["uri"] if key == "tracking.uri" else None
+        if "${oc.env:" in str(written):
+            words.append(f"{key}={written}")
+        else:
+            words.append(f"{key}={_value(without_password(str(value)))}")
+    return words
+
+
+def without_password(text: str) -> str:
+    """An address, or a setting with one in it, less the user and the password before its host."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
+
+
+def _search_path(folders: Sequence[str]) -> list[str]:
+    return [f"hydra.searchpath=[{','.join(map(_value, folders))}]"] if folders else []
+
+
+def _value(text: str) -> str:
+    """A text as the value of an override."""
+    plain = re.fullmatch(r"[A-Za-z_./][\w./:-]*", text, re.ASCII)
+    if plain and text.lower() not in ("true", "false", "null", "nan", "inf"):
+        return text
+    return QuotedString(text, Quote.single).with_quotes()

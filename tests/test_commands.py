@@ -1,0 +1,80 @@
+"""Commands as they are printed: what they need, and that a shell and Hydra read them back."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.commands import config_words, folder_words, place_words, shell_command
+
+
+def place(output_dir: str = "outputs", uri: str | None = None, name: str = "mnist_hydra") -> DictConfig:
+    tracking = {"uri": uri, "experiment_name": name}
+    return OmegaConf.create({"output_dir": output_dir, "tracking": tracking})
+
+
+def hydra(*sources: tuple[str, str, str], config_name: str = "config") -> DictConfig:
+    return OmegaConf.create(
+        {
+            "job": {"config_name": config_name},
+            "runtime": {
+                "config_sources": [
+                    {"provider": provider, "schema": schema, "path": path}
+                    for provider, schema, path in sources
+                ]
+            },
+        }
+    )
+
+
+OURS = ("main", "pkg", "mnist_hydra.conf")
+
+
+def test_what_is_as_by_default_is_not_said() -> None:
+    assert place_words(place()) == []
+    assert config_words(hydra(OURS)) == folder_words(hydra(OURS)) == []
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/tmp/x", "mine", "a b", "it's", 'say "so"', "50%", "what?", "a,b", "k=v", "ö", "true", "7"]
+    + ["back\\slash", "end\\", "{a}", "[a]", "~home", "$HOME", "a(b)", " blank ", "a;b&c|d"],
+)
+def test_any_folder_is_read_back_as_it_is(folder: str) -> None:
+    command = shell_command("train", place_words(place(folder)))
+    [word] = shlex.split(command)[3:]
+    [override] = OverridesParser.create().parse_overrides([word])
+    assert override.get_key_element() == "output_dir"
+    assert str(override.value()) == folder
+
+
+def test_the_store_is_named_without_its_password() -> None:
+    words = place_words(place(uri="http://me:secret@host:5000", name="mine"))
+    assert words == ["tracking.uri=http://host:5000", "tracking.experiment_name=mine"]
+
+
+def test_a_store_that_a_variable_names_is_named_by_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STORE", "postgresql://me:secret@host/runs")
+    assert place_words(place(uri="${oc.env:STORE}")) == ["tracking.uri=${oc.env:STORE}"]
+
+
+def test_the_flags_that_chose_the_configuration_files_are_repeated(tmp_path: Path) -> None:
+    sources = [
+        ("main", "file", "/conf"),
+        ("command-line", "file", "/a b"),
+        ("hydra.searchpath in main", "file", "/more"),
+        ("hydra.searchpath in main", "pkg", "other.conf"),
+        ("schema", "structured", ""),
+    ]
+    node = hydra(*sources, config_name="mine")
+    assert config_words(node) == [
+        *("--config-name", "mine", "--config-path", "/conf", "--config-dir", "/a b"),
+        "hydra.searchpath=[/more,pkg://other.conf]",
+    ]
+    assert folder_words(node) == ["--config-dir", "/conf", "hydra.searchpath=['/a b',/more]"]
