@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.errors import UserError
+from mnist_hydra.store import without_password
 
 CONFIG_PATH, CONFIG_NAME = "pkg://mnist_hydra.conf", "config"
 PLACE = {
@@ -46,7 +50,7 @@ def resume_command(config: DictConfig, run: str) -> str:
     words = [*folder_words(HydraConfig.get()), *place_words(config)]
     trusted = OmegaConf.select(config, "trusted")  # a command's alone, so MLflow's copy has none
     if trusted:
-        words.append(f"trusted=[{','.join(_value(str(name)) for name in trusted)}]")
+        words.append(f"trusted=[{','.join(override_value(str(name)) for name in trusted)}]")
     return shell_command("train", [*words, f"resume={run}"])
 
 
@@ -102,32 +106,55 @@ def place_words(config: DictConfig) -> list[str]:
     Args:
         config: as composed, not yet resolved.
     """
-    raw: Any = OmegaConf.to_container(config, resolve=False)
     words = []
     for key, default in PLACE.items():
         value = OmegaConf.select(config, key)
         if value is None or value == default:
             continue
-        written = raw["tracking"]["uri"] if key == "tracking.uri" else None
-        if "${oc.env:" in str(written):
-            words.append(f"{key}={written}")
+        if key == "tracking.uri" and "${oc.env:" in str(written(config, key)):
+            words.append(f"{key}={written(config, key)}")
         else:
-            words.append(f"{key}={_value(without_password(str(value)))}")
+            words.append(f"{key}={override_value(without_password(str(value)))}")
     return words
 
 
-def without_password(text: str) -> str:
-    """An address, or a setting with one in it, less the user and the password before its host."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
-def _search_path(folders: Sequence[str]) -> list[str]:
-    return [f"hydra.searchpath=[{','.join(map(_value, folders))}]"] if folders else []
-
-
-def _value(text: str) -> str:
-    """A text as the value of an override."""
+def override_value(text: str) -> str:
+    """A text as the value of an override, in quotes where Hydra needs them."""
     plain = re.fullmatch(r"[A-Za-z_./][\w./:-]*", text, re.ASCII)
     if plain and text.lower() not in ("true", "false", "null", "nan", "inf"):
         return text
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def written(config: DictConfig, key: str) -> Any:
+    """A setting as it is written, not resolved."""
+    found: Any = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def refuse_moving_folder(output_dir: str, chdir: bool, multirun: bool) -> None:
+    """Refuse a folder that another command, or a sweep's worker, would look for elsewhere.
+
+    Args:
+        output_dir: as it is written, not yet resolved.
+        chdir: whether Hydra changes the current folder.
+        multirun: whether it is a sweep's.
+    Raises:
+        UserError: with what to write instead.
+    """
+    if multirun and "${hydra:" in output_dir:
+        raise UserError(
+            f"output_dir={output_dir} is another folder for a sweep and for each of its workers; "
+            "right: one folder, such as output_dir=outputs"
+        )
+    if chdir and not os.path.isabs(output_dir) and "${" not in output_dir:
+        raise UserError(
+            f"hydra.job.chdir=true moves the relative output_dir={output_dir}; right: without "
+            f"hydra.job.chdir, or output_dir={os.path.abspath(output_dir)}"
+        )
+
+
+def _search_path(folders: Sequence[str]) -> list[str]:
+    return [f"hydra.searchpath=[{','.join(map(override_value, folders))}]"] if folders else []

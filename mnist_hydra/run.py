@@ -29,6 +29,7 @@ from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
+from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.spool import About, Spool, deliver_all, first_line, spools
 from mnist_hydra.tracking import (
@@ -338,18 +339,23 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     right = log_probabilities.argmax(1) == labels
     last = position.history[-1]
     loss = torch.nn.functional.nll_loss(log_probabilities, labels)
-    final = {"test/acc_last": int(right.sum()) / len(labels), "test/loss_last": float(loss)}
+    accuracy = int(right.sum()) / len(labels)
+    measured = {
+        "test/acc_last": accuracy,
+        "test/loss_last": float(loss),
+        "test/acc": accuracy,
+        "test/loss": float(loss),
+        f"{trainer.monitored}/acc_best": position.best["value"],
+    }
+    final = {name: measured[name] for name in at_end(trainer.monitored)}
     for digit in range(trainer.dataset.classes):
         of_class = right[labels == digit]
         if len(of_class):
-            final[f"test/acc_class/{digit}"] = int(of_class.sum()) / len(of_class)
+            final[class_accuracy(digit)] = int(of_class.sum()) / len(of_class)
     tags = {PREFIX + "best_epoch": str(position.best["epoch"])}
     if trainer.monitored == "test":
-        final["test/acc_best"] = position.best["value"]
         tags[PREFIX + "selected_on"] = "test (test/acc_best is the best epoch's accuracy on it)"
     else:
-        final |= {"test/acc": final["test/acc_last"], "test/loss": final["test/loss_last"]}
-        final["val/acc_best"] = position.best["value"]
         tags[PREFIX + "selected_on"] = "val"
     at = {"epoch": last["epoch"], "timestamp_ms": last["timestamp_ms"]}
     spool.log_epochs([at | final])

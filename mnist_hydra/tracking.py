@@ -61,6 +61,10 @@ class Place(Protocol):
         """Which store, which experiment."""
 
 
+class NothingRecorded(UserError):
+    """The store, or the experiment in it, is not there yet."""
+
+
 class Tracker:
     """An MLflow store and one experiment in it.
 
@@ -69,9 +73,10 @@ class Tracker:
 
     Args:
         place: says where.
-        make: whether a store below `output_dir` may be made; if not it has to be there.
+        make: whether store and experiment may be made; if not they have to be there.
 
     Raises:
+        NothingRecorded: if they have to be there, and are not.
         UserError: if the server does not answer or the folder cannot be written.
     """
 
@@ -80,14 +85,20 @@ class Tracker:
         self.experiment_name = place.tracking.experiment_name
         self.store = store.read(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        store.check(self.store, output_dir)
-        if self.store.path is not None and not make and not self.store.path.exists():
-            raise UserError(
+        path = self.store.path
+        if not make and path is not None and (not path.exists() or store.is_half_made(path)):
+            raise NothingRecorded(
                 f"output_dir={place.output_dir} holds no runs; right: the folder that an earlier "
                 f"run wrote to"
             )
+        store.check(self.store, output_dir)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
+        if not make and self.client.get_experiment_by_name(self.experiment_name) is None:
+            raise NothingRecorded(
+                f"tracking.experiment_name={self.experiment_name} is not in this store; right: "
+                "the name of an experiment that an earlier run made"
+            )
         self.experiment_id = find_or_make_experiment(
             self.client, self.experiment_name, self.store.artifacts
         )

@@ -11,13 +11,13 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import entry
+from mnist_hydra.commands import refuse_moving_folder, written
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
 
@@ -34,7 +34,8 @@ def task(cfg: DictConfig) -> float | None:
             work(cfg)
             return None
         refuse_sweep_settings([*hydra_cfg.overrides.task, *hydra_cfg.overrides.hydra])
-        refuse_moving_folder(cfg.output_dir, bool(hydra_cfg.job.chdir))
+        folder = str(written(cfg, "output_dir"))
+        refuse_moving_folder(folder, bool(hydra_cfg.job.chdir), multirun=False)
         from mnist_hydra.run import run_alone
 
         return run_alone(cfg, list(hydra_cfg.overrides.task))
@@ -57,20 +58,6 @@ def refuse_sweep_settings(overrides: Sequence[str]) -> None:
             raise UserError(
                 f"{override} has no effect on a single run; right: with --multirun, or without it"
             )
-
-
-def refuse_moving_folder(output_dir: Any, chdir: bool) -> None:
-    """Refuse a relative `output_dir` where Hydra changes the current folder: a later command, and
-    a sweep's workers, would look for it elsewhere.
-
-    Raises:
-        UserError: with the folder that is meant.
-    """
-    if chdir and not os.path.isabs(str(output_dir)):
-        raise UserError(
-            f"hydra.job.chdir=true moves the relative output_dir={output_dir}; right: without "
-            f"hydra.job.chdir, or output_dir={os.path.abspath(str(output_dir))}"
-        )
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from mnist_hydra import checkpoint, layers
 from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
+from mnist_hydra.metrics import of_epoch
 from mnist_hydra.runtime import Runtime, as_record
 
 EVALUATION_BATCH = 512
@@ -200,15 +201,10 @@ class Trainer:
         train_loss, train_accuracy = self._training_metrics()
         training_s = time.perf_counter() - began
         loss, accuracy = self.evaluate(self.monitored)
-        metrics = {
-            "train/loss": train_loss,
-            "train/acc": train_accuracy,
-            f"{self.monitored}/loss": loss,
-            f"{self.monitored}/acc": accuracy,
-            "lr": position.lr,
-            "images_per_s": len(self.dataset.train) / training_s,
-            "epoch_s": time.perf_counter() - began,
-        }
+        speed = len(self.dataset.train) / training_s
+        epoch_s = time.perf_counter() - began
+        values = (train_loss, train_accuracy, loss, accuracy, position.lr, speed, epoch_s)
+        metrics = dict(zip(of_epoch(self.monitored), values, strict=True))
         position.epoch += 1
         now_ms = int(time.time() * 1000)
         position.history.append({"epoch": position.epoch, "timestamp_ms": now_ms, **metrics})

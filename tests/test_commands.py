@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra.commands import config_words, folder_words, place_words, shell_command
 
 
-def place(output_dir: str = "outputs", uri: str | None = None, name: str = "mnist_hydra") -> DictConfig:
+def place(
+    output_dir: str = "outputs", uri: str | None = None, name: str = "mnist_hydra"
+) -> DictConfig:
     tracking = {"uri": uri, "experiment_name": name}
     return OmegaConf.create({"output_dir": output_dir, "tracking": tracking})
 
@@ -54,7 +56,7 @@ def test_any_folder_is_read_back_as_it_is(folder: str) -> None:
 
 def test_the_store_is_named_without_its_password() -> None:
     words = place_words(place(uri="http://me:secret@host:5000", name="mine"))
-    assert words == ["tracking.uri=http://host:5000", "tracking.experiment_name=mine"]
+    assert words == ["tracking.uri=http://me@host:5000", "tracking.experiment_name=mine"]
 
 
 def test_a_store_that_a_variable_names_is_named_by_the_variable(

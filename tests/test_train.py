@@ -355,7 +355,7 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("lr=[1", "lr=[1: "),
         ("lr=0.1,0.2", "add --multirun"),
         ("--config-name=mine", "primary config 'mine'"),
-        ("sweep.dry_run=true", "sweep.dry_run=true has no effect on a single run; right: with --mu"),
+        ("sweep.dry_run=true", "sweep.dry_run=true has no effect on a single run; right: "),
         ("++sweep.keep=3", "++sweep.keep=3 has no effect"),
         ("hydra/sweeper=search", "hydra/sweeper=search has no effect"),
         ("hydra.job.chdir=true", "hydra.job.chdir=true moves the relative output_dir=outputs"),

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_hydra.commands import PLACE, override_value, refuse_moving_folder, written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import (
@@ -67,6 +68,8 @@ class Command:
     objective: str
     base: Mapping[str, str]
     identity: str
+    place: Sequence[str]
+    """Overrides that tell a worker where the sweep is kept, where it would not know by itself."""
 
     @property
     def settings(self) -> SweepConfig:
@@ -102,6 +105,7 @@ class Command:
         """
         return [
             *self.arguments.fixed,
+            *self.place,
             f"++sweep.parent={parent}",
             f"++sweep.by='{by}'",
             f"++sweep.worker={worker}",
@@ -118,6 +122,8 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     loader = job.context.config_loader
     assert isinstance(loader, ConfigLoaderImpl)
     _check_settings(job.config)
+    folder = str(written(job.config, "output_dir"))
+    refuse_moving_folder(folder, bool(job.config.hydra.job.chdir), multirun=True)
     composer = Composer.of_master(loader, job.config)
     arguments = parse(overrides, composer.options, job.params)
     if job.kind == "search":
@@ -128,7 +134,8 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
         points = arguments.points()
     trials = check_points(arguments, points, composer)
     config = settle(composer.compose(arguments.overrides(trials.first)))
-    base = base_settings(composer.base(arguments.fixed), job.kind)
+    without_axes = composer.base(arguments.fixed)
+    base = base_settings(without_axes, job.kind)
     return Command(
         job,
         arguments,
@@ -137,7 +144,25 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
         objective(config.sweep, job.kind, trials),
         base,
         identity_of(config.sweep.name, base, arguments.axes),
+        place_overrides(without_axes, config),
     )
+
+
+def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:
+    """What a worker, which has no axes of its own, must be told of where the sweep is kept.
+
+    Args:
+        without_axes: as a worker composes it.
+        config: of a trial, resolved by the sweeper.
+    """
+    told = []
+    if "${" in str(written(config.composed, "output_dir")):  # such as the time, another one there
+        told.append(f"++output_dir={override_value(config.output_dir)}")
+    for key in PLACE:
+        here, there = written(config.composed, key), written(without_axes, key)
+        if here != there and not any(word.startswith(f"++{key}=") for word in told):
+            told.append(f"++{key}={'null' if here is None else override_value(str(here))}")
+    return told
 
 
 def _check_settings(config: DictConfig) -> None:

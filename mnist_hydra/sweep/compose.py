@@ -7,7 +7,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.refusals import refused
 
 
 class Composer:
@@ -83,7 +84,7 @@ class Composer:
             cfg = cast(DictConfig, pickle.loads(self._of_groups(groups)))
             ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise _refused(error) from None
+            raise refused(error) from None
         return cfg
 
     def base(self, overrides: Sequence[str]) -> DictConfig:
@@ -99,7 +100,7 @@ class Composer:
                 run_mode=RunMode.MULTIRUN,
             )
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise _refused(error) from None
+            raise refused(error) from None
 
     def _entries(self, group: str, kind: ObjectType | None) -> list[str]:
         return self._loader.get_group_options(
@@ -122,6 +123,14 @@ class Composer:
                 run_mode=RunMode.RUN,
             )
             if self._resolved is not None:
+                known = _axes_of(self._resolved)
+                own = {k: v for k, v in _axes_of(cfg).items() if known.get(k) != v}
+                if own:
+                    axes = ", ".join(f"{key}={value}" for key, value in own.items())
+                    raise UserError(
+                        f"{' '.join(groups)} brings axes of its own ({axes}), which would be lost "
+                        "in a sweep over it; right: those axes on the command line, or it alone"
+                    )
                 OmegaConf.copy_cache(from_config=self._resolved, to_config=cfg)
             with flag_override(cfg, ["struct", "readonly"], [False, False]):
                 del cfg["hydra"]
@@ -129,6 +138,7 @@ class Composer:
         return self._composed[groups]
 
 
-def _refused(error: Exception) -> UserError:
-    """Hydra's words in one line."""
-    return UserError(" ".join(f"{error} {error.__cause__ or ''}".split()))
+def _axes_of(cfg: DictConfig) -> dict[str, Any]:
+    """`hydra.sweeper.params` of a composed configuration."""
+    params = OmegaConf.select(cfg, "hydra.sweeper.params")
+    return {} if params is None else cast(dict[str, Any], OmegaConf.to_container(params))

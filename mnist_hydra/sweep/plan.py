@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from mnist_hydra import metrics
 from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.sweep.axes import Arguments, Axis, Span, title
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.torch_tasks import kind_of
@@ -21,6 +22,8 @@ from mnist_hydra.sweep.trial import Planned
 
 MAX_KINDS = 100
 ALMOST = 1 - 1e-9
+MODEL2, MODEL3 = "mnist_hydra.models.Model2", "mnist_hydra.models.Model3"
+"""They differ in their default dropout alone."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Trials:
     """By fingerprint, what there is to check about it with torch, see `torch_tasks.kind_of`."""
     repeated: list[tuple[str, str]] = field(default_factory=list)
     """Names of points that are the same trial as another, and of that other."""
+    as_model2: dict[str, str] = field(default_factory=dict)
+    """Names of trials of model3, by the fingerprint that they had under model2's name."""
     samples: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Per kind the name and the resolved configuration of one trial."""
     holdout: bool = True
@@ -79,12 +84,18 @@ class Trials:
         return next(iter(self.planned.values())).overrides
 
     def same_as_others(self) -> str | None:
-        """One line where points are the same trial as others."""
-        if not self.repeated:
+        """One line where points come to the same training as others."""
+        told = self.repeated + [
+            (name, self.planned[twin].name)
+            for twin, name in self.as_model2.items()
+            if twin in self.planned
+        ]
+        if not told:
             return None
-        count, (one, other) = len(self.repeated), self.repeated[0]
-        are = "is the same trial as another one" if count == 1 else "are the same trials as others"
-        return f"{count} of {count + len(self.planned)} {are}, such as {one} and {other}"
+        count, (one, other) = len(told), told[0]
+        are = "is the same training as another" if count == 1 else "are the same as others"
+        points = len(self.repeated) + len(self.planned)
+        return f"{count} of {points} points {are}, such as {one} and {other}"
 
     def add(self, point: Sequence[str], config: Config) -> None:
         """Take in a trial."""
@@ -93,6 +104,9 @@ class Trials:
         twin = self.planned.setdefault(key, planned)
         if twin is not planned:
             self.repeated.append((planned.name, twin.name))
+        elif config.model.target == MODEL3:
+            model2 = replace(config.model, name="model2", target=MODEL2)
+            self.as_model2[fingerprint(replace(config, model=model2))] = planned.name
         self.kinds[key] = kind
         if kind not in self.samples and len(self.samples) < MAX_KINDS:
             raw: Any = OmegaConf.to_container(config.composed, resolve=True)
@@ -107,9 +121,10 @@ def check_points(
     """Compose and range-check every trial.
 
     Raises:
-        UserError: naming the trial.
+        UserError: naming the trial, also where it would be kept elsewhere than the first.
     """
     trials = Trials()
+    first: Config | None = None
     for point in points:
         try:
             config = settle(composer.compose(arguments.overrides(point)))
@@ -120,6 +135,14 @@ def check_points(
                 f"resume={config.resume} goes on with one run and has no place in a sweep; right: "
                 "the same --multirun command again, which goes on with the whole sweep"
             )
+        first = first or config
+        for key in ("output_dir", "tracking", "sweep"):
+            here, there = getattr(config, key), getattr(first, key)
+            if here != there:
+                raise UserError(
+                    f"trial {title(point)} has another {key} than the first trial; right: the same "
+                    "for the whole sweep, on the command line"
+                )
         trials.add(point, config)
     return trials
 
@@ -135,24 +158,37 @@ def corners(arguments: Arguments) -> list[tuple[str, ...]]:
 
 
 def objective(settings: SweepConfig, kind: str, trials: Trials) -> str:
-    """The metric by which trials are ranked.
+    """The metric by which trials are ranked: a search's own, a grid's by its hold-out.
 
     Raises:
-        UserError: a search with no hold-out, or on the test set.
+        UserError: `sweep.objective` is no metric of a trial, or of the test set; a search has no
+            hold-out.
     """
+    chosen = settings.objective
+    if chosen.startswith("test/"):
+        raise UserError(
+            f"sweep.objective={chosen} would choose by the test set; right: a metric of the "
+            "hold-out, such as sweep.objective=val/acc"
+        )
+    each_epoch = metrics.of_epoch("val")
+    known = [name for name in (*each_epoch, *metrics.at_end("val")) if name[:5] != "test/"]
+    if chosen not in known:
+        near = did_you_mean(chosen, known)
+        right = ", ".join(known)
+        raise UserError(f"sweep.objective={chosen} is no metric{near}; right: one of {right}")
     if kind == "grid":
         return "val/acc" if trials.holdout else "test/acc_last"
-    if settings.objective.startswith("test/"):
+    if settings.pruner != "none" and chosen not in each_epoch:
         raise UserError(
-            f"sweep.objective={settings.objective} would choose by the test set; right: a metric "
-            "of the hold-out, such as sweep.objective=val/acc"
+            f"sweep.pruner={settings.pruner} needs a metric of each epoch, got "
+            f"sweep.objective={chosen}; right: one of {', '.join(each_epoch)}"
         )
     if not trials.holdout:
         raise UserError(
-            f"a search by sweep.objective={settings.objective} needs a hold-out, got "
-            "data.val_size=0; right: data.val_size=5000"
+            f"a search by sweep.objective={chosen} needs a hold-out, got data.val_size=0; right: "
+            "data.val_size=5000"
         )
-    return settings.objective
+    return chosen
 
 
 def _ends(axis: Axis) -> list[str]:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
@@ -57,7 +56,7 @@ from mnist_hydra.sweep.trial import (
 )
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
-from mnist_hydra.tracking import DATA_TAG, Tracker, import_mlflow, provenance
+from mnist_hydra.tracking import DATA_TAG, NothingRecorded, Tracker, import_mlflow, provenance
 
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""
@@ -104,7 +103,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     launcher = launchers.make(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
     launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
-    tracker = Tracker(command.config) if _store_exists(command) else None
+    tracker = _existing_store(command)
     view = View({})
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
         view = Ledger(tracker.client, begun.run_id).read()
@@ -336,10 +335,12 @@ def made_by(config: Config) -> dict[str, str]:
     return tags
 
 
-def _store_exists(command: Command) -> bool:
-    """Whether looking for the sweep leaves nothing behind that was not there."""
-    config = command.config
-    return config.tracking.uri is not None or (Path(config.output_dir) / "mlflow.db").exists()
+def _existing_store(command: Command) -> Tracker | None:
+    """The store as it is; `None` if nothing is recorded there, and nothing is made to find out."""
+    try:
+        return Tracker(command.config, make=False)
+    except NothingRecorded:
+        return None
 
 
 def _leave_at_once(code: int) -> None:

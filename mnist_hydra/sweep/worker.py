@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
+from mnist_hydra.commands import override_value
 from mnist_hydra.config import settle
 from mnist_hydra.spool import first_line, is_away
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
@@ -75,7 +76,8 @@ def work(
 
     def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
         overrides = plan.arguments.overrides(planned.overrides)
-        trial = settle(composer.compose(overrides))
+        in_place = f"++output_dir={override_value(config.output_dir)}"  # such as the time, once
+        trial = settle(composer.compose([*overrides, in_place]))
         watch.epochs = trial.epochs
 
         state = None

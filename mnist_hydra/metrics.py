@@ -1,0 +1,28 @@
+"""The metrics that a run records, by name: what measures them and what checks a choice agree."""
+
+from __future__ import annotations
+
+
+def of_epoch(split: str) -> tuple[str, ...]:
+    """What is recorded after each epoch.
+
+    Args:
+        split: the one that is measured each epoch, `val` or `test`.
+    """
+    measured = (f"{split}/loss", f"{split}/acc")
+    return ("train/loss", "train/acc", *measured, "lr", "images_per_s", "epoch_s")
+
+
+def at_end(split: str) -> tuple[str, ...]:
+    """What is recorded once, after the last epoch, beside the accuracy on each class.
+
+    Args:
+        split: the one that is measured each epoch, `val` or `test`.
+    """
+    once = () if split == "test" else ("test/acc", "test/loss")
+    return ("test/acc_last", "test/loss_last", *once, f"{split}/acc_best")
+
+
+def class_accuracy(number: int) -> str:
+    """The accuracy on the test images of one class, from 0, recorded after the last epoch."""
+    return f"test/acc_class/{number}"
