@@ -14,6 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+import mnist_hydra.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
 

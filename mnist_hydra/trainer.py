@@ -201,10 +201,10 @@ class Trainer:
         training_s = time.perf_counter() - began
         loss, accuracy = self.evaluate(self.monitored)
         metrics = {
-            "train/loss": train_loss,
-            "train/acc": train_accuracy,
+            f"{self.monitored}/acc": accuracy,  # first: MLflow's Compare opens on the first metric
             f"{self.monitored}/loss": loss,
-            f"{self.monitored}/acc": accuracy,
+            "train/acc": train_accuracy,
+            "train/loss": train_loss,
             "lr": position.lr,
             "images_per_s": len(self.dataset.train) / training_s,
             "epoch_s": time.perf_counter() - began,
