@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra.errors import UserError, wrong_value
 
 GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking", "sweep")
+AT_THE_ROOT = ("lr", "dropout", "momentum", "weight_decay")
+"""Settings of a model or an optimizer that have a short name at the root."""
 NO_EFFECT_ON_RESULT = ("device", "threads", "output_dir", "resume", "tracking", "sweep")
 
 
@@ -222,7 +224,11 @@ def fingerprint(config: Config) -> str:
 
 
 def flatten(config: Config) -> dict[str, str]:
-    """Every setting by its dotted name, as text: what MLflow shows as parameters."""
+    """What can change a run's result or its speed, each once, as text: MLflow's parameters.
+
+    What stands at the root and in a group is told by its root name. Where the data and the record
+    lie is no parameter.
+    """
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -232,11 +238,13 @@ def flatten(config: Config) -> dict[str, str]:
         else:
             flat[prefix] = "null" if value is None else str(value)
 
-    settings = _as_dict(config, without=("sweep",))
+    settings = _as_dict(config, without=("sweep", "tracking", "output_dir", "resume"))
     for group in ("model", "optimizer", "scheduler"):
         arguments = settings[group].pop("arguments")
-        settings[group] |= arguments
-    del settings["data"]["sha256"]
+        del settings[group]["target"]  # told by the name; Compare would show both
+        settings[group] |= {k: v for k, v in arguments.items() if k not in AT_THE_ROOT}
+    for key in ("sha256", "root", "offline"):
+        del settings["data"][key]
     settings["aug"] = {
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in settings["aug"].items()

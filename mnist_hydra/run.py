@@ -5,6 +5,7 @@ A sweep, or Ctrl-C, takes part through `Hooks`.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -24,24 +25,21 @@ from uuid import uuid4
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra import runtime, store
+from mnist_hydra import provenance, runtime, store
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, flatten, settle
+from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.spool import About, Spool, deliver_all, first_line, spools
 from mnist_hydra.tracking import (
-    DATA_TAG,
     FINGERPRINT_TAG,
     OVERRIDES_TAG,
-    PREFIX,
     Tracker,
     check_store,
     import_mlflow,
-    provenance,
-    user,
 )
 from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
 
@@ -99,7 +97,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
             uuid4().hex,
             config.tracking.experiment_name,
             _run_name(config, overrides),
-            {"mlflow.user": user(), "mlflow.source.name": "mnist_hydra.train"},
+            {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
             now_ms(),
             shown(config),
         )
@@ -317,18 +315,21 @@ def _record_settings(
     chosen = {name: str(value) for name, value in runtime.as_record(trainer.runtime).items()}
     spool.log_settings(flatten(config) | chosen)
     spool.set_tags(
-        provenance()
+        provenance.tags()
         | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
         | {
             FINGERPRINT_TAG: fingerprint(config),
-            DATA_TAG: trainer.dataset.sha256,
-            PREFIX + "data_source": trainer.dataset.source,
-            PREFIX + "device": _device_name(trainer.device),
-            PREFIX + "parameters": str(sum(p.numel() for p in trainer.model.parameters())),
+            provenance.DATA_TAG: trainer.dataset.sha256,
+            "device": _device_name(trainer.device),
+            "weights": str(sum(p.numel() for p in trainer.model.parameters())),
         },
     )
     if not resumed:
         spool.log_text(OmegaConf.to_yaml(config.composed), "config.yaml")
+    spool.log_data(inputs(config.data, trainer.dataset))
+    data = {"sha256": trainer.dataset.sha256, "source": trainer.dataset.source}
+    made = provenance.record(data=data, device=_device_name(trainer.device))
+    spool.log_text(json.dumps(made, indent=2), provenance.FILE)
 
 
 def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
@@ -352,11 +353,7 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
         of_class = right[labels == digit]
         if len(of_class):
             final[class_accuracy(digit)] = int(of_class.sum()) / len(of_class)
-    tags = {PREFIX + "best_epoch": str(position.best["epoch"])}
-    if trainer.monitored == "test":
-        tags[PREFIX + "selected_on"] = "test (test/acc_best is the best epoch's accuracy on it)"
-    else:
-        tags[PREFIX + "selected_on"] = "val"
+    tags = {"best_epoch": str(position.best["epoch"]), "selected_on": trainer.monitored}
     at = {"epoch": last["epoch"], "timestamp_ms": last["timestamp_ms"]}
     spool.log_epochs([at | final])
     spool.set_tags(tags)
@@ -448,7 +445,7 @@ def _refuse_a_trial(tracker: Tracker, run: Run) -> None:
     """A trial is its sweep's: who trains it without a claim trains beside the sweep's workers."""
     parent = run.data.tags.get("mlflow.parentRunId")
     if parent is not None:
-        command = tracker.find_run(parent).data.tags.get(PREFIX + "command", "")
+        command = tracker.find_run(parent).data.tags.get(provenance.COMMAND_TAG, "")
         raise UserError(
             f"resume={run.info.run_id} is a trial of the sweep {parent}; right: the sweep's own "
             f"command again, which goes on with all of its trials: {command}"
@@ -483,9 +480,7 @@ def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
     if spool.tracker is None:
         print()
         return
-    print(f"; look at it with\n  {spool.tracker.ui_command()}")
-    if not spool.tracker.is_server:
-        print(f"and open\n  {spool.tracker.ui_page()}")
+    print(f"; look at it with\n  {spool.tracker.ui_command(spool.run)}")
 
 
 def _count(number: int, noun: str) -> str:

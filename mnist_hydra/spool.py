@@ -77,7 +77,7 @@ class Record:
     number: int
     """From 0; the folder of its file is called so."""
     kind: str
-    """`settings`, `tags`, `metrics`, `file`, `checkpoint`, `model` or `end`."""
+    """`settings`, `data`, `tags`, `metrics`, `file`, `checkpoint`, `model` or `end`."""
     data: Any
     """Anything that JSON can hold."""
     file: str | None = None
@@ -181,6 +181,10 @@ class Spool:
     def log_settings(self, settings: Mapping[str, str]) -> None:
         """Record settings as parameters; those that the run already has stay as they are."""
         self._append("settings", dict(settings))
+
+    def log_data(self, splits: list[dict[str, str]]) -> None:
+        """Record the data as MLflow's inputs, see `Tracker.log_data`."""
+        self._append("data", splits)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set several tags."""
@@ -384,6 +388,8 @@ def _deliver(
         tracker.log_settings(run_id, data)
     elif record.kind == "tags":
         tracker.set_tags(run_id, data)
+    elif record.kind == "data":
+        tracker.log_data(run_id, data)
     elif record.kind == "metrics":
         new = [epoch for epoch in data if "epoch_s" not in epoch or epoch["epoch"] not in told]
         tracker.log_epochs(run_id, new)

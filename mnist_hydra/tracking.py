@@ -6,28 +6,23 @@ how MLflow keeps them.
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
-import platform
 import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import mnist_hydra
 from mnist_hydra import store
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
+from mnist_hydra.pages import VIEW_TAG
+from mnist_hydra.provenance import HIDDEN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,18 +30,12 @@ if TYPE_CHECKING:
 
     from mnist_hydra.spool import About
 
-PREFIX = "mnist_hydra."
-CHECKPOINT_TAG = PREFIX + "checkpoint"
-KEY_TAG = "mlflow.mnist_hydra.key"
+CHECKPOINT_TAG = HIDDEN + "checkpoint"
+KEY_TAG = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
-OVERRIDES_TAG = PREFIX + "overrides"
-FINGERPRINT_TAG = PREFIX + "fingerprint"
-DATA_TAG = PREFIX + "data_sha256"
-COMMIT_TAG = "mlflow.source.git.commit"
-DIRTY_TAG = PREFIX + "git_dirty"
+OVERRIDES_TAG = HIDDEN + "overrides"
+FINGERPRINT_TAG = HIDDEN + "fingerprint"
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
-LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
-UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
 class Place(Protocol):
@@ -82,6 +71,7 @@ class Tracker:
 
     def __init__(self, place: Place, *, make: bool = True) -> None:
         output_dir = Path(place.output_dir).absolute()
+        self._place = place
         self.experiment_name = place.tracking.experiment_name
         self.store = store.read(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
@@ -110,25 +100,20 @@ class Tracker:
         """Whether the store has a UI of its own."""
         return self.store.kind == "server"
 
-    def ui_command(self) -> str:
-        """The one command that opens the UI on this store (for a server: its address)."""
-        if self.is_server:
-            return self.ui_page()
-        ours = Path(sys.executable).with_name("mlflow")
-        at_hand = shutil.which("mlflow") == str(ours)  # not where the environment is not activated
-        mlflow = ["mlflow"] if at_hand else [sys.executable, "-m", "mlflow"]
-        path = self.store.path
-        address = self.store.shown if path is None else store.sqlite_uri(path)
-        return shlex.join([*mlflow, "ui", "--backend-store-uri", address])
+    def ui_command(self, run: str) -> str:
+        """The command that opens MLflow's pages on a run, or on a sweep's trials."""
+        uri = None if self._place.tracking.uri is None else self.store.shown
+        settings = {
+            "output_dir": (self._place.output_dir, "outputs"),
+            "tracking.uri": (uri, None),
+            "tracking.experiment_name": (self.experiment_name, "mnist_hydra"),
+        }
+        words = [f"{key}={value}" for key, (value, usual) in settings.items() if value != usual]
+        return shlex.join(["python", "-m", "mnist_hydra.ui", *words, f"run={run}"])
 
-    def ui_page(self) -> str:
-        """The address of the experiment's runs in the UI.
-
-        Without its last part MLflow 3.17 opens any experiment on the pages for GenAI, whatever
-        its kind: https://github.com/mlflow/mlflow/issues/24498
-        """
-        root = self.store.shown if self.is_server else UI_ADDRESS
-        return f"{root}/#/experiments/{self.experiment_id}?workflowType=machine_learning"
+    def set_view(self, name: str, view: str) -> None:
+        """Keep a view of the experiment's list of runs, which MLflow's page opens by its name."""
+        self.client.set_experiment_tag(self.experiment_id, VIEW_TAG + name, view)
 
     def create_run(self, about: About) -> str:
         """The MLflow run of a spool: found, or started now; returns its id."""
@@ -141,7 +126,7 @@ class Tracker:
         run = self.client.create_run(self.experiment_id, about.start_ms, tags, about.name)
         return str(run.info.run_id)
 
-    def find_run(self, run_id: str) -> Run:
+    def find_run(self, run_id: str, key: str = "resume") -> Run:
         """The run of that id.
 
         Raises:
@@ -157,9 +142,24 @@ class Tracker:
             if found:
                 return found[0]
         raise UserError(
-            f"resume={run_id}: no such run in {self.store.shown}; right: the id of one of its runs "
+            f"{key}={run_id}: no such run in {self.store.shown}; right: the id of one of its runs "
             f"(output_dir= and tracking= say which store)"
         )
+
+    def log_data(self, run_id: str, splits: Sequence[Mapping[str, str]]) -> None:
+        """Record what a run was trained and measured on, as MLflow's inputs.
+
+        Args:
+            splits: of each its `name`, `digest`, `source` (JSON), `profile` (JSON) and `context`.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for split in splits:
+            fields = {key: text for key, text in split.items() if key != "context"}
+            used_for = InputTag("mlflow.data.context", split["context"])
+            inputs.append(DatasetInput(Dataset(source_type="local", **fields), [used_for]))
+        self.client.log_inputs(run_id, inputs)
 
     def log_settings(self, run_id: str, settings: Mapping[str, str]) -> None:
         """Record settings as parameters; those that the run already has stay as they are."""
@@ -321,42 +321,6 @@ class Tracker:
         return self._last_checkpoint[run_id]
 
 
-def provenance() -> dict[str, str]:
-    """Tags that say what made a run: code, libraries, machine, command."""
-    tags = {
-        PREFIX + "command": shlex.join(["python", "-m", "mnist_hydra.train", *sys.argv[1:]]),
-        PREFIX + "host": platform.node(),
-        "mlflow.source.name": "mnist_hydra.train",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": user(),
-    }
-    tags |= git_state()
-    tags[PREFIX + "version.mnist_hydra"] = mnist_hydra.__version__
-    tags[PREFIX + "version.python"] = platform.python_version()
-    return tags | {f"{PREFIX}version.{name}": _version(name) for name in LIBRARIES}
-
-
-@cache
-def git_state() -> dict[str, str]:
-    """Commit of this program's code and whether it differs from it; nothing if not in git."""
-    folder = Path(mnist_hydra.__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return {}
-    commit = git("rev-parse", "HEAD")
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", "..")
-    return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
-
-
 def check_store(place: Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
@@ -424,17 +388,3 @@ def check_not_moved(client: MlflowClient, experiment_id: str, output_dir: Path) 
             f"output_dir={output_dir} was moved or copied: its artifacts are kept in {there}; "
             f"right: move it back to {there.parent}, or another output_dir"
         )
-
-
-def user() -> str:
-    try:
-        return getpass.getuser()
-    except (ImportError, KeyError, OSError):  # a container's user may have no name
-        return "unknown"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

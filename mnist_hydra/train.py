@@ -16,6 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+import mnist_hydra.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra import entry
 from mnist_hydra.commands import refuse_moving_folder, written
 from mnist_hydra.errors import UserError

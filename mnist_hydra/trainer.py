@@ -203,7 +203,7 @@ class Trainer:
         loss, accuracy = self.evaluate(self.monitored)
         speed = len(self.dataset.train) / training_s
         epoch_s = time.perf_counter() - began
-        values = (train_loss, train_accuracy, loss, accuracy, position.lr, speed, epoch_s)
+        values = (accuracy, loss, train_accuracy, train_loss, position.lr, speed, epoch_s)
         metrics = dict(zip(of_epoch(self.monitored), values, strict=True))
         position.epoch += 1
         now_ms = int(time.time() * 1000)

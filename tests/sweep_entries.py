@@ -29,6 +29,6 @@ def claims(client: MlflowClient, trial: Run) -> list[dict[str, Any]]:
 def ends(client: MlflowClient, trial: Run) -> list[str]:
     """How a trial's attempts ended, the first one first."""
     parent = client.get_run(trial.data.tags["mlflow.parentRunId"])
-    prefix = f"end/{trial.data.tags['mnist_hydra.fingerprint']}/"
+    prefix = f"end/{trial.data.tags['mlflow.mnist_hydra.fingerprint']}/"
     found = {k: v for k, v in entries(client, parent).items() if k.startswith(prefix)}
     return [json.loads(found[key])["state"] for key in sorted(found)]

@@ -145,10 +145,12 @@ def test_a_number_is_the_same_setting_however_it_is_written() -> None:
     assert fingerprint(settled("dropout=0")) == fingerprint(settled("dropout=0.0"))
 
 
-def test_every_setting_becomes_a_parameter_of_its_dotted_name() -> None:
-    flat = flatten(settled("model=model2", "lr=0.1"))
-    assert flat["lr"] == flat["optimizer.lr"] == "0.1"
-    assert (flat["model.name"], flat["model.target"]) == ("model2", "mnist_hydra.models.Model2")
+def test_every_setting_becomes_a_parameter_once_and_what_lies_where_none() -> None:
+    flat = flatten(settled("model=model2", "lr=0.1", "output_dir=elsewhere", "data.root=there"))
+    assert flat["lr"] == "0.1" and flat["scheduler.name"] == "onecycle"
+    assert not {"optimizer.lr", "model.dropout", "optimizer.momentum"} & set(flat)
+    assert not {"output_dir", "resume", "data.root", "tracking.uri"} & set(flat)
+    assert flat["model.name"] == "model2" and "model.target" not in flat
     assert all(isinstance(value, str) for value in flat.values())
 
 

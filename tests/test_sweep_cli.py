@@ -173,8 +173,8 @@ def test_a_sweep_is_one_parent_with_a_child_for_each_trial(
     assert {t.data.tags["mlflow.parentRunId"] for t in trials.values()} == {parent.info.run_id}
     assert {t.info.status for t in trials.values()} == {"FINISHED"}
     assert parent.info.status == "FINISHED"
-    assert '"dropout": "0.02,0.04"' in parent.data.tags["mnist_hydra.axes"]
-    assert "--multirun" in parent.data.tags["mnist_hydra.command"]
+    assert '"dropout": "0.02,0.04"' in parent.data.tags["mlflow.mnist_hydra.axes"]
+    assert "--multirun" in parent.data.tags["command"]
     assert [path.name for path in folder.iterdir()] == ["outputs"]
 
 
@@ -230,7 +230,7 @@ def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> N
     refused = run(f"resume={trial}", cwd=folder, flags=())
     assert refused.code == 2
     assert f"resume={trial} is a trial of the sweep {parent.info.run_id}" in refused.err
-    assert parent.data.tags["mnist_hydra.command"] in refused.err
+    assert parent.data.tags["command"] in refused.err
     assert "Traceback" not in refused.err
 
 
@@ -332,7 +332,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     assert "Ctrl-C: running trials write a checkpoint" in stopped_command.err
     [parent], trials = runs(tmp_path)
     [stopped] = trials.values()
-    assert stopped.data.tags["mnist_hydra.state"] == "interrupted"
+    assert stopped.data.tags["state"] == "interrupted"
     assert (parent.info.status, stopped.info.status) == ("KILLED", "KILLED")
     again = run(*words, *axes, cwd=tmp_path)
     assert again.code == 0, again.err
@@ -479,7 +479,7 @@ def test_a_search_goes_on_toward_its_total_and_proposes_nothing_twice(
     [parent], trials = runs(tmp_path)
     assert len(trials) == 5
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1] * 5
-    assert {trial.data.tags["mnist_hydra.fingerprint"] for trial in trials.values()} == {
+    assert {trial.data.tags["mlflow.mnist_hydra.fingerprint"] for trial in trials.values()} == {
         json.loads(text)["fingerprint"]
         for key, text in entries(client(tmp_path), parent).items()
         if key.startswith("point/")

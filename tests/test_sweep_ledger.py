@@ -17,12 +17,13 @@ from mlflow.entities import Metric, Run, ViewType
 from mlflow.store.entities import PagedList
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.provenance import COMMIT_TAG
 from mnist_hydra.sweep.ledger import CREATOR_TAG, Ledger
 from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here, myself, new_token
-from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
+from mnist_hydra.sweep.parent import SWEEP_TAG, Parent, elect_parent, find_parent
 from mnist_hydra.sweep.trial import End, Point, Trial, end_key
 from mnist_hydra.sweep.worker import finish_half_done, mark_dead
-from mnist_hydra.tracking import CHECKPOINT_TAG, COMMIT_TAG
+from mnist_hydra.tracking import CHECKPOINT_TAG
 from tests.sweep_process import new_store, processes, race
 
 SWEEPER = "sweeper"
@@ -239,7 +240,7 @@ def test_an_elected_parent_whose_maker_died_at_once_is_still_the_parent(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
     made = elect_parent(store[1], experiment, "abc", name="s", tags={})
-    store[1].delete_tag(made.run_id, "mnist_hydra.sweep")  # as if it had died before
+    store[1].delete_tag(made.run_id, SWEEP_TAG)  # as if it had died before
     assert find_parent(store[1], experiment, "abc") is None
     assert elect_parent(store[1], experiment, "abc", name="s", tags={}).run_id == made.run_id
     found = find_parent(store[1], experiment, "abc")
@@ -258,7 +259,6 @@ def test_a_sweep_that_the_version_before_began_is_refused_and_can_be_begun_anew(
     store[1].delete_experiment(register)
     store[1].log_param(old, "trial/0123456789abcdef", "0" * 32)
     for ask in (
-        lambda: find_parent(store[1], experiment, "abc"),
         lambda: elect_parent(store[1], experiment, "abc", name="s", tags={}),
         lambda: Ledger(store[1], old),
     ):

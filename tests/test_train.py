@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
+from mnist_hydra.provenance import DATA_TAG
 from mnist_hydra.spool import About, Spool
 from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
 from mnist_hydra.trainer import Listener, StopReason
@@ -71,8 +72,7 @@ def finished(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_a_run_says_where_to_look(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert only_run(folder).info.run_id in printed
-    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/outputs/mlflow.db" in printed
-    assert "http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning" in printed
+    assert f"python -m mnist_hydra.ui run={only_run(folder).info.run_id}" in printed
     assert "epoch" in printed
 
 
@@ -98,14 +98,23 @@ def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path,
     assert params["lr"] == "0.15" and params["dropout"] == "0.04" and params["threads"] == "1"
     assert "auto" not in (params["device"], params["precision"], params["compile"])
     tags = run.data.tags
-    assert "test" in tags["mnist_hydra.selected_on"]
-    assert len(tags["mnist_hydra.data_sha256"]) == 64
-    assert tags["mnist_hydra.version.torch"] == torch.__version__.partition("+")[0] or (
-        torch.__version__ in tags["mnist_hydra.version.torch"]
-    )
-    assert "aug=ssr" in tags["mnist_hydra.overrides"]
+    assert tags["selected_on"] == "test"
+    assert len(tags[DATA_TAG]) == 64
+    people = {name for name in tags if not name.startswith("mlflow.")}
+    assert len(people) <= 10 and {"command", "device", "versions"} <= people
+    tracker = Tracker(settled(f"output_dir={folder / 'outputs'}"), make=False)
+    made = json.loads(tracker.read_text(run.info.run_id, "provenance.json"))
+    assert made["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert made["data"]["sha256"] == tags[DATA_TAG] and made["data"]["source"]
+    splits = {part.tags[0].value: part.dataset for part in run.inputs.dataset_inputs}
+    assert {use: split.name for use, split in splits.items()} == {
+        "training": "MNIST train, 1,024 images",
+        "testing": "MNIST test, 10,000 images",
+    }
+    assert json.loads(splits["training"].source)["sha256"] == tags[DATA_TAG]
+    assert "aug=ssr" in tags["mlflow.mnist_hydra.overrides"]
     names = {a.path for a in mlflow.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "checkpoints", "pictures"} <= names
+    assert {"config.yaml", "provenance.json", "checkpoints", "pictures"} <= names
     pictures = {a.path for a in mlflow.list_artifacts(run.info.run_id, "pictures")}
     assert pictures == {
         f"pictures/{name}.png"
@@ -168,7 +177,7 @@ def test_a_hold_out_is_measured_each_epoch_and_the_test_set_once(
     assert len(mlflow.get_metric_history(run.info.run_id, "val/acc")) == 2
     assert len(mlflow.get_metric_history(run.info.run_id, "test/acc")) == 1
     assert "test/acc_best" not in run.data.metrics
-    assert run.data.tags["mnist_hydra.selected_on"] == "val"
+    assert run.data.tags["selected_on"] == "val"
 
 
 def test_the_same_command_twice_gives_bit_identical_weights(mnist: Path) -> None:
@@ -429,7 +438,7 @@ def test_a_users_own_model_and_augmentation_need_no_fork(mnist: Path, tmp_path: 
         "--config-dir", str(own), *words, f"data.root={mnist}", *QUICK, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert only_run(tmp_path).data.params["model.target"] == "mine.Linear"
+    assert only_run(tmp_path).data.params["model.name"] == "Linear"
 
 
 def test_help_and_the_composed_configuration_are_shown_without_torch(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ enters a split that training can see.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import mmap
 from dataclasses import dataclass
@@ -60,6 +61,36 @@ class Dataset:
     source: str
     """Which way the files were found, for people."""
     classes: int = idx.CLASSES
+
+
+def inputs(config: DataConfig, dataset: Dataset) -> list[dict[str, str]]:
+    """The splits as a run records them: `name`, `digest`, `source`, `profile`, `context`.
+
+    A digest is of the files and, but for the test set, of how they were split: equal digests, equal
+    images.
+    """
+    how = f"{config.val_size}, {config.split_seed}, {config.limit}"
+    source = json.dumps({"uri": dataset.source, "sha256": dataset.sha256})
+    told = []
+    for name, context, split, chosen in (
+        ("train", "training", dataset.train, how),
+        ("val", "validation", dataset.val, how),
+        ("test", "testing", dataset.test, ""),
+    ):
+        if split is not None:
+            digest = hashlib.sha256(f"{dataset.sha256} {name} {chosen}".encode()).hexdigest()[:16]
+            title = f"{config.dataset} {name}, {len(split):,} images"
+            profile = json.dumps({"num_rows": len(split)})
+            told.append(
+                {
+                    "name": title,
+                    "digest": digest,
+                    "source": source,
+                    "profile": profile,
+                    "context": context,
+                }
+            )
+    return told
 
 
 def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:

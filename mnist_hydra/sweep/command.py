@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_hydra import provenance
 from mnist_hydra.commands import PLACE, override_value, refuse_moving_folder, written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle
 from mnist_hydra.errors import UserError
@@ -30,13 +31,13 @@ from mnist_hydra.sweep.axes import (
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
 from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, plan_file
-from mnist_hydra.tracking import PREFIX, Tracker, provenance
+from mnist_hydra.tracking import Tracker
 
 SWEEPER = "hydra/sweeper"
 MAX_SHOWN = 5
-BASE_TAG = "mlflow.mnist_hydra.base/"
-AXES_TAG = PREFIX + "axes"
-OBJECTIVE_TAG = PREFIX + "objective"
+BASE_TAG = provenance.HIDDEN + "base/"
+AXES_TAG = provenance.HIDDEN + "axes"
+OBJECTIVE_TAG = "objective"
 PART = 4_000
 """Characters of a tag that every MLflow store keeps."""
 
@@ -205,7 +206,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         tracker.experiment_id,
         command.identity,
         name=command.settings.name or "sweep over " + ", ".join(mine),
-        tags=provenance() | parts | about,
+        tags=provenance.tags() | parts | about,
         fresh=command.settings.fresh,
     )
     if not parent.made_now:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from mnist_hydra import pages, provenance
 from mnist_hydra.commands import config_words
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
@@ -19,13 +20,13 @@ from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import Parent
 from mnist_hydra.sweep.results import Record, Results
 from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
-from mnist_hydra.tracking import PREFIX, Tracker
+from mnist_hydra.tracking import Tracker
 
 COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that completes a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
-BEST_TAG = PREFIX + "best"
+BEST_TAG = "best"
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
@@ -70,16 +71,44 @@ def record_results(
 ) -> None:
     """Put the results on the parent run and close it, unless others go on with the sweep."""
     tracker.log_text(parent.run_id, results.csv_text(found), "results.csv")
+    describe(tracker, parent, found)
     best = results.best_command(found, config_words(HydraConfig.get()))
     if best is not None:
         tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
-        tracker.client.log_metric(parent.run_id, found.objective, found.rows[0].mean)
+        for name, value in results.summary(found).items():
+            tracker.client.log_metric(parent.run_id, name, value)
     if Action.WAIT in actions.values():
         return
     failed = any(action is not Action.DONE for action in actions.values())
     status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
     if tracker.client.get_run(parent.run_id).info.status != status:  # else it keeps its end
         tracker.end(parent.run_id, status)
+
+
+def describe(
+    tracker: Tracker,
+    parent: Parent,
+    found: Results,
+    sentence: str | None = None,
+    pictures: Sequence[str] = (),
+) -> None:
+    """Say on the parent run what was asked, what came out and how to ask again.
+
+    Args:
+        sentence: what came out, where there is something better than `results.answer`.
+        pictures: names of artifacts of the parent that are shown below.
+    """
+    for rows in (10, 3, 0):
+        note = pages.sweep_note(
+            results.question(found),
+            sentence or results.answer(found),
+            results.grid(found, rows),
+            provenance.command(),
+            [(name, pages.artifact(parent.run_id, name)) for name in pictures],
+        )
+        if len(note) <= pages.MAX_NOTE:
+            break
+    tracker.set_tags(parent.run_id, {pages.NOTE_TAG: note[: pages.MAX_NOTE]})
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.provenance import HIDDEN, ORIGIN_TAGS
 from mnist_hydra.spool import first_line, is_away
 from mnist_hydra.sweep.owner import Owner, read_owner
 from mnist_hydra.sweep.parent import book_of, existing_run
@@ -40,25 +41,17 @@ from mnist_hydra.sweep.trial import (
     stops_of,
     trial_of,
 )
-from mnist_hydra.tracking import (
-    CHECKPOINT_TAG,
-    COMMIT_TAG,
-    DATA_TAG,
-    DIRTY_TAG,
-    FINGERPRINT_TAG,
-    PREFIX,
-)
+from mnist_hydra.tracking import CHECKPOINT_TAG, FINGERPRINT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
-HEARTBEAT_TAG = "mlflow.mnist_hydra.heartbeat"
-CREATOR_TAG = "mlflow.mnist_hydra.creator"
-STATE_TAG = PREFIX + "state"
-ERROR_TAG = PREFIX + "error"
-MADE_BY_TAGS = (COMMIT_TAG, DIRTY_TAG, PREFIX + "version.mnist_hydra", DATA_TAG)
+HEARTBEAT_TAG = HIDDEN + "heartbeat"
+CREATOR_TAG = HIDDEN + "creator"
+STATE_TAG = "state"
+ERROR_TAG = "error"
 STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
 PAGE = 500
@@ -237,7 +230,7 @@ class Ledger:
             return False
         epoch, step = _checkpoint(run)
         tags = run.data.tags
-        made_by = {key: tags[key] for key in MADE_BY_TAGS if key in tags}
+        made_by = {key: tags[key] for key in ORIGIN_TAGS if key in tags}
         error = error[-MAX_ERROR:]
         end = End(state, round(seconds, 1), epoch, step, dict(run.data.metrics), error, made_by)
         key, text = end_key(trial.fingerprint, trial.attempts[-1].number), end.text()

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.tracking import PREFIX, find_or_make_experiment
+from mnist_hydra.provenance import HIDDEN
+from mnist_hydra.tracking import find_or_make_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-SWEEP_TAG = PREFIX + "sweep"
-GENERATION_TAG = PREFIX + "generation"
-ELECTED_TAG = PREFIX + "parent"
-BOOK_TAG = "mlflow.mnist_hydra.ledger"
-"""On the parent: experiment and id of the run that holds the sweep's entries. MLflow's UI shows no
-tags that begin with `mlflow.`.
-"""
+SWEEP_TAG = HIDDEN + "sweep"
+GENERATION_TAG = HIDDEN + "generation"
+ELECTED_TAG = "mnist_hydra.parent"
+BOOK_TAG = HIDDEN + "book"
+"""On the parent: experiment and id of the run that holds the sweep's entries."""
 BOOKS = ".ledger"
 """What the experiment of those runs is called behind the name of the sweep's own."""
 
@@ -99,9 +98,11 @@ def elect_parent(
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
         run, made_now = _elect(client, experiment_id, identity, generation, name, tags)
-        if run is not None and run.info.experiment_id == experiment_id:
+        if run is not None and fresh and BOOK_TAG not in run.data.tags:
+            pass  # an earlier version's
+        elif run is not None and run.info.experiment_id == experiment_id:
             return _parent(run, made_now)
-        if run is not None and not fresh:
+        elif run is not None and not fresh:
             there = client.get_experiment(run.info.experiment_id).name
             raise UserError(
                 f"this sweep (run {run.info.run_id}) is in the experiment {there}, which had "

@@ -79,6 +79,8 @@ class Results:
     """The best first."""
     apart: tuple[Record, ...]
     """Trials that failed, were pruned, did not end, or have no finite objective."""
+    minimize: bool = False
+    """Whether less of the objective is better."""
 
     @property
     def on_test_set(self) -> bool:
@@ -129,6 +131,7 @@ def ranked(
         len(others) < len(axes),
         tuple(rows),
         tuple(record for record in records if not record.counts),
+        minimize,
     )
 
 
@@ -194,6 +197,52 @@ def csv_text(results: Results) -> str:
     return file.getvalue()
 
 
+def summary(results: Results) -> dict[str, float]:
+    """What the parent run is given as metrics; at least one trial has finished.
+
+    The objective itself is the mean of the first configuration, `best` the best trial's, and
+    `mean` that of all trials.
+    """
+    name = results.objective
+    values = [float(record.objective or 0.0) for row in results.rows for record in row.finished]
+    best = min(values) if results.minimize else max(values)
+    mean = statistics.fmean(values)
+    return {name: results.rows[0].mean, f"{name}/best": best, f"{name}/mean": mean}
+
+
+def question(results: Results) -> str:
+    """What a sweep asked, in a sentence."""
+    *others, last = results.axes or ("seed",)
+    swept = f"{', '.join(others)} and {last}" if others else last
+    most = "lowest" if results.minimize else "highest"
+    return f"Which {swept} {'give' if others else 'gives'} the {most} {results.objective}?"
+
+
+def answer(results: Results) -> str:
+    """What came out, in a sentence or two."""
+    if not results.rows:
+        return "No trial has finished."
+    first, count = results.rows[0], len(results.rows)
+    values = ", ".join(map("=".join, zip(results.axes, first.values))) or "The one configuration"
+    seeds = len(first.finished)
+    score, *width = _cells(results, first)[len(first.values) + 2 :]
+    score = " ± ".join([score, *width]) if first.half_width is not None else score
+    over = f", the mean of {seeds} seeds" if seeds > 1 else ""
+    among = f", the first of {count} configurations" if count > 1 else ""
+    told = f"{values}: {results.objective} {score}{over}{among}."
+    if results.on_test_set:
+        return told + " It was ranked on the test set, so this is no ground for choosing it."
+    if count > 1 and seeds == 1:
+        return told + " With one seed each, small differences may be chance."
+    return told
+
+
+def grid(results: Results, limit: int | None) -> list[list[str]]:
+    """The ranking as cells, the columns' names first; at most `limit` configurations."""
+    names = [name for name, _ in _columns(results)]
+    return [names, *(_cells(results, row) for row in results.rows[:limit])]
+
+
 def heading(results: Results) -> str:
     """What the table is ranked by."""
     on = {"val": " on the hold-out", "test": " on the test set"}
@@ -229,16 +278,14 @@ def lines(results: Results, limit: int | None = MAX_LINES) -> list[str]:
     Args:
         limit: how many configurations at most; `None` for all.
     """
-    columns = _columns(results)
-    grid = [[name for name, _ in columns]]
-    grid += [_cells(results, row) for row in results.rows[:limit]]
-    widths = [max(len(line[index]) for line in grid) for index in range(len(columns))]
+    columns, cells = _columns(results), grid(results, limit)
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     plain = [
         "  ".join(
             cell.rjust(width) if numeric else cell.ljust(width)
             for cell, width, (_, numeric) in zip(line, widths, columns, strict=True)
         ).rstrip()
-        for line in grid
+        for line in cells
     ]
     return [heading(results), *plain] if results.rows else [heading(results)]
 

@@ -5,7 +5,6 @@ It may be killed at any moment: whoever gives the same command again goes on fro
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
@@ -21,12 +20,11 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mnist_hydra import pages, provenance
 from mnist_hydra.commands import same_command
-from mnist_hydra.config import Config
-from mnist_hydra.data.idx import FILES
 from mnist_hydra.errors import UserError
 from mnist_hydra.spool import first_line, is_away
-from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
+from mnist_hydra.sweep import ending, launchers, search, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import (
     Command,
@@ -36,13 +34,7 @@ from mnist_hydra.sweep.command import (
     read_command,
     write_plan,
 )
-from mnist_hydra.sweep.ledger import (
-    LOOK_EVERY_S,
-    MADE_BY_TAGS,
-    Ledger,
-    View,
-    wait_for_store,
-)
+from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.sweep.owner import Observer, new_token
 from mnist_hydra.sweep.show import Display, Follower, Shown, shown
 from mnist_hydra.sweep.trial import (
@@ -56,7 +48,7 @@ from mnist_hydra.sweep.trial import (
 )
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
-from mnist_hydra.tracking import DATA_TAG, NothingRecorded, Tracker, import_mlflow, provenance
+from mnist_hydra.tracking import NothingRecorded, Tracker, import_mlflow
 
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""
@@ -125,6 +117,7 @@ class Sweep:
         self.tracker, self.console = tracker, console
         self.by = new_token()
         self.parent = begin_sweep(command, tracker)
+        tracker.set_view(self.parent.run_id, _view(command, self.parent.run_id))
         self.ledger = Ledger(tracker.client, self.parent.run_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
@@ -169,7 +162,7 @@ class Sweep:
         known = {key: trial for key, trial in trials.items() if trial is not None}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, show.overview(self._actions(view), self.command.total))
-        warning = show.other_origin(known, made_by(self.command.config))
+        warning = show.other_origin(known, provenance.origin(self.command.config.data))
         if warning is not None:
             _say(self.console, warning)
 
@@ -189,9 +182,7 @@ class Sweep:
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
-        print(self.tracker.ui_command())
-        if not self.tracker.is_server:
-            print(f"and open {self.tracker.ui_page()}")
+        print(f"look at the trials with\n  {self.tracker.ui_command(self.parent.run_id)}")
         if interrupted:
             _say(self.console, f"go on with the same command:\n  {same_command()}")
             return OF_SIGNAL + self.signals[0]
@@ -269,6 +260,13 @@ class Sweep:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
 
 
+def _view(command: Command, parent_id: str) -> str:
+    """How MLflow's list shows the command's trials."""
+    minimize = search.is_minimized(command.objective)
+    axes = [axis.key for axis in command.arguments.axes]
+    return pages.trials_view(parent_id, command.objective, minimize, axes)
+
+
 def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known by now, in order."""
     if command.is_search:
@@ -323,16 +321,6 @@ def _work_done(view: View) -> tuple[int, ...]:
     trials = view.trials.values()
     ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
     return len(view.points), ended, sum(trial.number for trial in trials)
-
-
-def made_by(config: Config) -> dict[str, str]:
-    """What a trial would be made by now, as `Trial.made_by` has it; data only if it is known."""
-    tags = {key: value for key, value in provenance().items() if key in MADE_BY_TAGS}
-    known = config.data.sha256
-    if known is not None and all(name in known for name in FILES):
-        digests = "".join(known[name] for name in FILES)
-        tags[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
-    return tags
 
 
 def _existing_store(command: Command) -> Tracker | None:

@@ -10,14 +10,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from mnist_hydra import train
+from mnist_hydra import provenance, train
 from mnist_hydra.config import flatten
 from mnist_hydra.sweep import sweeper
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
 from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.owner import Working, new_token
 from mnist_hydra.sweep.trial import FINISHED, Planned, Trial
-from mnist_hydra.tracking import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker, provenance
+from mnist_hydra.tracking import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker
 
 EPOCH_METRICS = ("train/loss", "train/acc", "lr", "images_per_s", "epoch_s")
 
@@ -29,7 +29,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     parent = begin_sweep(command, tracker)
     ledger = Ledger(tracker.client, parent.run_id)
     view, by = ledger.read(), new_token()
-    made_by = provenance() | sweeper.made_by(command.config)
+    made_by = provenance.tags() | provenance.origin(command.config.data)
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:

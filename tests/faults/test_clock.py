@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mnist_hydra.kernel.compile import compiler
+from mnist_hydra.tracking import FINGERPRINT_TAG
 from tests.faults.faulty_sweep import FaultySweep, wait_for
 from tests.sweep_entries import claims, entries
 
@@ -99,7 +100,7 @@ def _told(client: MlflowClient, name: str) -> list[dict[str, Any]]:
         for key, text in entries(client, parent).items()
         if key.startswith("point/")
     }
-    by_key = {run.data.tags.get("mnist_hydra.fingerprint"): run for run in runs if run != parent}
+    by_key = {run.data.tags.get(FINGERPRINT_TAG): run for run in runs if run != parent}
     told = []
     for _, point in sorted(points.items()):
         run = by_key[point["fingerprint"]]
@@ -107,7 +108,7 @@ def _told(client: MlflowClient, name: str) -> list[dict[str, Any]]:
         told.append(
             {
                 "values": point["values"],
-                "state": run.data.tags["mnist_hydra.state"],
+                "state": run.data.tags["state"],
                 "val/acc": sorted((row.step, row.value) for row in history),
                 "claims": claims(client, run),
             }

@@ -13,7 +13,7 @@ from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.sweep_entries import claims
 
 pytestmark = pytest.mark.xdist_group("server")
-CHECKPOINT_TAG = "mnist_hydra.checkpoint"
+CHECKPOINT_TAG = "mlflow.mnist_hydra.checkpoint"
 
 
 @pytest.fixture

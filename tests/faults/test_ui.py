@@ -1,28 +1,28 @@
-"""MLflow's own page in a real browser: what a user sees who does what the command printed.
+"""MLflow's own pages in a real browser: what a user sees who does what a sweep printed.
 
-It needs Debian's `chromium`, and never touches anything but this machine.
+It needs Debian's `chromium`, and never touches anything but this machine. What the pages looked
+like is kept below `outputs/screenshots`.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
-PATIENCE_S = 120.0
+PATIENCE_MS = 120_000
+SCREENSHOTS = Path(__file__).parents[2] / "outputs" / "screenshots"
 BROWSER_FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -40,83 +40,137 @@ def chromium() -> str:
     return path
 
 
-def test_the_printed_address_opens_on_the_table_of_runs_with_the_runs_name_in_it(
-    chromium: str, mnist: Path, tmp_path: Path
-) -> None:
-    from playwright.sync_api import expect, sync_playwright
-
-    words = [f"data.root={mnist}", "epochs=1", "batch_size=128", "data.limit=1024", "threads=1"]
+@pytest.fixture(scope="module")
+def sweep(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a sweep of four trials, and the command that it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    words = ["--multirun", "model=model1,model3", "dropout=0.0,0.1", "sweep.keep=1"]
+    words += ["epochs=1", "batch_size=128", "data.limit=1024", "data.val_size=500", "threads=1"]
     done = subprocess.run(
-        [sys.executable, "-m", "mnist_hydra.train", *words],
-        cwd=tmp_path,
+        [sys.executable, "-m", "mnist_hydra.train", *words, f"data.root={mnist}"],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    command, address = printed(done.stdout)
-    name = name_of_the_only_run(tmp_path)
-    assert "epochs=1" in name
-    with ui(command, tmp_path) as port, sync_playwright() as playwright:
+    (command,) = re.findall(r"^  python (-m mnist_hydra.ui .*)$", done.stdout, re.MULTILINE)
+    return folder, command
+
+
+def test_a_person_finds_the_best_trial_compares_them_all_and_sees_its_pictures(
+    chromium: str, sweep: tuple[Path, str]
+) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    folder, command = sweep
+    parent, trials = runs(folder)
+    names = [trial.info.run_name for trial in trials]
+    with pages(command, folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
-        page = browser.new_page()
-        page.goto(address.replace(":5000/", f":{port}/"))
-        page.get_by_role("link", name=name, exact=True).wait_for(timeout=PATIENCE_S * 1000)
-        expect(page).to_have_url(re.compile(r"/#/experiments/\d+/runs\?"))
-        expect(page.get_by_text("1 matching run")).to_be_visible()
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+
+        page.goto(address)
+        for name in names:
+            page.get_by_role("link", name=name, exact=True).wait_for()
+        keep(page, "list")
+        expect(page.get_by_text("4 matching runs")).to_be_visible()
+        links = page.locator(".ag-pinned-left-cols-container a").all()
+        shown = [link.inner_text() for link in links]
+        assert [name for name in shown if name in names] == names, "the best is first"
+        for column in ("val/acc", "model.name", "dropout"):
+            expect(page.get_by_role("columnheader", name=column)).to_be_visible()
+
+        page.get_by_role("checkbox").first.check()
+        page.get_by_role("button", name="Compare", exact=True).click()
+        page.locator(".js-plotly-plot").first.wait_for()
+        keep(page, "compare")
+        for chosen in ("dropout", "model.name", "val/acc"):
+            expect(page.get_by_title(chosen, exact=True).first).to_be_visible()
+
+        page.goto(address.partition("/#/")[0] + run_page(parent))
+        question = "Which model and dropout give the highest val/acc?"
+        expect(page.get_by_text(question)).to_be_visible()
+        expect(page.get_by_role("table").get_by_text("model3").first).to_be_visible()
+        keep(page, "parent")
+
+        page.goto(address.partition("/#/")[0] + run_page(trials[0]))
+        expect(page.get_by_text("MNIST train, 1,024 images")).to_be_visible()
+        keep(page, "trial")
+        page.goto(address.partition("/#/")[0] + run_page(trials[0]) + "/artifacts")
+        page.get_by_text("pictures", exact=True).click()
+        page.get_by_text("confusion_matrix.png", exact=True).click()
+        page.locator("img[src^='blob:'], img[src*='get-artifact']").first.wait_for()
+        keep(page, "picture")
         browser.close()
 
 
-def printed(output: str) -> tuple[str, str]:
-    """The command and the address that a finished run names."""
-    (command,) = re.findall(r"^  (.*mlflow ui .*)$", output, re.MULTILINE)
-    (address,) = re.findall(r"^  (http://\S+)$", output, re.MULTILINE)
-    return command, address
+def test_the_pages_end_with_ctrl_c_and_leave_no_process(sweep: tuple[Path, str]) -> None:
+    folder, command = sweep
+    with pages(command, folder) as address:
+        port = int(re.findall(r":(\d+)/", address)[0])
+    held = [c for c in psutil.net_connections() if c.laddr and c.laddr.port == port]
+    assert not [c for c in held if c.status == psutil.CONN_LISTEN]
 
 
-def name_of_the_only_run(folder: Path) -> str:
+def test_a_run_or_a_store_that_is_not_there_is_one_line(
+    sweep: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = sweep
+    for words, said in (
+        (["run=nosuch"], "run=nosuch"),
+        (["port=99999"], "port=99999"),
+        (["output_dir=elsewhere"], "output_dir=elsewhere"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "mnist_hydra.ui", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2 and done.stdout == ""
+        assert said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (folder / "elsewhere").exists()
+
+
+def keep(page: Any, name: str) -> None:
+    """Keep what the page looks like, once it has come to rest."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for_timeout(2_000)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def run_page(run: Any) -> str:
+    return f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def runs(folder: Path) -> tuple[Any, list[Any]]:
+    """The sweep's parent, and its trials, the best first."""
     client = MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("mnist_hydra")
-    (run,) = client.search_runs([experiment.experiment_id])
-    return str(run.info.run_name)
+    found = client.search_runs([experiment.experiment_id], order_by=["metrics.`val/acc` DESC"])
+    trials = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    (parent,) = [run for run in found if run not in trials]
+    return parent, trials
 
 
 @contextmanager
-def ui(command: str, folder: Path) -> Iterator[int]:
-    """Run the command on a free port, which is returned once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    words = [*shlex.split(command), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    log = folder / "ui.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            words,
-            cwd=folder,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-            start_new_session=True,
+def pages(command: str, folder: Path) -> Iterator[str]:
+    """Run the printed command; yields the address that it prints, and ends it with Ctrl-C."""
+    words = [sys.executable, *shlex.split(command)]
+    with (folder / "ui.log").open("w") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1
         )
+    assert process.stdout is not None
     try:
-        began = time.monotonic()
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() - began < PATIENCE_S, log.read_text()
-            time.sleep(0.2)
-        yield port
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:"), (folder / "ui.log").read_text()
+        yield address
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=2):
-            return True
-    except OSError:
-        return False
+        process.send_signal(signal.SIGINT)
+        code = process.wait(30)
+    assert code == 0, (folder / "ui.log").read_text()

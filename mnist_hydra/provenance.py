@@ -1,0 +1,150 @@
+"""What made a run: code, libraries, machine and command, as the tags and the file that record it.
+
+Tags that begin with `mlflow.` are hidden by MLflow's pages: those are for programs, the others for
+people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mnist_hydra
+
+if TYPE_CHECKING:
+    from mnist_hydra.config import DataConfig
+
+HIDDEN = "mlflow.mnist_hydra."
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = HIDDEN + "git_dirty"
+VERSION_TAG = HIDDEN + "version"
+DATA_TAG = HIDDEN + "data_sha256"
+COMMAND_TAG = "command"
+ORIGIN_TAGS = (COMMIT_TAG, DIRTY_TAG, VERSION_TAG, DATA_TAG)
+"""Runs that differ in one of these were made by other code or from other data."""
+LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
+SHOWN_LIBRARIES = ("torch", "mlflow")
+FILE = "provenance.json"
+GIT = shutil.which("git")
+"""Found when this is imported: before a configuration could set another `PATH`."""
+
+
+def tags() -> dict[str, str]:
+    """The tags that say what made a run, as far as they are known before there is data."""
+    shown = [f"{name} {_version(name)}" for name in SHOWN_LIBRARIES]
+    ours = [f"mnist_hydra {mnist_hydra.__version__}", f"python {platform.python_version()}"]
+    return git_state() | {
+        COMMAND_TAG: command(),
+        "host": platform.node(),
+        "versions": ", ".join([*ours, *shown]),
+        VERSION_TAG: mnist_hydra.__version__,
+        "mlflow.source.name": "mnist_hydra.train",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": user(),
+    }
+
+
+def command() -> str:
+    """This process's own command line, for a shell."""
+    return shlex.join(["python", "-m", "mnist_hydra.train", *sys.argv[1:]])
+
+
+def record(**more: Any) -> dict[str, Any]:
+    """What made a run, in full: the content of `provenance.json`.
+
+    Args:
+        more: what else there is to say, by name; anything that JSON can hold.
+    """
+    state = git_state()
+    return {
+        "command": command(),
+        "commit": state.get(COMMIT_TAG),
+        "uncommitted_changes": state[DIRTY_TAG] == "true" if DIRTY_TAG in state else None,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "user": user(),
+        "versions": {
+            "mnist_hydra": mnist_hydra.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in LIBRARIES},
+        },
+        **more,
+    }
+
+
+def origin(data: DataConfig) -> dict[str, str]:
+    """The `ORIGIN_TAGS` that a run would get now; of the data only if its hashes are known."""
+    from mnist_hydra.data.idx import FILES
+
+    now = git_state() | {VERSION_TAG: mnist_hydra.__version__}
+    if data.sha256 is not None and all(name in data.sha256 for name in FILES):
+        digests = "".join(data.sha256[name] for name in FILES)
+        now[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
+    return now
+
+
+@cache
+def git_state() -> dict[str, str]:
+    """Commit of this program's code and whether it differs from it; nothing if not in git.
+
+    Git runs nothing that a configuration or a variable could name: it gets an environment of its
+    own, and reads neither the user's nor the system's settings.
+    """
+    folder = Path(mnist_hydra.__file__).parent
+    top = folder.parent
+    if GIT is None:
+        return {}
+    environment = {
+        "PATH": os.defpath,
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
+    # The last one: this code is run already, whoever owns it.
+    fixed = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", f"safe.directory={top}")
+
+    def git(*words: str) -> str | None:
+        settings = [word for setting in fixed for word in ("-c", setting)]
+        command = [str(GIT), *settings, "-C", str(folder), *words]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=10, env=environment
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {}
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+    return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
+
+
+def user() -> str:
+    """This user's name, or `unknown`."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+@cache
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,157 @@
+"""The command `python -m mnist_hydra.ui`: MLflow's own pages for the store that the settings name.
+
+It serves them to this machine alone and ends with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from mnist_hydra import entry, pages, store
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.tracking import Tracker
+
+HOST = "127.0.0.1"
+PATIENCE_S = 120.0
+"""Until the server answers; on a busy machine it takes half a minute."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept, as a `Tracker` asks for it."""
+
+    output_dir: str
+    tracking: TrackingConfig
+
+
+def ui(cfg: DictConfig) -> int:
+    """Show the pages; returns the exit code.
+
+    Raises:
+        UserError: no such store or run, the port is taken, or MLflow's server does not start.
+    """
+    if cfg.port is not None and not (isinstance(cfg.port, int) and 0 < cfg.port < 65_536):
+        raise wrong_value("port", cfg.port, "null, or a whole number from 1 to 65535")
+    tracker = Tracker(Place(cfg.output_dir, TrackingConfig(**cfg.tracking)), make=False)
+    page = page_of(tracker, None if cfg.run is None else str(cfg.run))
+    if tracker.is_server:
+        print(tracker.store.shown + page)
+        return 0
+    path = tracker.store.path
+    uri = tracker.store.uri if path is None else store.sqlite_uri(path)
+    # As after Ctrl-C: the server, whose process it started, ends with this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), server(uri, cfg.port) as (process, address):
+        print(f"{address}{page}\nCtrl-C ends it", flush=True)
+        process.wait()
+        print("MLflow's server has ended by itself", file=sys.stderr)
+        return 1
+    return 0
+
+
+def page_of(tracker: Tracker, run: str | None) -> str:
+    """The address, behind the server's, of what there is to see.
+
+    Args:
+        run: id of a run, or name or id of a sweep; `None` for the experiment's list of runs.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if run is None:
+        return pages.runs_page(tracker.experiment_id)
+    named = f"attributes.run_name = '{run.replace(chr(39), '')}'"
+    found = tracker.client.search_runs([tracker.experiment_id], named, max_results=1)
+    one = found[0] if found else tracker.find_run(run, "run")
+    experiment_id, run_id = one.info.experiment_id, one.info.run_id
+    views = tracker.client.get_experiment(experiment_id).tags
+    if pages.VIEW_TAG + run_id in views:
+        return pages.runs_page(experiment_id, view=run_id)
+    return pages.run_page(experiment_id, run_id)
+
+
+@contextmanager
+def server(uri: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """MLflow's server for a store, for this machine alone, while the context lasts.
+
+    Args:
+        uri: the store's.
+        port: `None` for any that is free.
+
+    Returns:
+        Its process and its address, once it answers.
+
+    Raises:
+        UserError: the port is taken, or the server does not start.
+    """
+    port = _free_port(port)
+    address = f"http://{HOST}:{port}"
+    words = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            # The address may hold a password: a command line is seen by every user.
+            env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            began = time.monotonic()
+            while not _answers(f"{address}/health"):
+                if process.poll() is not None or time.monotonic() - began > PATIENCE_S:
+                    log.seek(0)
+                    last = (log.read().decode(errors="replace").strip().splitlines() or ["-"])[-1]
+                    raise UserError(f"MLflow's server does not start: {last}")
+                time.sleep(0.1)
+            yield process, address
+        finally:
+            _end(process)
+
+
+def _free_port(port: int | None) -> int:
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((HOST, port or 0))
+        except OSError as error:
+            raise wrong_value("port", port, f"a free one, or null ({error.strerror})") from None
+        return int(free.getsockname()[1])
+
+
+def _answers(address: str) -> bool:
+    # Never through a proxy: the address is this machine's.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(address, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers."""
+    for number, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+            return
+
+
+if __name__ == "__main__":
+    entry.start("ui", ui)
