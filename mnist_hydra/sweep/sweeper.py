@@ -104,6 +104,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
         return SUCCESS
     room = launchers.slots(launcher, command.settings)
     _check_with_torch(command, launcher, view)
+    del view  # of many trials it is large, and the sweep reads its own
     return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import psutil
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 USER = "postgres"
-UP_WITHIN_S = 60.0
+UP_WITHIN_S = 120.0
 
 
 def free_port() -> int:
@@ -75,18 +76,27 @@ def mlflow_server(folder: Path, database: str, inside: Sequence[str] = ()) -> It
     run += ["--host", "127.0.0.1", "--port", str(port)]
     with (folder / "mlflow.log").open("wb") as log:
         server = subprocess.Popen(run, stdout=log, stderr=log, cwd=folder)
-    ask = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/health')"
-    answers = [*inside, sys.executable, "-c", ask]
+    health = f"http://127.0.0.1:{port}/health"
     try:
-        _wait(
-            lambda: subprocess.run(answers, capture_output=True).returncode == 0, server, log.name
-        )
+        _wait(lambda: _answers(health, inside), server, log.name)
         yield f"http://127.0.0.1:{port}"
     finally:
         process = psutil.Process(server.pid)
         for each in [*process.children(recursive=True), process]:
             each.kill()
         server.wait()
+
+
+def _answers(url: str, inside: Sequence[str]) -> bool:
+    if inside:
+        ask = f"import urllib.request; urllib.request.urlopen('{url}', timeout=2)"
+        answer = subprocess.run([*inside, sys.executable, "-c", ask], capture_output=True)
+        return answer.returncode == 0
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _wait(is_up: Callable[[], bool], server: subprocess.Popen[bytes], log: str) -> None:
