@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mnist_hydra.spool import About
 
 PREFIX = "mnist_hydra."
+PARENT_TAG = "mlflow.parentRunId"
 CHECKPOINT_TAG = PREFIX + "checkpoint"
 KEY_TAG = "mlflow.mnist_hydra.key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
@@ -48,6 +49,13 @@ DIRTY_TAG = PREFIX + "git_dirty"
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
 LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
 CONNECT_TIMEOUT_S = 5.0
+REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+)
+"""MLflow's error codes after which to ask again is of no use, such as for a deleted run."""
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
@@ -123,31 +131,37 @@ class Tracker:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if about.run_id is not None:
             return about.run_id
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{about.key}'")
-        if found:
-            return str(found[0].info.run_id)
+        found = self._run_with_key(about.key)
+        if found is not None:
+            return str(found.info.run_id)
         tags = {**about.tags, KEY_TAG: about.key}
         run = self.client.create_run(self.experiment_id, about.start_ms, tags, about.name)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str) -> Run:
-        """The run of that id.
+        """The run of that id, or of the key that it had before it got one.
 
         Raises:
             UserError: if this store has none.
         """
         from mlflow.exceptions import MlflowException
 
-        with suppress(MlflowException):
+        try:
             return self.client.get_run(run_id)
-        with suppress(MlflowException):
-            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{run_id}'")
-            if found:
-                return found[0]
-        raise UserError(
+        except MlflowException as error:
+            if is_away(error):
+                raise
+        found = self._run_with_key(run_id) if run_id.isalnum() else None
+        if found is None:
+            raise UserError(
                 f"resume={run_id}: no such run in {self.uri}; right: the id of one of its runs "
                 f"(output_dir= and tracking= say which store)"
-            ) from None
+            )
+        return found
+
+    def _run_with_key(self, key: str) -> Run | None:
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+        return found[0] if found else None
 
     def log_settings(self, run_id: str, settings: Mapping[str, str]) -> None:
         """Record settings as parameters; those that the run already has stay as they are."""
@@ -229,8 +243,6 @@ class Tracker:
         Raises:
             DamagedCheckpoint: if none that is stored is what was written.
         """
-        from mlflow.exceptions import MlflowException
-
         from mnist_hydra import checkpoint
 
         self._last_checkpoint.pop(run_id, None)
@@ -238,16 +250,20 @@ class Tracker:
         if tag is None:
             return None
         problems = []
+        there = {file.path for file in self.client.list_artifacts(run_id, "checkpoints")}
         for slot in (tag, tag.get("before")):
             if slot is None:
                 continue
             name = f"checkpoints/slot-{slot['slot']}.pt"
+            if name not in there:
+                problems.append(f"{name} is missing")
+                continue
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(self.client.download_artifacts(run_id, name, folder))
                     state = checkpoint.load(path, slot["sha256"])
-            except (checkpoint.DamagedCheckpoint, MlflowException, OSError) as error:
-                problems.append(f"{name}: {str(error).splitlines()[0]}")
+            except checkpoint.DamagedCheckpoint as error:
+                problems.append(str(error))
                 continue
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
@@ -307,6 +323,18 @@ class Tracker:
                 return None
             self._last_checkpoint[run_id] = json.loads(text)
         return self._last_checkpoint[run_id]
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the store does not take anything now, and may do so later: it
+    does not answer, is locked, has no space or wants a password.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in REFUSALS
+    return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
 def provenance() -> dict[str, str]:
@@ -385,15 +413,19 @@ def import_mlflow() -> None:
 
 def _insist_on_an_answer(uri: str) -> None:
     """One short request first: MLflow's own client would retry for minutes."""
-    import urllib.error
+    import socket
     import urllib.request
+    from urllib.error import HTTPError
 
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise StoreAway(
+        no_server = isinstance(reason, (ValueError, socket.gaierror))
+        if isinstance(error, HTTPError):
+            no_server = error.code < 500
+        raise (UserError if no_server else StoreAway)(
             f"tracking.uri={uri} does not answer ({reason}); right: the address of a running "
             f"MLflow server, or tracking=local"
         ) from None

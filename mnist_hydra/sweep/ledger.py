@@ -46,6 +46,7 @@ from mnist_hydra.tracking import (
     DATA_TAG,
     DIRTY_TAG,
     FINGERPRINT_TAG,
+    PARENT_TAG,
     PREFIX,
 )
 
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_TAG = "mlflow.mnist_hydra.heartbeat"
 CREATOR_TAG = "mlflow.mnist_hydra.creator"
 STATE_TAG = PREFIX + "state"

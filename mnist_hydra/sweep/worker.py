@@ -45,7 +45,8 @@ def work(
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
-    from mnist_hydra.run import Recording, about_run, deliver_left, train_run
+    from mnist_hydra.resume import about_run, deliver_left
+    from mnist_hydra.run import Recording, train_run
     from mnist_hydra.spool import Spool
     from mnist_hydra.sweep.compose import Composer
     from mnist_hydra.sweep.plan import Plan, plan_file, read_plan
