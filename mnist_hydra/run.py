@@ -32,7 +32,7 @@ from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.resume import KEPT_ON_RESUME, Begun, begun_run
-from mnist_hydra.spool import About, Spool, without_password
+from mnist_hydra.spool import About, Spool, is_at_work, spools, without_password
 from mnist_hydra.tracking import (
     DATA_TAG,
     FINGERPRINT_TAG,
@@ -45,6 +45,8 @@ from mnist_hydra.tracking import (
     user,
 )
 from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
+
+STORE_KEYS = ("output_dir", "tracking")
 
 
 class Hooks(Protocol):
@@ -106,10 +108,18 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
 
 def _new_run(config: Config, overrides: list[str]) -> Begun:
     """A run that MLflow does not have yet, and may get later."""
+    output_dir = Path(config.output_dir).absolute()
     try:
         check_store(config)
     except StoreAway as away:
         print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
+    waiting = [about for folder, about in spools(output_dir) if not is_at_work(folder)]
+    if waiting:
+        print(
+            f"{_count(len(waiting), 'earlier run')} below {config.output_dir} not wholly recorded; "
+            f"python -m mnist_hydra.sync does that",
+            file=sys.stderr,
+        )
     Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
     about = About(
         uuid4().hex,
@@ -166,14 +176,14 @@ def _say_what_is_left(spool: Spool, overrides: list[str]) -> None:
     print(
         f"{_count(spool.left, 'record')} of run {spool.run} not delivered to the tracking store "
         f"({why}): kept in {spool.folder}; once it is back, deliver with\n"
-        f"  python -m mnist_hydra.sync {_same_store(overrides)}".rstrip(),
+        f"  python -m mnist_hydra.sync {_kept(overrides, STORE_KEYS)}".rstrip(),
         file=sys.stderr,
     )
 
 
 def _go_on(overrides: list[str], run: str) -> str:
     """The command that goes on with a run."""
-    return f"python -m mnist_hydra.train {_same_store(overrides)}resume={run}"
+    return f"python -m mnist_hydra.train {_kept(overrides, KEPT_ON_RESUME)}resume={run}"
 
 
 @dataclass
@@ -396,9 +406,9 @@ def _run_name(config: Config, overrides: list[str]) -> str:
     return ", ".join(o for o in overrides if not o.startswith(KEPT_ON_RESUME)) or config.model.name
 
 
-def _same_store(overrides: list[str]) -> str:
-    """The overrides that say where the run is kept, ready to paste."""
-    kept = [o for o in overrides if o.startswith(KEPT_ON_RESUME) and not o.startswith("resume")]
+def _kept(overrides: list[str], keys: tuple[str, ...]) -> str:
+    """Those overrides that are of some keys, ready to paste."""
+    kept = [o for o in overrides if o.startswith(keys) and not o.startswith("resume")]
     return "".join(shlex.quote(override) + " " for override in kept)
 
 

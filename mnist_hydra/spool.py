@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ PATIENCE_S, PATIENCE_AWAY_S = 30.0, 5.0
 the store is away.
 """
 LOCK_WAIT_S = 10.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Spool:
         self.folder = output_dir / FOLDER / about.key
         self._open_run = open_run
         self._changed = threading.Condition()
-        self._appended = 0  # records written to the journal so far
+        self._numbered = 0  # records so far
         self._checkpoints: list[Path] = []
         self._opened: tuple[Tracker, str] | None = None
         self.refusal: BaseException | None = None
@@ -134,7 +137,7 @@ class Spool:
             raise _at_work(self.about) from None
         write_about(self.folder, self.about)
         waiting = [record.number for record in records(self.folder) if record is not None]
-        self._appended = max(waiting, default=-1) + 1
+        self._numbered = max(waiting, default=-1) + 1
         self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
         self._journal.truncate(_whole_lines(self.folder / JOURNAL))
         self._thread.start()
@@ -233,19 +236,26 @@ class Spool:
         name: str | None = None,
         make: Callable[[Path], Any] | None = None,
     ) -> Path | None:
-        number, path, sha256 = self._appended, None, None
+        path, sha256 = None, None
+        with self._changed:
+            number = self._numbered
+            self._numbered += 1
         if name is not None and make is not None:
             path = self.folder / str(number) / Path(name).name
             path.parent.mkdir(exist_ok=True)
-            make(path)
-            sha256 = sha256_of(path)
+            try:
+                make(path)
+                sha256 = sha256_of(path)
+            except BaseException:  # no half of it takes room on a full disk
+                shutil.rmtree(path.parent, ignore_errors=True)
+                raise
         file = None if path is None else path.name
+        line = line_of(Record(number, kind, data, file, sha256))
         with self._changed:
-            line, whole = line_of(Record(number, kind, data, file, sha256)), self._journal.tell()
+            whole = self._journal.tell()
             if self._journal.write(line) != len(line):
                 self._journal.truncate(whole)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
-            self._appended += 1
             self._changed.notify_all()
         return path
 
@@ -301,11 +311,14 @@ class Spool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        began = time.monotonic()
+        began, said = time.monotonic(), False
         while self._thread.is_alive():
             self._thread.join(0.05)
             if stop is not None and not stop.is_set():
                 began = time.monotonic()
+                if self._away is not None and not said:
+                    log.warning("waiting for the store, which does not answer: %s", self._away)
+                    said = True
             patience_s = PATIENCE_S if self._away is None else PATIENCE_AWAY_S
             if self._thread.is_alive() and time.monotonic() - began > patience_s:
                 break
@@ -408,6 +421,8 @@ def spools(output_dir: Path) -> list[tuple[Path, About]]:
     found = []
     for folder in (output_dir / FOLDER).glob("*/"):
         about = read_about(folder)
+        if about is None and not (folder / JOURNAL).exists():
+            continue  # another process begins it
         if about is None:
             _say(f"{folder / ABOUT} is damaged; right: delete {folder}, whose run is not known")
         else:
@@ -450,6 +465,15 @@ def deliver_all(folder: Path, about: About, tracker: Tracker) -> tuple[int, str]
 def without_password(uri: str | None) -> str | None:
     """An address less the user and the password that may stand in it."""
     return uri if uri is None else re.sub(r"//[^/@]*@", "//", uri)
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process writes to a spool or delivers it."""
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _remove(folder: Path) -> None:

@@ -410,6 +410,10 @@ def import_mlflow() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # noqa: F401
 
+    # Whoever asks the store is told by an exception; these would say it once more, in 40 lines.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
 
 def _insist_on_an_answer(uri: str) -> None:
     """One short request first: MLflow's own client would retry for minutes."""

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from mnist_hydra.errors import UserError
-from mnist_hydra.spool import first_line, is_away
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep.owner import Owner, read_owner
 from mnist_hydra.sweep.parent import book_of, existing_run
 from mnist_hydra.sweep.trial import (
@@ -48,6 +47,7 @@ from mnist_hydra.tracking import (
     FINGERPRINT_TAG,
     PARENT_TAG,
     PREFIX,
+    is_away,
 )
 
 if TYPE_CHECKING:

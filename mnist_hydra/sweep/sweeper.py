@@ -24,8 +24,7 @@ from rich.console import Console
 
 from mnist_hydra.config import Config
 from mnist_hydra.data.idx import FILES
-from mnist_hydra.errors import UserError
-from mnist_hydra.spool import first_line, is_away
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import (
@@ -56,7 +55,7 @@ from mnist_hydra.sweep.trial import (
 )
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
-from mnist_hydra.tracking import DATA_TAG, Tracker, import_mlflow, provenance
+from mnist_hydra.tracking import DATA_TAG, Tracker, import_mlflow, is_away, provenance
 
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""

@@ -22,11 +22,12 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from mnist_hydra.config import settle
-from mnist_hydra.spool import first_line, is_away
+from mnist_hydra.errors import first_line
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
 from mnist_hydra.sweep.ledger import Ledger, View, wait_for_store
 from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
 from mnist_hydra.sweep.trial import DIED, RUNNING, Action, Planned, Trial, actions_of, in_order
+from mnist_hydra.tracking import is_away
 
 log = logging.getLogger(__name__)
 

@@ -137,9 +137,10 @@ def begin_again(command: Command, words: list[str]) -> Command:
     """What a person does after a crash: go on with the run if there is one, else begin it."""
     store = command.folder / "outputs" / "mlflow.db"
     runs = the_runs(command.folder, OUTPUTS)[1] if store.exists() else []
-    if not runs:
-        return start(command.folder, *words)
-    return start(command.folder, f"resume={runs[0].info.run_id}")
+    names = [run.info.run_id for run in runs] or [
+        folder.name for folder in (command.folder / OUTPUTS / "spool").glob("*/")
+    ]
+    return start(command.folder, f"resume={names[0]}") if names else start(command.folder, *words)
 
 
 def _is_writing_a_checkpoint(command: Command) -> bool:
@@ -163,7 +164,7 @@ def test_a_run_killed_as_it_exports_its_model_has_one_model_in_the_end(
 ) -> None:
     command = start(tmp_path, *words)
     command.wait_for_line("drawing the pictures")
-    command.wait_for(lambda: any((tmp_path / "outputs" / "artifacts").glob("*/models/*/*")))
+    command.wait_for(lambda: any((tmp_path / "outputs" / "artifacts" / "models").glob("*/*")))
     kill(command)
     again = begin_again(command, words)
     assert again.finish() == 0, again.said
