@@ -69,6 +69,8 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         UserError: before anything is recorded.
         SystemExit: 1 for a training that fails, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    # The spool asks again by itself, and to ask twice for a run would make two.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with StopOnSignal() as hooks:
         config = settle(cfg)
         resumed = config.resume is not None

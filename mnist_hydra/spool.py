@@ -130,16 +130,22 @@ class Spool:
         self._lock = FileLock(self.folder / LOCK, thread_local=False)
 
     def __enter__(self) -> Spool:
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=LOCK_WAIT_S)
+            write_about(self.folder, self.about)
+            waiting = [record.number for record in records(self.folder) if record is not None]
+            self._numbered = max(waiting, default=-1) + 1
+            self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
+            self._journal.truncate(_whole_lines(self.folder / JOURNAL))
         except Timeout:
             raise _at_work(self.about) from None
-        write_about(self.folder, self.about)
-        waiting = [record.number for record in records(self.folder) if record is not None]
-        self._numbered = max(waiting, default=-1) + 1
-        self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
-        self._journal.truncate(_whole_lines(self.folder / JOURNAL))
+        except OSError as error:
+            self._lock.release()
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}); right: room there, or "
+                f"another output_dir="
+            ) from None
         self._thread.start()
         return self
 
