@@ -29,3 +29,10 @@ def did_you_mean(value: str, choices: Iterable[str]) -> str:
     by_lower = {choice.lower(): choice for choice in choices}
     found = difflib.get_close_matches(value.lower(), by_lower, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(by_lower[f] for f in found)}?)" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without where it was raised and what else it says."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("(raised as a result of")]
+    return (told or [type(error).__name__])[0][:300]

@@ -13,19 +13,20 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra import provenance, runtime, store
+from mnist_hydra import provenance, runtime
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.data.load import inputs
@@ -33,7 +34,8 @@ from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
-from mnist_hydra.spool import About, Spool, deliver_all, first_line, spools
+from mnist_hydra.resume import KEPT_ON_RESUME, Begun, begun_run
+from mnist_hydra.spool import About, Spool, is_at_work, spools, store_address
 from mnist_hydra.tracking import (
     FINGERPRINT_TAG,
     OVERRIDES_TAG,
@@ -43,18 +45,7 @@ from mnist_hydra.tracking import (
 )
 from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-KEPT_ON_RESUME = (
-    "output_dir",
-    "tracking",
-    "device",
-    "threads",
-    "resume",
-    "data.root",
-    "data.offline",
-)
+STORE_KEYS = ("output_dir", "tracking")
 
 
 class Hooks(Protocol):
@@ -77,94 +68,123 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         UserError: before anything is recorded.
         SystemExit: 1 for a training that fails, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    config = settle(cfg)
-    resumed = config.resume is not None
-    if resumed:
-        tracker, about, config = _run_to_resume(config, overrides)
-        trainer = prepare(config, _checkpoint_to_resume(config, tracker, str(about.run_id)))
-
-        def open_run(about: About) -> tuple[Tracker, str]:
-            tracker.reopen(str(about.run_id))
-            return tracker, str(about.run_id)
-    else:
-        try:
-            check_store(config)
-        except StoreAway as away:
-            print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
-        Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
-        trainer = prepare(config)
-        about = About(
-            uuid4().hex,
-            config.tracking.experiment_name,
-            _run_name(config, overrides),
-            {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
-            now_ms(),
-            shown(config),
-        )
-
-        def open_run(about: About) -> tuple[Tracker, str]:
-            tracker = Tracker(config)
-            return tracker, tracker.create_run(about)
-
-    spool = Spool(Path(config.output_dir).absolute(), about, open_run)
-    again = f"python -m mnist_hydra.train {_same_store(overrides)}resume="
-    try:
-        with StopOnSignal() as hooks, spool:
+    # The spool asks again by itself, and to ask twice for a run would make two.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with StopOnSignal() as hooks:
+        config = settle(cfg)
+        resumed = config.resume is not None
+        begun = begun_run(config, overrides) if resumed else _new_run(config, overrides)
+        config = begun.config
+        trainer = prepare(config, begun.state)
+        spool = Spool(Path(config.output_dir).absolute(), begun.about, begun.open_run)
+        hooks.go_on = lambda: _go_on(overrides, spool.run)
+        failure: BaseException | None = None
+        with spool:
             try:
                 recording = Recording(config, trainer, spool, overrides=overrides, resumed=resumed)
                 outcome = train_run(recording, hooks=hooks)
                 ended_ms = now_ms()
+                if outcome.state == "finished":
+                    _record_product(trainer, spool)
+                spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)
             except (Exception, SystemExit) as error:
-                _record_failure(spool, error, again)
-                if isinstance(error, UserError):
-                    raise
-                raise SystemExit(1) from None
-            if outcome.state == "finished":
-                print("drawing the pictures, exporting the model", file=sys.stderr)
-                try:
-                    log_pictures_and_model(trainer, spool)
-                except Exception as error:
-                    print(f"no pictures, no exported model: {first_line(error)}", file=sys.stderr)
-                spool.end("FINISHED", ended_ms)
-            else:
-                spool.end("KILLED", ended_ms)
-    finally:
-        if spool.left:
-            _say_what_is_left(spool, _same_store(overrides))
-    if outcome.state != "finished":
-        at = f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}"
-        print(f"{at}; go on with\n  {again}{spool.run}", flush=True)
-        raise SystemExit(hooks.exit_code)
-    if spool.refusal is not None:
-        print(f"run {spool.run}: MLflow refused {first_line(spool.refusal)}", file=sys.stderr)
-        raise SystemExit(1)
-    _print_summary(outcome, trainer, spool)
-    return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
+                failure = error
+                _record_failure(spool)
+    failure = failure or spool.refusal
+    if isinstance(failure, UserError):
+        raise failure
+    if spool.left:
+        _say_what_is_left(spool, overrides)
+    if failure is not None:
+        print(f"run {spool.run} failed: {one_line(failure)}", file=sys.stderr)
+    elif outcome.state != "finished":
+        print(f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}")
+    else:
+        _print_summary(outcome, trainer, spool)
+        return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
+    if not isinstance(failure, NonFiniteLoss):  # that would fail again
+        print(f"go on with\n  {_go_on(overrides, spool.run)}", flush=True)
+    raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
-def _record_failure(spool: Spool, error: BaseException, again: str) -> None:
-    """Record why a run failed, and say it in one line."""
-    with suppress(Exception):  # the disk may be full
+def _new_run(config: Config, overrides: list[str]) -> Begun:
+    """A run that MLflow does not have yet, and may get later."""
+    output_dir = Path(config.output_dir).absolute()
+    try:
+        check_store(config)
+    except StoreAway as away:
+        print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
+    waiting = [about for folder, about in spools(output_dir) if not is_at_work(folder)]
+    if waiting:
+        print(
+            f"{_count(len(waiting), 'earlier run')} below {config.output_dir} not wholly recorded; "
+            f"python -m mnist_hydra.sync does that",
+            file=sys.stderr,
+        )
+    Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
+    about = About(
+        uuid4().hex,
+        config.tracking.experiment_name,
+        _run_name(config, overrides),
+        {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
+        now_ms(),
+        store_address(config.tracking.uri),
+        config=config_text(config),
+    )
+
+    def open_run(about: About) -> tuple[Tracker, str]:
+        tracker = Tracker(config)
+        return tracker, tracker.create_run(about)
+
+    return Begun(config, about, open_run, None)
+
+
+def _record_product(trainer: Trainer, spool: Spool) -> None:
+    """Record pictures and model; the training is finished without them too."""
+    print("drawing the pictures, exporting the model", file=sys.stderr)
+    try:
+        log_pictures_and_model(trainer, spool)
+    except Exception as error:
+        print(f"no pictures, no exported model: {one_line(error)}", file=sys.stderr)
+
+
+def _record_failure(spool: Spool) -> None:
+    """Record that a run has failed, as far as its disk and its store let that be done."""
+    try:
         spool.log_text(traceback.format_exc(), "traceback.txt")
         spool.end("FAILED")
-    if isinstance(error, UserError):
-        return
-    if isinstance(error, NonFiniteLoss):  # it would fail again
-        print(f"run {spool.run} failed: {error}", file=sys.stderr)
-        return
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"run {spool.run} failed: {line}\ngo on with\n  {again}{spool.run}", file=sys.stderr)
+    except OSError:
+        with suppress(Exception):
+            if spool.tracker is not None:
+                spool.tracker.end(spool.run, "FAILED")
 
 
-def _say_what_is_left(spool: Spool, same_store: str) -> None:
+def one_line(error: BaseException) -> str:
+    """An error in one line, with the place in a file of the user's own that raised it."""
+    if isinstance(error, NonFiniteLoss):
+        return str(error)
+    ours, at = Path(__file__).parent, ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.exists() and ours not in path.parents and "site-packages" not in path.parts:
+            at = f" ({path.name}:{frame.lineno})"
+    return " ".join(f"{type(error).__name__}: {error}{at}".split())
+
+
+def _say_what_is_left(spool: Spool, overrides: list[str]) -> None:
     """Say what the store has not taken, and how it is delivered later."""
     why = spool.away or "it answers slowly"
     print(
         f"{_count(spool.left, 'record')} of run {spool.run} not delivered to the tracking store "
         f"({why}): kept in {spool.folder}; once it is back, deliver with\n"
-        f"  python -m mnist_hydra.sync {same_store}".rstrip(),
+        f"  python -m mnist_hydra.sync {_kept(overrides, STORE_KEYS)}".rstrip(),
         file=sys.stderr,
     )
+
+
+def _go_on(overrides: list[str], run: str) -> str:
+    """The command that goes on with a run."""
+    return f"python -m mnist_hydra.train {_kept(overrides, KEPT_ON_RESUME)}resume={run}"
 
 
 @dataclass
@@ -277,13 +297,15 @@ class _Recorder(Listener):
 
 class StopOnSignal:
     """As `Hooks`: the first Ctrl-C (or SIGTERM) ends a training at its next step, after a
-    checkpoint; the second leaves at once.
+    checkpoint; the second leaves at once, and the first does before there is a run.
     """
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
-        self.exit_code = 130
+        self.exit_code = 0
         """What a shell expects of a process that such a signal ended."""
+        self.go_on: Callable[[], str] | None = None
+        """Gives the command that goes on with the run, once there is one."""
         self._before: dict[int, Any] = {}
 
     def should_stop(self) -> StopReason | None:
@@ -302,10 +324,13 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.exit_code = 128 + number
+        if self.go_on is None:
+            raise SystemExit(self.exit_code)
         if self.reason is not None:
+            print(f"go on with\n  {self.go_on()}", file=sys.stderr, flush=True)
             os._exit(self.exit_code)
         self.reason = StopReason.INTERRUPTED
-        self.exit_code = 128 + number
         print("stopping after a checkpoint; once more to leave at once", file=sys.stderr)
 
 
@@ -325,7 +350,7 @@ def _record_settings(
         },
     )
     if not resumed:
-        spool.log_text(OmegaConf.to_yaml(config.composed), "config.yaml")
+        spool.log_text(config_text(config), "config.yaml")
     spool.log_data(inputs(config.data, trainer.dataset))
     data = {"sha256": trainer.dataset.sha256, "source": trainer.dataset.source}
     made = provenance.record(data=data, device=_device_name(trainer.device))
@@ -362,6 +387,11 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     return final
 
 
+def config_text(config: Config) -> str:
+    """What a run is begun with, in YAML."""
+    return OmegaConf.to_yaml(config.composed)
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
@@ -381,86 +411,15 @@ def _run_name(config: Config, overrides: list[str]) -> str:
     return ", ".join(o for o in overrides if not o.startswith(KEPT_ON_RESUME)) or config.model.name
 
 
-def _same_store(overrides: list[str]) -> str:
-    """The overrides that say where the run is kept, ready to paste."""
-    kept = [o for o in overrides if o.startswith(KEPT_ON_RESUME) and not o.startswith("resume")]
+def _kept(overrides: list[str], keys: tuple[str, ...]) -> str:
+    """Those overrides that are of some keys, ready to paste."""
+    kept = [o for o in overrides if o.startswith(keys) and not o.startswith("resume")]
     return "".join(shlex.quote(override) + " " for override in kept)
-
-
-def _run_to_resume(config: Config, overrides: list[str]) -> tuple[Tracker, About, Config]:
-    """The run that `resume=` names, and the configuration that it began with, in the place where
-    it goes on.
-
-    What its last process could not deliver is delivered first.
-    """
-    tracker = Tracker(config, make=False)
-    changed = [o for o in overrides if not o.lstrip("+").startswith(KEPT_ON_RESUME)]
-    if changed:
-        raise UserError(
-            f"resume={config.resume} goes on with the run's own settings, got {changed[0]}; right: "
-            f"without it (allowed: {', '.join(KEPT_ON_RESUME)})"
-        )
-    deliver_left(config, tracker, str(config.resume))
-    run = tracker.find_run(str(config.resume))
-    _refuse_a_trial(tracker, run)
-    run_id = str(run.info.run_id)
-    if run.info.status == "FINISHED":
-        raise UserError(f"resume={config.resume}: that run has finished; right: one that has not")
-    cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
-    assert isinstance(cfg, DictConfig)
-    for key in KEPT_ON_RESUME:
-        if any(o.lstrip("+").startswith(key) for o in overrides):
-            OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
-    return tracker, about_run(config, run_id), settle(cfg)
-
-
-def shown(config: Config) -> str | None:
-    """The address of a run's store without its password; `None` for the one below `output_dir`."""
-    uri = config.tracking.uri
-    return None if uri is None else store.read(uri, Path(config.output_dir)).shown
-
-
-def about_run(config: Config, run_id: str) -> About:
-    """A run that MLflow has."""
-    return About(run_id, config.tracking.experiment_name, None, {}, 0, shown(config), run_id)
-
-
-def deliver_left(config: Config, tracker: Tracker, run: str) -> None:
-    """Deliver what a dead process of a run could not.
-
-    Raises:
-        Exception: MLflow's, if the store does not take it.
-    """
-    for folder, about in spools(Path(config.output_dir).absolute()):
-        if about.is_called(run):
-            deliver_all(folder, about, lambda about: (tracker, tracker.create_run(about)))
 
 
 def now_ms() -> int:
     """The time, in milliseconds since 1970."""
     return int(time.time() * 1000)
-
-
-def _refuse_a_trial(tracker: Tracker, run: Run) -> None:
-    """A trial is its sweep's: who trains it without a claim trains beside the sweep's workers."""
-    parent = run.data.tags.get("mlflow.parentRunId")
-    if parent is not None:
-        command = tracker.find_run(parent).data.tags.get(provenance.COMMAND_TAG, "")
-        raise UserError(
-            f"resume={run.info.run_id} is a trial of the sweep {parent}; right: the sweep's own "
-            f"command again, which goes on with all of its trials: {command}"
-        )
-
-
-def _checkpoint_to_resume(config: Config, tracker: Tracker, run_id: str) -> dict[str, Any] | None:
-    state = tracker.load_checkpoint(run_id)
-    if state is not None and state["fingerprint"] != fingerprint(config):
-        raise UserError(
-            f"resume={run_id}: its checkpoint is of other settings (fingerprint "
-            f"{state['fingerprint']}, now {fingerprint(config)}); right: the version of "
-            f"mnist_hydra that made it"
-        )
-    return state
 
 
 def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:

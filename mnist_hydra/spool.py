@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -28,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra.errors import StoreAway, UserError
+from mnist_hydra import store
+from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.tracking import Tracker, is_away
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from mnist_hydra.tracking import Tracker
 
 FOLDER = "spool"
 """Below `output_dir`; in it a folder for each run that has anything undelivered."""
@@ -47,8 +48,8 @@ PATIENCE_S, PATIENCE_AWAY_S = 30.0, 5.0
 the store is away.
 """
 LOCK_WAIT_S = 10.0
-AWAY = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "RESOURCE_EXHAUSTED")
-"""MLflow's error codes for a store that does not answer, is locked or has no space."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class About:
     store: str | None
     """The address of its store, without a password; `None` for the one below `output_dir`."""
     run_id: str | None = None
+    config: str | None = None
+    """What it began with, in YAML, for going on with it while the store is away."""
 
     def is_called(self, run: str) -> bool:
         """Whether that is its id or its key."""
@@ -87,16 +90,13 @@ class Record:
 
 def line_of(record: Record) -> bytes:
     """A record as a line of the journal: its CRC-32 in 8 hexadecimal digits, a blank, JSON."""
-    text = json.dumps(asdict(record), separators=(",", ":"), allow_nan=True).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+    return _with_checksum(json.dumps(asdict(record), separators=(",", ":")).encode())
 
 
 def record_of(line: bytes) -> Record | None:
     """The record of a line; `None` for a line that is not as it was written."""
-    checksum, _, text = line.rstrip(b"\n").partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(text):
-        return None
-    return Record(**json.loads(text))
+    text = _checked(line)
+    return None if text is None else Record(**json.loads(text))
 
 
 class Spool:
@@ -119,7 +119,7 @@ class Spool:
         self.folder = output_dir / FOLDER / about.key
         self._open_run = open_run
         self._changed = threading.Condition()
-        self._appended = 0  # records written to the journal so far
+        self._numbered = 0  # records so far
         self._checkpoints: list[Path] = []
         self._opened: tuple[Tracker, str] | None = None
         self.refusal: BaseException | None = None
@@ -130,16 +130,22 @@ class Spool:
         self._lock = FileLock(self.folder / LOCK, thread_local=False)
 
     def __enter__(self) -> Spool:
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=LOCK_WAIT_S)
+            write_about(self.folder, self.about)
+            waiting = [record.number for record in records(self.folder) if record is not None]
+            self._numbered = max(waiting, default=-1) + 1
+            self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
+            self._journal.truncate(_whole_lines(self.folder / JOURNAL))
         except Timeout:
             raise _at_work(self.about) from None
-        _write(self.folder / ABOUT, json.dumps(asdict(self.about)))
-        waiting = [record.number for record in records(self.folder) if record is not None]
-        self._appended = max(waiting, default=-1) + 1
-        self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
-        self._journal.truncate(_whole_lines(self.folder / JOURNAL))
+        except OSError as error:
+            self._lock.release()
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}); right: room there, or "
+                f"another output_dir="
+            ) from None
         self._thread.start()
         return self
 
@@ -197,7 +203,7 @@ class Spool:
 
     def log_text(self, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
-        self._append("file", _parent(name), name, lambda path: _write(path, text))
+        self._append("file", _parent(name), name, lambda path: _write(path, text.encode()))
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a picture as an artifact called `name`, a PNG."""
@@ -240,19 +246,26 @@ class Spool:
         name: str | None = None,
         make: Callable[[Path], Any] | None = None,
     ) -> Path | None:
-        number, path, sha256 = self._appended, None, None
+        path, sha256 = None, None
+        with self._changed:
+            number = self._numbered
+            self._numbered += 1
         if name is not None and make is not None:
             path = self.folder / str(number) / Path(name).name
             path.parent.mkdir(exist_ok=True)
-            make(path)
-            sha256 = sha256_of(path)
+            try:
+                make(path)
+                sha256 = sha256_of(path)
+            except BaseException:  # no half of it takes room on a full disk
+                shutil.rmtree(path.parent, ignore_errors=True)
+                raise
         file = None if path is None else path.name
+        line = line_of(Record(number, kind, data, file, sha256))
         with self._changed:
-            line, whole = line_of(Record(number, kind, data, file, sha256)), self._journal.tell()
+            whole = self._journal.tell()
             if self._journal.write(line) != len(line):
                 self._journal.truncate(whole)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
-            self._appended += 1
             self._changed.notify_all()
         return path
 
@@ -265,14 +278,17 @@ class Spool:
 
     def _deliver_until_closed(self) -> None:
         wait_s = FIRST_WAIT_S
+        told: Collection[int] = ()
         while not self._given_up:
             try:
                 if self._opened is None:
                     opened = self._open_run(self.about)
+                    if self.about.run_id is not None:  # it may have been trained further before
+                        told = opened[0].epochs_told(opened[1])
                     self.about = replace(self.about, run_id=opened[1])
-                    _write(self.folder / ABOUT, json.dumps(asdict(self.about)))
+                    write_about(self.folder, self.about)
                     self._opened = opened
-                delivered = deliver_next(self.folder, *self._opened)
+                delivered = deliver_next(self.folder, *self._opened, told)
                 self._away, wait_s = None, FIRST_WAIT_S
                 with self._changed:
                     if not delivered and not self._pending():
@@ -305,11 +321,14 @@ class Spool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        began = time.monotonic()
+        began, said = time.monotonic(), False
         while self._thread.is_alive():
             self._thread.join(0.05)
             if stop is not None and not stop.is_set():
                 began = time.monotonic()
+                if self._away is not None and not said:
+                    log.warning("waiting for the store, which does not answer: %s", self._away)
+                    said = True
             patience_s = PATIENCE_S if self._away is None else PATIENCE_AWAY_S
             if self._thread.is_alive() and time.monotonic() - began > patience_s:
                 break
@@ -358,7 +377,7 @@ def deliver_next(
         _say(f"a record of run {run_id} is damaged and is left out ({folder / JOURNAL})")
     else:
         _deliver(record, folder, tracker, run_id, told)
-    _write(folder / POSITION, str(position + len(line)))
+    _set_position(folder, position + len(line))
     if record is not None and record.file is not None:
         shutil.rmtree(folder / str(record.number), ignore_errors=True)
     return True
@@ -369,21 +388,17 @@ def skip_next(folder: Path) -> None:
     position = _position(folder)
     with open(folder / JOURNAL, "rb") as journal:
         journal.seek(position)
-        _write(folder / POSITION, str(position + len(journal.readline())))
+        _set_position(folder, position + len(journal.readline()))
 
 
 def _deliver(
     record: Record, folder: Path, tracker: Tracker, run_id: str, told: Collection[int]
 ) -> None:
     data, path = record.data, folder / str(record.number) / str(record.file)
-    if record.file is not None and not (record.kind == "checkpoint" and not path.exists()):
-        try:
-            whole = sha256_of(path) == record.sha256
-        except OSError:
-            whole = False
-        if not whole:
-            _say(f"a file of run {run_id} is damaged or gone and is left out ({path})")
-            return
+    made_room = record.kind == "checkpoint" and not path.exists()
+    if record.file is not None and not made_room and not whole_file(folder, record):
+        _say(f"a file of run {run_id} is damaged or gone and is left out ({path})")
+        return
     if record.kind == "settings":
         tracker.log_settings(run_id, data)
     elif record.kind == "tags":
@@ -403,26 +418,36 @@ def _deliver(
         tracker.log_checkpoint(run_id, path, {**data, "sha256": record.sha256})
 
 
+def whole_file(folder: Path, record: Record) -> bool:
+    """Whether a record's file is there, and as it was written."""
+    try:
+        return sha256_of(folder / str(record.number) / str(record.file)) == record.sha256
+    except OSError:
+        return False
+
+
 def spools(output_dir: Path) -> list[tuple[Path, About]]:
-    """The spools below `output_dir`, the oldest run first; one whose `run.json` is damaged is said
-    and left alone.
+    """The spools below `output_dir`, the oldest run first; one that does not say of which run it
+    is, is said and left alone.
     """
     found = []
-    for path in (output_dir / FOLDER).glob(f"*/{ABOUT}"):
-        try:
-            found.append((path.parent, About(**json.loads(path.read_text()))))
-        except (OSError, ValueError, TypeError):
-            _say(f"{path} is damaged; right: delete {path.parent}, whose run it no longer names")
+    for folder in (output_dir / FOLDER).glob("*/"):
+        about = read_about(folder)
+        if about is None and not (folder / JOURNAL).exists():
+            continue  # another process begins it
+        if about is None:
+            _say(f"{folder / ABOUT} is damaged; right: delete {folder}, whose run is not known")
+        else:
+            found.append((folder, about))
     return sorted(found, key=lambda spool: spool[1].start_ms)
 
 
-def deliver_all(
-    folder: Path, about: About, open_run: Callable[[About], tuple[Tracker, str]]
-) -> int:
-    """Deliver what a dead process left in a spool; returns how many records that were.
+def deliver_all(folder: Path, about: About, tracker: Tracker) -> tuple[int, str]:
+    """Deliver what a dead process left in a spool; returns how many records that were, and the
+    run's id.
 
     Raises:
-        UserError: its run is still at work.
+        UserError: its run is still at work, or MLflow refuses a record; what is left stays.
         Exception: MLflow's, if the store does not take one; what is left stays.
     """
     lock = FileLock(folder / LOCK)
@@ -431,15 +456,36 @@ def deliver_all(
     except Timeout:
         raise _at_work(about) from None
     try:
-        tracker, run_id = open_run(about)
-        _write(folder / ABOUT, json.dumps({**asdict(about), "run_id": run_id}))
+        run_id = tracker.create_run(about)
+        write_about(folder, replace(about, run_id=run_id))
         count, told = 0, tracker.epochs_told(run_id)
         while deliver_next(folder, tracker, run_id, told):
             count += 1
         _remove(folder)
-        return count
+        return count, run_id
+    except Exception as error:
+        if isinstance(error, UserError) or is_away(error):
+            raise
+        raise UserError(
+            f"MLflow refuses what run {about.run_id or about.key} has left ({first_line(error)}); "
+            f"right: restore the run if it was deleted, or delete {folder}"
+        ) from None
     finally:
         lock.release()
+
+
+def store_address(uri: str | None) -> str | None:
+    """An address without its password; `None` for the store below `output_dir`."""
+    return None if uri is None else store.read(uri, Path.cwd()).shown
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process writes to a spool or delivers it."""
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _remove(folder: Path) -> None:
@@ -455,20 +501,6 @@ def _at_work(about: About) -> UserError:
     )
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether an error says that the store does not take anything now, and may do so later."""
-    if isinstance(error, StoreAway | OSError):
-        return True
-    return getattr(error, "error_code", None) in AWAY
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, without where it was raised and what else it says."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith("(raised as a result of")]
-    return (told or [type(error).__name__])[0][:300]
-
-
 def sha256_of(path: Path) -> str:
     """The SHA-256 (hex) of a file, or of a folder: of its files' names and hashes, in order."""
     if path.is_dir():
@@ -479,11 +511,40 @@ def sha256_of(path: Path) -> str:
 
 
 def _position(folder: Path) -> int:
-    """Up to where the journal is delivered, in bytes."""
+    """Up to where the journal is delivered, in bytes; damaged, all of it is delivered again."""
     try:
-        return int((folder / POSITION).read_text())
-    except (OSError, ValueError):
+        return int(_checked((folder / POSITION).read_bytes()) or 0)
+    except FileNotFoundError:
         return 0
+
+
+def _set_position(folder: Path, position: int) -> None:
+    _write(folder / POSITION, _with_checksum(str(position).encode()))
+
+
+def read_about(folder: Path) -> About | None:
+    """The run that a spool is of; `None` if that is damaged or missing."""
+    try:
+        text = _checked((folder / ABOUT).read_bytes())
+    except FileNotFoundError:
+        return None
+    return None if text is None else About(**json.loads(text))
+
+
+def write_about(folder: Path, about: About) -> None:
+    """Write down which run a spool is of."""
+    _write(folder / ABOUT, _with_checksum(json.dumps(asdict(about)).encode()))
+
+
+def _with_checksum(text: bytes) -> bytes:
+    """One line: the CRC-32 of a text in 8 hexadecimal digits, a blank, the text."""
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _checked(line: bytes) -> bytes | None:
+    """The text of such a line; `None` if the line is not as it was written."""
+    text = line[9:-1]
+    return text if line == _with_checksum(text) else None
 
 
 def _whole_lines(journal: Path) -> int:
@@ -496,11 +557,14 @@ def _parent(name: str) -> str | None:
     return None if folder == "." else folder
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _say(line: str) -> None:

@@ -1,21 +1,21 @@
 """The command `python -m mnist_hydra.sync`: delivers what runs could not tell MLflow.
 
-Each run's goes to the store that it was for; `tracking.uri=` says where that is now.
+Each run's goes to the store that it was for; `tracking.uri=` is needed where that has a password.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from mnist_hydra import entry
 from mnist_hydra.config import TrackingConfig
-from mnist_hydra.spool import About, deliver_all, first_line, is_away, spools
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.spool import About, deliver_all, spools, store_address
+from mnist_hydra.tracking import PARENT_TAG, Tracker
 
 
 @dataclass(frozen=True)
@@ -30,31 +30,36 @@ def sync(cfg: DictConfig) -> int:
     """Deliver the spools below `output_dir`, the oldest run first.
 
     Returns:
-        The exit code: 0 if all is delivered, 1 if a store does not take what is left.
+        The exit code: 0 if all is delivered, 1 if anything stays; why is said.
     """
     given = TrackingConfig(**cfg.tracking)
-    left = 0
+    stays = 0
     found = spools(Path(cfg.output_dir).absolute())
     for folder, about in found:
-        uri = about.store if given.uri is None else given.uri
-        tracking = replace(given, experiment_name=about.experiment, uri=uri)
         try:
-            count = deliver_all(folder, about, partial(_open, Place(cfg.output_dir, tracking)))
+            print(_deliver(folder, about, cfg.output_dir, given))
         except Exception as error:
-            if not is_away(error):
-                raise
-            left += 1
+            stays += 1
             print(f"run {about.run_id or about.key} stays: {first_line(error)}", file=sys.stderr)
-        else:
-            print(f"run {about.run_id or about.key}: {count} records delivered")
     if not found:
         print("everything was delivered already")
-    return 1 if left else 0
+    return 1 if stays else 0
 
 
-def _open(place: Place, about: About) -> tuple[Tracker, str]:
-    tracker = Tracker(place)
-    return tracker, tracker.create_run(about)
+def _deliver(folder: Path, about: About, output_dir: str, given: TrackingConfig) -> str:
+    """Deliver one spool, and say what was done and is to be done."""
+    if given.uri is not None and store_address(given.uri) != about.store:
+        right = "tracking=local" if about.store is None else f"tracking.uri={about.store}"
+        raise UserError(f"it is not of tracking.uri={given.uri}; right: {right}")
+    uri = given.uri or about.store
+    tracking = replace(given, experiment_name=about.experiment, uri=uri)
+    tracker = Tracker(Place(output_dir, tracking))
+    count, run_id = deliver_all(folder, about, tracker)
+    run = tracker.find_run(run_id)
+    said = f"run {run_id}: {count} records delivered"
+    if run.info.status == "RUNNING" and PARENT_TAG not in run.data.tags:
+        said += f"; it was cut off, go on with\n  python -m mnist_hydra.train resume={run_id}"
+    return said
 
 
 if __name__ == "__main__":

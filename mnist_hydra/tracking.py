@@ -11,16 +11,16 @@ import logging
 import os
 import shlex
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from mnist_hydra import store
 from mnist_hydra.config import TrackingConfig
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.pages import VIEW_TAG
 from mnist_hydra.provenance import HIDDEN
 
@@ -30,12 +30,20 @@ if TYPE_CHECKING:
 
     from mnist_hydra.spool import About
 
+PARENT_TAG = "mlflow.parentRunId"
 CHECKPOINT_TAG = HIDDEN + "checkpoint"
 KEY_TAG = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 OVERRIDES_TAG = HIDDEN + "overrides"
 FINGERPRINT_TAG = HIDDEN + "fingerprint"
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
+REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+)
+"""MLflow's error codes after which to ask again is of no use, such as for a deleted run."""
 
 
 class Place(Protocol):
@@ -119,32 +127,37 @@ class Tracker:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if about.run_id is not None:
             return about.run_id
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{about.key}'")
-        if found:
-            return str(found[0].info.run_id)
+        found = self._run_with_key(about.key)
+        if found is not None:
+            return str(found.info.run_id)
         tags = {**about.tags, KEY_TAG: about.key}
         run = self.client.create_run(self.experiment_id, about.start_ms, tags, about.name)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:
-        """The run of that id.
+        """The run of that id, or of the key that it had before it got one.
 
         Raises:
             UserError: if this store has none.
         """
         from mlflow.exceptions import MlflowException
 
-        with suppress(MlflowException):
+        try:
             return self.client.get_run(run_id)
-        with suppress(MlflowException):
-            mine = f"tags.`{KEY_TAG}` = '{run_id}'"
-            found = self.client.search_runs([self.experiment_id], mine)
-            if found:
-                return found[0]
-        raise UserError(
-            f"{key}={run_id}: no such run in {self.store.shown}; right: the id of one of its runs "
-            f"(output_dir= and tracking= say which store)"
-        )
+        except MlflowException as error:
+            if is_away(error):
+                raise
+        found = self._run_with_key(run_id) if run_id.isalnum() else None
+        if found is None:
+            raise UserError(
+                f"{key}={run_id}: no such run in {self.store.shown}; right: the id of one of its "
+                f"runs (output_dir= and tracking= say which store)"
+            )
+        return found
+
+    def _run_with_key(self, key: str) -> Run | None:
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+        return found[0] if found else None
 
     def log_data(self, run_id: str, splits: Sequence[Mapping[str, str]]) -> None:
         """Record what a run was trained and measured on, as MLflow's inputs.
@@ -241,8 +254,6 @@ class Tracker:
         Raises:
             DamagedCheckpoint: if none that is stored is what was written.
         """
-        from mlflow.exceptions import MlflowException
-
         from mnist_hydra import checkpoint
 
         self._last_checkpoint.pop(run_id, None)
@@ -250,16 +261,20 @@ class Tracker:
         if tag is None:
             return None
         problems = []
+        there = {file.path for file in self.client.list_artifacts(run_id, "checkpoints")}
         for slot in (tag, tag.get("before")):
             if slot is None:
                 continue
             name = f"checkpoints/slot-{slot['slot']}.pt"
+            if name not in there:
+                problems.append(f"{name} is missing")
+                continue
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(self.client.download_artifacts(run_id, name, folder))
                     state = checkpoint.load(path, slot["sha256"])
-            except (checkpoint.DamagedCheckpoint, MlflowException, OSError) as error:
-                problems.append(f"{name}: {str(error).splitlines()[0]}")
+            except checkpoint.DamagedCheckpoint as error:
+                problems.append(str(error))
                 continue
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
@@ -321,6 +336,18 @@ class Tracker:
         return self._last_checkpoint[run_id]
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the store does not take anything now, and may do so later: it
+    does not answer, is locked, has no space or wants a password.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in REFUSALS
+    return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
+
+
 def check_store(place: Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
@@ -343,6 +370,10 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # noqa: F401
+
+    # Whoever asks the store is told by an exception; these would say it once more, in 40 lines.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None = None) -> str:

@@ -91,6 +91,10 @@ def command() -> None:
     try:
         entry.prepare_streams()
         main()
+    except KeyboardInterrupt:
+        status = 130
+        print("stopped before anything was begun", file=sys.stderr)
+        raise SystemExit(status) from None
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         raise

@@ -162,12 +162,35 @@ def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(made: Path) -> N
 
 def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
-    away = ["tracking.uri=http://127.0.0.1:9"]
-    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}", *away]
+    spools.write_about(left, dataclasses.replace(ABOUT, store="http://127.0.0.1:9"))
+    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"run {ABOUT.key} stays: ") and done.stderr.count("\n") == 1
     assert len(list(spools.records(left))) == 1
+
+
+def test_no_run_is_delivered_to_a_store_that_it_is_not_of(made: Path) -> None:
+    left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
+    elsewhere = f"tracking.uri=sqlite:///{made / 'other.db'}"
+    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}", elsewhere]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "right: tracking=local" in done.stderr
+    assert len(list(spools.records(left))) == 1 and not (made / "other.db").exists()
+
+
+@pytest.mark.parametrize("what", ["run.json", "position"])
+def test_a_flipped_bit_in_what_a_spool_says_of_itself_is_found(made: Path, what: str) -> None:
+    left = tell_while_locked(made, "spool.log_epochs([epoch(1)])", "spool.log_epochs([epoch(2)])")
+    spools.skip_next(left)
+    assert len(list(spools.records(left))) == 1
+    whole = (left / what).read_bytes()
+    for place in range(len(whole)):
+        (left / what).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        if what == "run.json":
+            assert spools.read_about(left) is None
+        else:
+            assert len(list(spools.records(left))) == 2, "all of it is delivered again"
 
 
 def test_the_next_process_of_a_run_goes_on_behind_what_the_last_one_left(made: Path) -> None:
@@ -253,7 +276,7 @@ def test_a_run_that_is_at_work_is_left_to_itself(made: Path) -> None:
     with opened(made) as spool:
         command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2 and "is at work" in done.stderr
+        assert done.returncode == 1 and "is at work" in done.stderr
         spool.end("FINISHED")
 
 

@@ -296,6 +296,7 @@ def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any])
         (("optimizer._target_=torch.nn.Linear",), "optimizer._target_"),
         (("+model.width=3",), "width"),
         (("+scheduler.wobble=1",), "wobble"),
+        (("tracking=server", "tracking.uri=http://nowhere.invalid"), "tracking.uri"),
         (("resume=0123",), "output_dir=outputs holds no runs"),
         (("output_dir=/proc/nowhere",), "output_dir=/proc/nowhere"),
     ],

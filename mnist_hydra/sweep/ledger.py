@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.provenance import HIDDEN, ORIGIN_TAGS
-from mnist_hydra.spool import first_line, is_away
 from mnist_hydra.sweep.owner import Owner, read_owner
 from mnist_hydra.sweep.parent import book_of, existing_run
 from mnist_hydra.sweep.trial import (
@@ -41,13 +40,12 @@ from mnist_hydra.sweep.trial import (
     stops_of,
     trial_of,
 )
-from mnist_hydra.tracking import CHECKPOINT_TAG, FINGERPRINT_TAG
+from mnist_hydra.tracking import CHECKPOINT_TAG, FINGERPRINT_TAG, PARENT_TAG, is_away
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_TAG = HIDDEN + "heartbeat"
 CREATOR_TAG = HIDDEN + "creator"
 STATE_TAG = "state"

@@ -17,8 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mnist_hydra.errors import UserError
-from mnist_hydra.spool import first_line
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.sweep.trial import (
     DIED,

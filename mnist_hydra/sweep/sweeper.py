@@ -22,8 +22,7 @@ from rich.console import Console
 
 from mnist_hydra import pages, provenance
 from mnist_hydra.commands import same_command
-from mnist_hydra.errors import UserError
-from mnist_hydra.spool import first_line, is_away
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep import ending, launchers, search, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
 from mnist_hydra.sweep.command import (
@@ -48,7 +47,7 @@ from mnist_hydra.sweep.trial import (
 )
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
-from mnist_hydra.tracking import NothingRecorded, Tracker, import_mlflow
+from mnist_hydra.tracking import NothingRecorded, Tracker, import_mlflow, is_away
 
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""

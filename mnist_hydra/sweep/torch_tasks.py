@@ -54,7 +54,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
-    from mnist_hydra.run import about_run
+    from mnist_hydra.resume import about_run
     from mnist_hydra.spool import Spool
     from mnist_hydra.tracking import Tracker
 

@@ -62,15 +62,18 @@ def postgres(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow_server(folder: Path, database: str, inside: Sequence[str] = ()) -> Iterator[str]:
+def mlflow_server(
+    folder: Path, database: str, inside: Sequence[str] = (), port: int | None = None
+) -> Iterator[str]:
     """MLflow's tracking server, artifacts included; gives its address.
 
     Args:
         folder: for its log and the artifacts.
         database: SQLAlchemy's URL of where runs are kept.
         inside: what leads into another network, in which alone it can be reached then.
+        port: of loopback; `None`: a free one.
     """
-    port = free_port()
+    port = port or free_port()
     run = [*inside, sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
     run += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "2"]
     run += ["--host", "127.0.0.1", "--port", str(port)]

@@ -1,0 +1,210 @@
+"""What `resume=` goes on with: a run's settings and its newest checkpoint, from MLflow, or from the
+run's spool while the store is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra import checkpoint
+from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.provenance import COMMAND_TAG
+from mnist_hydra.spool import (
+    About,
+    Record,
+    deliver_all,
+    records,
+    spools,
+    store_address,
+    whole_file,
+)
+from mnist_hydra.tracking import FINGERPRINT_TAG, PARENT_TAG, Tracker, is_away
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+KEPT_ON_RESUME = (
+    "output_dir",
+    "tracking",
+    "device",
+    "threads",
+    "resume",
+    "data.root",
+    "data.offline",
+)
+CONFIG = "config.yaml"
+BEGIN_ANEW = "right: the run's first command again, which begins anew"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that was begun before."""
+
+    config: Config
+    """What it began with, in the place where it goes on."""
+    about: About
+    open_run: Callable[[About], tuple[Tracker, str]]
+    state: dict[str, Any] | None
+    """Its newest whole checkpoint; `None` if it has none."""
+
+
+def begun_run(config: Config, overrides: list[str]) -> Begun:
+    """The run that `config.resume` names, by its id or by the key that it had before it got one.
+
+    What its last process could not deliver is delivered first.
+
+    Raises:
+        UserError: there is no such run, it has finished, is at work or is a trial, or neither
+            MLflow nor the spool can be read.
+    """
+    name = str(config.resume)
+    changed = [o for o in overrides if not o.lstrip("+").startswith(KEPT_ON_RESUME)]
+    if changed:
+        raise UserError(
+            f"resume={name} goes on with the run's own settings, got {changed[0]}; right: "
+            f"without it (allowed: {', '.join(KEPT_ON_RESUME)})"
+        )
+    try:
+        begun = _from_store(config, name, overrides)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        from_spool = _from_spool(config, name, overrides)
+        if from_spool is None:
+            raise UserError(
+                f"resume={name}: the store does not answer ({first_line(error)}), and only there "
+                f"is what the run goes on from; right: when it is back"
+            ) from None
+        begun = from_spool
+    if begun.state is not None and begun.state["fingerprint"] != fingerprint(begun.config):
+        raise UserError(
+            f"resume={name}: its checkpoint is of other settings (fingerprint "
+            f"{begun.state['fingerprint']}, now {fingerprint(begun.config)}); right: the version "
+            f"of mnist_hydra that made it"
+        )
+    return begun
+
+
+def about_run(config: Config, run_id: str, text: str | None = None) -> About:
+    """A run that MLflow has, which began with a configuration of that text."""
+    store = store_address(config.tracking.uri)
+    return About(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id, text)
+
+
+def deliver_left(config: Config, tracker: Tracker, run: str) -> None:
+    """Deliver what a dead process of a run could not.
+
+    Raises:
+        Exception: MLflow's, if the store does not take it.
+    """
+    for folder, about in spools(Path(config.output_dir).absolute()):
+        if about.is_called(run):
+            deliver_all(folder, about, tracker)
+
+
+def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
+    tracker = Tracker(config, make=False)
+    deliver_left(config, tracker, name)
+    run = tracker.find_run(name)
+    _refuse_a_trial(tracker, run)
+    run_id = str(run.info.run_id)
+    if run.info.status == "FINISHED":
+        raise UserError(f"resume={name}: that run has finished; right: one that has not")
+    try:
+        state = tracker.load_checkpoint(run_id)
+    except checkpoint.DamagedCheckpoint as damage:
+        raise UserError(
+            f"resume={name}: all its checkpoints are damaged ({damage}); {BEGIN_ANEW}"
+        ) from None
+    text = _config_text(tracker, run_id)
+    first = _here(config, text, overrides)
+    if run.data.tags.get(FINGERPRINT_TAG, fingerprint(first)) != fingerprint(first):
+        raise UserError(
+            f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
+            f"version of mnist_hydra); {BEGIN_ANEW}"
+        )
+
+    def open_run(about: About) -> tuple[Tracker, str]:
+        tracker.reopen(run_id)
+        return tracker, run_id
+
+    return Begun(first, about_run(config, run_id, text), open_run, state)
+
+
+def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None:
+    """The run as its spool holds it; `None` if only the store can go on with it."""
+    for folder, about in spools(Path(config.output_dir).absolute()):
+        if not about.is_called(name):
+            continue
+        left = [record for record in records(folder) if record is not None]
+        state = _newest(folder, left)
+        if about.config is None or (state is None and about.run_id is not None):
+            return None  # the store has more of it
+        if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
+            raise UserError(
+                f"resume={name}: that run has finished; right: python -m mnist_hydra.sync, once "
+                f"the store is back"
+            )
+
+        def open_run(about: About) -> tuple[Tracker, str]:
+            tracker = Tracker(config)
+            run_id = tracker.create_run(about)
+            tracker.reopen(run_id)
+            return tracker, run_id
+
+        return Begun(_here(config, about.config, overrides), about, open_run, state)
+    return None
+
+
+def _newest(folder: Path, left: list[Record]) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a spool's records."""
+    for record in reversed(left):
+        if record.kind == "checkpoint" and whole_file(folder, record):
+            path = folder / str(record.number) / str(record.file)
+            return checkpoint.load(path, str(record.sha256))
+    return None
+
+
+def _here(config: Config, text: str, overrides: list[str]) -> Config:
+    """A recorded configuration, with what may differ where its run goes on."""
+    try:
+        cfg = OmegaConf.create(text)
+        assert isinstance(cfg, DictConfig)
+        for key in KEPT_ON_RESUME:
+            if any(o.lstrip("+").startswith(key) for o in overrides):
+                OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
+        return settle(cfg)
+    except Exception as error:
+        raise UserError(
+            f"resume={config.resume}: {CONFIG} of the run is damaged ({first_line(error)}); "
+            f"{BEGIN_ANEW}"
+        ) from None
+
+
+def _config_text(tracker: Tracker, run_id: str) -> str:
+    try:
+        return tracker.read_text(run_id, CONFIG)
+    except Exception as error:
+        there = {file.path for file in tracker.client.list_artifacts(run_id)}
+        if CONFIG in there and is_away(error):
+            raise
+        raise UserError(
+            f"resume={run_id}: {CONFIG} of the run is missing or damaged; {BEGIN_ANEW}"
+        ) from None
+
+
+def _refuse_a_trial(tracker: Tracker, run: Run) -> None:
+    """A trial is its sweep's: who trains it without a claim trains beside the sweep's workers."""
+    parent = run.data.tags.get(PARENT_TAG)
+    if parent is not None:
+        command = tracker.find_run(parent).data.tags.get(COMMAND_TAG, "")
+        raise UserError(
+            f"resume={run.info.run_id} is a trial of the sweep {parent}; right: the sweep's own "
+            f"command again, which goes on with all of its trials: {command}"
+        )

@@ -1,0 +1,160 @@
+"""A bit that flips, a file that is cut, empty or gone, among what a run is resumed from: it is
+found, and what was before it is used, or one line says what to do.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from mnist_hydra import spool as spools
+from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.errors import UserError
+from mnist_hydra.resume import begun_run
+from mnist_hydra.spool import About, Spool
+from mnist_hydra.tracking import FINGERPRINT_TAG, KEY_TAG, Tracker
+
+KEY = "d" * 32
+PLACES = pytest.mark.parametrize("places", [8, pytest.param(200, marks=pytest.mark.long)])
+Run = tuple[Path, Config]
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return settle(compose("config", overrides=list(overrides)))
+
+
+def checkpoint_state(config: Config, step: int) -> dict[str, Any]:
+    return {"epoch": step, "steps": step, "fingerprint": fingerprint(config)}
+
+
+def tell(spool: Spool, config: Config, steps: list[int]) -> None:
+    """What a run of a few epochs tells, of this many steps each."""
+    spool.set_tags({FINGERPRINT_TAG: fingerprint(config)})
+    spool.log_text(OmegaConf.to_yaml(config.composed), "config.yaml")
+    for step in steps:
+        spool.save_checkpoint(checkpoint_state(config, step))
+        spool.log_epochs([{"epoch": step, "timestamp_ms": step, "epoch_s": 1.0}])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with two checkpoints, of steps 1 and 2, all of it in MLflow."""
+    folder = tmp_path_factory.mktemp("recorded")
+    config = composed(f"output_dir={folder}")
+    tracker = Tracker(config)
+    about = About(KEY, "mnist_hydra", None, {}, 0, None)
+    with Spool(folder, about, lambda about: (tracker, tracker.create_run(about))) as spool:
+        tell(spool, config, [1, 2])
+    return folder, config
+
+
+@pytest.fixture(scope="module")
+def spooled(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, of steps 1 to 3, before MLflow has any of it but that there is a store."""
+    folder = tmp_path_factory.mktemp("spooled")
+    config = composed(f"output_dir={folder}")
+    Tracker(config)
+
+    def away(about: About) -> tuple[Tracker, str]:
+        raise OSError("it is away")
+
+    about = About(KEY, "mnist_hydra", None, {}, 0, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spools, "PATIENCE_AWAY_S", 0.0)
+        with Spool(folder, about, away) as spool:
+            tell(spool, config, [1, 2, 3])
+    for _ in range(100):  # the thread lets go of the spool after its last try
+        if not spool._thread.is_alive():
+            break
+        spool._thread.join(0.1)
+    return folder, config
+
+
+def damage(path: Path, chance: random.Random) -> str:
+    """Flip a bit of a file, cut it, empty it or take it away."""
+    content = bytearray(path.read_bytes())
+    how = chance.choice(("flipped", "flipped", "flipped", "cut", "emptied", "removed"))
+    if how == "flipped":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+    elif how == "cut":
+        path.write_bytes(content[: chance.randrange(len(content))])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    return f"{how} {path.name}"
+
+
+def resumed(config: Config, key: str) -> int | None:
+    """The step that a run is gone on from; `None` if it is refused in one line."""
+    words = [f"output_dir={config.output_dir}", f"resume={key}"]
+    try:
+        begun = begun_run(composed(*words), words)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+        return None
+    assert fingerprint(begun.config) == fingerprint(config)
+    return 0 if begun.state is None else int(begun.state["steps"])
+
+
+@PLACES
+@pytest.mark.parametrize(
+    ("what", "outcomes"),
+    [
+        ("checkpoints/slot-0.pt", {1, 2}),  # the older one: nobody looks at it
+        ("checkpoints/slot-1.pt", {1}),
+        ("config.yaml", {2, None}),  # a flipped bit in a comment or a path changes no result
+    ],
+)
+def test_a_damaged_artifact_is_found(
+    what: str, outcomes: set[int | None], places: int, recorded: Run
+) -> None:
+    folder, config = recorded
+    (path,) = folder.glob(f"artifacts/**/{what}")
+    whole = path.read_bytes()
+    for place in range(places):
+        said = damage(path, random.Random(place))
+        assert resumed(config, KEY) in outcomes, f"{said}, place {place}"
+        path.write_bytes(whole)
+    assert resumed(config, KEY) == 2
+
+
+@PLACES
+def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None:
+    folder, config = spooled
+    kept = folder / "kept"
+    shutil.move(folder / "spool" / KEY, kept)
+    about = spools.read_about(kept)
+    assert about is not None
+    client = Tracker(config).client
+    for place in range(places):
+        chance, key = random.Random(place), f"{place:032x}"
+        spool = folder / "spool" / key
+        shutil.copytree(kept, spool)
+        spools.write_about(spool, replace(about, key=key))
+        files = sorted(p for p in spool.rglob("*") if p.is_file() and p.name != ".lock")
+        said = damage(chance.choice(files), chance)
+        step = resumed(config, key)
+        told = capfd.readouterr().err
+        assert step in (None, 2, 3) or "damaged" in told, f"{said}, place {place}: {step}"
+        if step is None:
+            shutil.rmtree(spool, ignore_errors=True)
+            continue
+        (run,) = client.search_runs(["1"], f"tags.`mnist_hydra.fingerprint` != '' and {_is(key)}")
+        rows = client.get_metric_history(run.info.run_id, "epoch_s")
+        steps = [row.step for row in rows]
+        assert steps == sorted(set(steps)), f"{said}, place {place}"
+        assert steps == [1, 2, 3] or "damaged" in told, f"{said}, place {place}"
+
+
+def _is(key: str) -> str:
+    return f"tags.`{KEY_TAG}` = '{key}'"

@@ -1,0 +1,225 @@
+"""A tracking server that is away, fails or is slow, at any time of a run: the run trains on, and
+all that it tells arrives once.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+
+from tests.faults.postgres import free_port, mlflow_server
+from tests.faults.proxy import Proxy
+
+pytestmark = pytest.mark.xdist_group("server")
+EPOCHS = 8
+SMALL = ("model=model1", "data.limit=2048", "batch_size=64", "threads=1", f"epochs={EPOCHS}")
+ANSWERS_AFTER_S = 10.0
+
+
+class Training:
+    """One run of its own, in a folder of its own, against a server.
+
+    Args:
+        folder: an empty one.
+    """
+
+    def __init__(self, folder: Path, mnist: Path, address: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.name = folder, f"away-{folder.parent.name}"
+        words = [f"data.root={mnist}", "tracking=server", f"tracking.uri={address}"]
+        words += [*SMALL, f"tracking.experiment_name={self.name}"]
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mnist_hydra.train", *words],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said = ""
+        self.epochs_at: list[float] = []
+        """When the line of each epoch came, in seconds."""
+
+    def go_on(self, until: str) -> None:
+        """Let it train until it says something like that."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if re.search(r"epoch +\d+/", line):
+                self.epochs_at.append(time.monotonic() - self.began)
+            if re.search(until, line):
+                return
+        raise AssertionError(f"it never said {until}:\n{self.said}")
+
+    def finish(self) -> int:
+        """Let it come to its end; its exit code."""
+        assert self.process.stdout is not None
+        self.said += self.process.stdout.read()
+        return self.process.wait(120)
+
+    def undelivered(self) -> bool:
+        return (self.folder / "outputs" / "spool").exists()
+
+    def paste(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run the command of that module which it has printed."""
+        found = re.findall(rf"^  python -m (mnist_hydra\.{command} .*)$", self.said, re.MULTILINE)
+        words = shlex.split(found[-1])
+        return subprocess.run(
+            [sys.executable, "-m", *words], cwd=self.folder, capture_output=True, text=True
+        )
+
+
+def assert_whole(training: Training, server: str) -> None:
+    """All of one finished run is in MLflow, and nothing of it twice."""
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name(training.name)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    for name in ("train/loss", "test/acc", "lr", "epoch_s"):
+        rows = client.get_metric_history(run.info.run_id, name)
+        assert [row.step for row in rows] == list(range(1, EPOCHS + 1)), name
+    assert len(client.get_metric_history(run.info.run_id, "test/acc_last")) == 1
+    assert run.data.params["epochs"] == str(EPOCHS)
+    assert "mnist_hydra.fingerprint" in run.data.tags
+    names = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "checkpoints", "pictures"} <= names
+    assert len(client.list_artifacts(run.info.run_id, "pictures")) == 4
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert model.status == LoggedModelStatus.READY
+    assert model.source_run_id == run.info.run_id
+    assert not training.undelivered()
+
+
+@pytest.fixture
+def proxy(mlflow_address: str) -> Iterator[Proxy]:
+    with Proxy(mlflow_address) as standing:
+        yield standing
+
+
+def test_a_run_whose_server_never_answers_ends_well_and_is_delivered_by_the_printed_command(
+    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+) -> None:
+    proxy.go_away()
+    training = Training(tmp_path / "run", mnist, proxy.address)
+    assert training.finish() == 0, training.said
+    assert "Traceback" not in training.said
+    assert "does not answer" in training.said and "not delivered" in training.said
+    proxy.come_back()
+    synced = training.paste("sync")
+    assert synced.returncode == 0, synced.stderr
+    assert_whole(training, mlflow_address)
+
+
+def _refuse(proxy: Proxy) -> None:
+    proxy.go_away()
+
+
+def _answer_500(proxy: Proxy) -> None:
+    proxy.answers_500 = True
+
+
+def _answer_late(proxy: Proxy) -> None:
+    proxy.waits_s = ANSWERS_AFTER_S
+
+
+@pytest.mark.parametrize(
+    "misbehave",
+    [
+        pytest.param(_refuse, id="refuses"),
+        pytest.param(_answer_500, id="answers-500", marks=pytest.mark.long),
+        pytest.param(_answer_late, id="answers-after-10-s", marks=pytest.mark.long),
+    ],
+)
+def test_a_server_that_goes_away_in_the_middle_costs_a_run_nothing(
+    misbehave: Callable[[Proxy], None],
+    tmp_path: Path,
+    mnist: Path,
+    proxy: Proxy,
+    mlflow_address: str,
+) -> None:
+    training = Training(tmp_path / "run", mnist, proxy.address)
+    training.go_on(r"epoch +2/")
+    misbehave(proxy)
+    training.go_on(rf"epoch +{EPOCHS - 1}/")  # it trains while the server is away
+    assert training.epochs_at[-1] - training.epochs_at[1] < ANSWERS_AFTER_S
+    proxy.come_back()
+    assert training.finish() == 0, training.said
+    if training.undelivered():
+        assert training.paste("sync").returncode == 0
+    assert_whole(training, mlflow_address)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("misbehave", [_refuse, _answer_500, _answer_late])
+@pytest.mark.parametrize("moment", [None, r"epoch +1/", r"epoch +4/", "drawing the pictures"])
+def test_a_server_that_stays_away_from_any_moment_on_ends_no_run(
+    moment: str | None,
+    misbehave: Callable[[Proxy], None],
+    tmp_path: Path,
+    mnist: Path,
+    proxy: Proxy,
+    mlflow_address: str,
+) -> None:
+    if moment is None:
+        misbehave(proxy)
+    training = Training(tmp_path / "run", mnist, proxy.address)
+    if moment is not None:
+        training.go_on(moment)
+        misbehave(proxy)
+    assert training.finish() == 0, training.said
+    assert "Traceback" not in training.said
+    assert training.undelivered() and "not delivered" in training.said
+    proxy.come_back()
+    assert training.paste("sync").returncode == 0
+    assert_whole(training, mlflow_address)
+
+
+@pytest.mark.long
+def test_a_server_that_is_killed_and_started_again_has_it_all(tmp_path: Path, mnist: Path) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    database, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
+    with mlflow_server(folder, database, port=port) as address:
+        training = Training(tmp_path / "run", mnist, address)
+        training.go_on(r"epoch +2/")
+    training.go_on(rf"epoch +{EPOCHS}/")
+    with mlflow_server(folder, database, port=port):
+        assert training.finish() == 0, training.said
+        if training.undelivered():
+            assert training.paste("sync").returncode == 0
+        assert_whole(training, address)
+
+
+def test_a_run_killed_while_its_server_is_away_goes_on_before_that_is_back(
+    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+) -> None:
+    training = Training(tmp_path / "run", mnist, proxy.address)
+    training.go_on(r"epoch +1/")
+    proxy.go_away()
+    training.go_on(r"epoch +4/")
+    training.process.kill()
+    training.process.wait()
+    (spool,) = (training.folder / "outputs" / "spool").iterdir()
+    where = ["tracking=server", f"tracking.uri={proxy.address}"]
+    resumed = subprocess.run(
+        [sys.executable, "-m", "mnist_hydra.train", *where, f"resume={spool.name}"],
+        cwd=training.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert not re.search(r"epoch +[123]/", resumed.stdout)
+    training.said = resumed.stdout + resumed.stderr
+    proxy.come_back()
+    assert training.paste("sync").returncode == 0
+    assert_whole(training, mlflow_address)
