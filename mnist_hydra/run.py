@@ -5,6 +5,7 @@ A sweep, or Ctrl-C, takes part through `Hooks`.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -35,6 +36,7 @@ from mnist_hydra.spool import About, Spool, deliver_all, first_line, spools
 from mnist_hydra.tracking import (
     DATA_TAG,
     FINGERPRINT_TAG,
+    MISTAKES_FILE,
     OVERRIDES_TAG,
     PREFIX,
     Tracker,
@@ -355,6 +357,9 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     at = {"epoch": last["epoch"], "timestamp_ms": last["timestamp_ms"]}
     spool.log_epochs([at | final])
     spool.set_tags(tags)
+    wrong = (~right).nonzero().flatten()
+    mistakes = {str(i): int(log_probabilities[i].argmax()) for i in wrong.tolist()}
+    spool.log_text(json.dumps(mistakes), MISTAKES_FILE)
     spool.log_state(trainer.state()["model"], "checkpoints/last.pt")
     spool.log_state(position.best["model"], "checkpoints/best.pt")
     return final
