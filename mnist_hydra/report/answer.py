@@ -238,7 +238,7 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
     none = [
         f"{shown(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
         for one in found
-        if one.difference.p is not None and not one.difference.is_real and not one.difference.is_hint
+        if one.difference.p is not None and not (one.difference.is_real or one.difference.is_hint)
     ]
     if none:
         words.append(f"no difference shows between {axis}={shown(best)} and {' or '.join(none)}")

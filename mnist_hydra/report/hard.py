@@ -76,7 +76,7 @@ def test_images(
             params["data.dataset"],
             float(params["data.mean"]),
             float(params["data.std"]),
-            root=None if params.get("data.root", "null") in ("null", "None") else params["data.root"],
+            root=root if (root := params.get("data.root")) not in ("null", "None") else None,
             offline=True,
         )
         found = load_dataset(config, cache_dir)

@@ -1,4 +1,4 @@
-"""Makes a sweep's report: the page, its pictures and a CSV, on disk and as the sweep's artifacts."""
+"""Makes a sweep's report: page, pictures and CSV, on disk and as artifacts of the sweep's run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mnist_hydra.report import answer, hard, origin, page, published, questions,
 from mnist_hydra.report.importance import importances
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Findings, shown
+from mnist_hydra.sweep.parent import REPORT
 from mnist_hydra.sweep.results import SEED, best_command
 from mnist_hydra.tracking import Tracker
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from mnist_hydra.report import plots
 
-FOLDER = "report"
 MAX_ROWS = 300
 """Rows of a table on the page; the CSV has all."""
 MAX_CURVES = 6
@@ -34,7 +34,7 @@ class Report:
 
     folder: Path
     sentences: tuple[str, ...]
-    """The answer."""
+    """The answer, setting by setting, and what warns against it."""
 
     @property
     def page(self) -> Path:
@@ -84,8 +84,9 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     (folder / "report.html").write_text(page.html(whole), encoding="utf-8")
     (folder / "report.csv").write_text(table.csv_text(findings), encoding="utf-8")
     if len(findings.parents) == 1:
-        tracker.client.log_artifacts(findings.parents[0], str(folder), FOLDER)
-    return Report(folder, tuple(whole.answer))
+        tracker.client.log_artifacts(findings.parents[0], str(folder), REPORT)
+    settings = [f"{setting.axis}: {setting.overall}" for setting in whole.settings]
+    return Report(folder, (*whole.answer, *settings, *whole.warnings))
 
 
 def _what(findings: Findings) -> str:
@@ -139,12 +140,13 @@ def _pictures(
     curves = _curves(tracker, findings, chosen)
     if curves:
         metric = f"{objective.partition('/')[0]}/acc"
-        what = f"The best configuration of each {_best_of(chosen)}" if _best_of(chosen) else "The best"
+        group = _best_of(chosen)
+        what = f"The best configuration of each {group}" if group else "The best configurations"
         yield (
             page.Picture(
                 "learning_curves",
                 "Do they still improve?",
-                f"{what}, {metric} by epoch; the band goes from the least to the most of the seeds.",
+                f"{what}: {metric} by epoch; the band goes from the least to the most of them.",
             ),
             plots.learning_curves(curves, metric),
         )
@@ -166,7 +168,7 @@ def _pictures(
             page.Picture(
                 "parallel",
                 "What do the good trials have in common?",
-                f"Each line is a trial, from its settings to its {objective}; the darker the better.",
+                f"Each line is a trial, from its settings to its {objective}; dark is good.",
             ),
             plots.parallel_coordinates(
                 chosen.varied,
@@ -288,8 +290,8 @@ def _page(
     errors = list(hard.class_errors(findings.entries).items())[:3]
     return page.Page(
         title=f"What {_what(findings)} found",
-        status=f"{finished} of {findings.planned} trials finished: {len(found.rows)} configurations "
-        f"ranked by {found.objective}, {'best' if found.at == 'best' else 'last'} epoch",
+        status=f"{finished} of {findings.planned} trials finished: {len(found.rows)} "
+        f"configurations ranked by {found.objective}, {found.at} epoch",
         answer=answer.winner(findings, answers.leads),
         warnings=warnings,
         settings=settings,

@@ -103,6 +103,7 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     figure = blank(width, height, title, f"{unit}{each}{averaged}")
     colours = _colours()
     times = 100.0 if is_share(objective) else 1.0
+    lowest, highest = times * low, times * high if high > low else times * low + 1e-9
     at = {axis: list(axes).index(axis) for axis in (chosen.rows, chosen.columns)}
     image: Any = None
     for index, panel in enumerate(panels):
@@ -114,7 +115,6 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
             for point, mean in means.items()
             if panel is None or point[list(axes).index(str(chosen.panels))] == panel
         }
-        limits = {"vmin": times * low, "vmax": times * high if high > low else times * low + 1e-9}
         pairs = [(point[at[chosen.columns]], point[at[chosen.rows]]) for point in inside]
         values = [times * mean for mean in inside.values()]
         if as_points:
@@ -126,10 +126,11 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
                 s=18,
                 edgecolors=GREY,
                 linewidths=0.3,
-                **limits,
+                vmin=lowest,
+                vmax=highest,
             )
         else:
-            image = _cells(axes_, pairs, values, xs, ys, limits, colours)
+            image = _cells(axes_, pairs, values, (xs, ys), (lowest, highest), colours)
         if panel is not None:
             axes_.set_title(f"{chosen.panels}={shown(panel)}", loc="left", fontsize=10, color=INK)
         _quiet(axes_, ticks=as_points)
@@ -402,24 +403,29 @@ def _cells(
     axes_: Axes,
     pairs: Sequence[tuple[str, str]],
     values: Sequence[float],
-    xs: Sequence[str],
-    ys: Sequence[str],
-    limits: Mapping[str, float],
+    names: tuple[Sequence[str], Sequence[str]],
+    limits: tuple[float, float],
     colours: Any,
 ) -> Any:
-    """Fill a heat map's cells, with their values written in them."""
+    """Fill a heat map's cells, with their values written in them.
+
+    Args:
+        pairs: column and row of each value, by name; several values of one cell are averaged.
+        names: of the columns, and of the rows.
+        limits: the least and the most of all panels.
+    """
+    (xs, ys), (low, high) = names, limits
     columns: dict[tuple[int, int], list[float]] = {}
     for (x, y), value in zip(pairs, values, strict=True):
         columns.setdefault((ys.index(y), xs.index(x)), []).append(value)
     table = np.full((len(ys), len(xs)), np.nan)
     for cell, inside in columns.items():
         table[cell] = statistics.fmean(inside)
-    image = axes_.pcolormesh(
-        np.ma.masked_invalid(table), cmap=colours, edgecolors="none", **limits
-    )
+    shaded = np.ma.masked_invalid(table)
+    image = axes_.pcolormesh(shaded, cmap=colours, edgecolors="none", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(table):
         if math.isfinite(value):
-            spot = (value - limits["vmin"]) / (limits["vmax"] - limits["vmin"])
+            spot = (value - low) / (high - low)
             colour = ON_DARK if spot > 0.55 else ON_LIGHT
             text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
         else:

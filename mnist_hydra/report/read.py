@@ -1,4 +1,4 @@
-"""Reads a sweep's trials from its store: by name or id, several sweeps, or runs by an MLflow filter.
+"""Reads trials from a store: of a sweep by name or id, of several, or runs by an MLflow filter.
 
 What a sweep's trials are, and what became of them, is the ledger's to say; their runs say what made
 them.
@@ -86,7 +86,7 @@ class Findings:
         return self.results.axes
 
     def scores(self) -> dict[Point, dict[str, float]]:
-        """The objective of every configuration by seed, of the trials that count, in their order."""
+        """The objective by seed of every configuration, of the trials that count, in order."""
         counted = {record.run_id: row for row in self.results.rows for record in row.finished}
         found: dict[Point, dict[str, float]] = {}
         for entry in self.entries:

@@ -131,15 +131,15 @@ def level_means(scores: Scores, place: int, values: Sequence[str]) -> dict[str, 
     """
     others: dict[str, set[tuple[Point, str]]] = {value: set() for value in values}
     for point, seeds in scores.items():
-        rest = (*point[:place], *point[place + 1 :])
+        rest = point[:place] + point[place + 1 :]
         others[point[place]] |= {(rest, seed) for seed in seeds}
     shared = set.intersection(*others.values()) if others else set()
     found = {}
     for value in values:
         by_seed: dict[str, list[float]] = {}
         for rest, seed in shared or others[value]:
-            score = scores[(*rest[:place], value, *rest[place:])][seed]
-            by_seed.setdefault(seed, []).append(score)
+            point = rest[:place] + (value,) + rest[place:]
+            by_seed.setdefault(seed, []).append(scores[point][seed])
         if by_seed:
             found[value] = summary([statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)])
     return found

@@ -18,7 +18,9 @@ from mnist_hydra.tracking import PREFIX
 Rows = list[list[str]]
 
 
-def configurations(findings: Findings, others: Sequence[Lead], limit: int) -> tuple[list[str], Rows]:
+def configurations(
+    findings: Findings, others: Sequence[Lead], limit: int
+) -> tuple[list[str], Rows]:
     """Each configuration over its seeds: names of the columns, and at most `limit` rows."""
     found = findings.results
     entries = findings.by_run()
@@ -35,7 +37,8 @@ def configurations(findings: Findings, others: Sequence[Lead], limit: int) -> tu
             [str(row.rank), *map(shown, row.values)]
             + [str(scores.n) if scores.n == row.trials else f"{scores.n} of {row.trials}"]
             + [value(found.objective, scores.mean)]
-            + [_width(found.objective, scores.half_width), _width(found.objective, scores.deviation)]
+            + [_width(found.objective, scores.half_width)]
+            + [_width(found.objective, scores.deviation)]
             + [_mean(found.objective, mine, found.objective.partition("/")[0] + "/acc_best")]
             + [_mean("test/acc", mine, "test/acc_last")]
             + [f"{statistics.fmean(seconds):.1f}" if seconds else "–"]
@@ -89,7 +92,9 @@ def csv_text(findings: Findings) -> str:
     return file.getvalue()
 
 
-def costs(findings: Findings, group: str | None, chosen: Layout) -> dict[str, list[tuple[float, float, str]]]:
+def costs(
+    findings: Findings, group: str | None, chosen: Layout
+) -> dict[str, list[tuple[float, float, str]]]:
     """What each configuration costs: the kind of cost to (cost, objective, group).
 
     Args:

@@ -24,6 +24,8 @@ BOOK_TAG = "mlflow.mnist_hydra.ledger"
 """On the parent: experiment and id of the run that holds the sweep's entries. MLflow's UI shows no
 tags that begin with `mlflow.`.
 """
+REPORT = "report"
+"""Folder of its artifacts that holds the report of the sweep."""
 BOOKS = ".ledger"
 """What the experiment of those runs is called behind the name of the sweep's own."""
 

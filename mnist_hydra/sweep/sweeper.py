@@ -189,6 +189,8 @@ class Sweep:
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
+            if self.command.settings.report and found.rows:
+                ending.report(self.command, self.tracker, self.parent, anew=self.plan_is_written)
         print(self.tracker.ui_command())
         if self.tracker.is_local:
             print(f"and open {self.tracker.ui_page()}")
