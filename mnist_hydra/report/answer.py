@@ -13,6 +13,7 @@ NOTHING_APART = (
     "Every configuration ran with one seed, so nothing can be told apart: the order may be chance. "
     "A seed axis, for example seed=1,2,3,4,5, tells more."
 )
+FEW_SEEDS = 5
 
 
 def value(objective: str, number: float) -> str:
@@ -95,7 +96,8 @@ def setting(
     if overall:
         about = [other for other in chosen.varied if other != axis]
         averaged = f", averaged over {' and '.join(about)}" if about else ""
-        told.append(f"{_in_short(overall)} {_compared(of, axis, overall)}{averaged}.")
+        words = f"{_in_short(overall)}{_compared(of, axis, overall)}{averaged}."
+        told.append(words.replace("no difference", "No difference", 1) if words[0] == "n" else words)
     for within in dict.fromkeys(one.within for one in found if one.within is not None):
         part = [one for one in found if one.within == within]
         told.append(f"For {within}: {_compared(of, axis, part)}.")
@@ -130,6 +132,11 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
             "(Student's t), and every interval is a 95 % interval of its own."
         )
         pairs = [lead.difference.half_width for lead in others if lead.difference.half_width]
+        if seeds[-1] < FEW_SEEDS:
+            told.append(
+                f"{seeds[-1]} seeds are few: more values of seed in the command of a sweep that has "
+                "a name (sweep.name) run what is missing, and tell more."
+            )
         if pairs:
             least = gain(found.objective, statistics.median(pairs))
             told.append(
@@ -203,12 +210,12 @@ def _in_short(found: Sequence[Contrast]) -> str:
     """Whether the axis matters, in a word."""
     gaps = [one.difference for one in found]
     if any(gap.is_real for gap in gaps):
-        return "Yes, by more than chance:"
+        return "Yes, by more than chance: "
     if all(gap.is_identical for gap in gaps):
-        return "No:"
+        return "No: "
     if all(gap.p is None for gap in gaps):
-        return "It cannot be told:"
-    return "Perhaps:" if any(gap.is_hint for gap in gaps) else "It does not show:"
+        return "It cannot be told: "
+    return "Perhaps: " if any(gap.is_hint for gap in gaps) else ""
 
 
 def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
