@@ -97,7 +97,7 @@ def setting(
         about = [other for other in chosen.varied if other != axis]
         averaged = f", averaged over {' and '.join(about)}" if about else ""
         words = f"{_in_short(overall)}{_compared(of, axis, overall)}{averaged}."
-        told.append(words.replace("no difference", "No difference", 1) if words[0] == "n" else words)
+        told.append(words if words.startswith(axis) else words[0].upper() + words[1:])
     for within in dict.fromkeys(one.within for one in found if one.within is not None):
         part = [one for one in found if one.within == within]
         told.append(f"For {within}: {_compared(of, axis, part)}.")
@@ -134,8 +134,8 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
         pairs = [lead.difference.half_width for lead in others if lead.difference.half_width]
         if seeds[-1] < FEW_SEEDS:
             told.append(
-                f"{seeds[-1]} seeds are few: more values of seed in the command of a sweep that has "
-                "a name (sweep.name) run what is missing, and tell more."
+                f"{seeds[-1]} seeds are few. In a sweep that has a name (sweep.name) the same "
+                "command with more values of seed runs what is missing, and tells more."
             )
         if pairs:
             least = gain(found.objective, statistics.median(pairs))

@@ -12,9 +12,10 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from mnist_hydra.spool import first_line
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
-from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View, first_line
+from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import REPORT, Parent
 from mnist_hydra.sweep.results import Record, Results
