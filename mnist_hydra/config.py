@@ -91,6 +91,8 @@ class SweepConfig:
     fail_fast: bool = False
     trial_timeout_s: float | None = None
     keep: int = 3
+    report: bool = True
+    """Whether the sweep ends with a report of what it found."""
     workers: int | None = None
     """How many workers a launcher starts; `None` leaves it to the launcher."""
     trials_per_gpu: int = 1
@@ -112,6 +114,7 @@ class SweepConfig:
         _flag("sweep.fresh", self.fresh)
         _flag("sweep.dry_run", self.dry_run)
         _flag("sweep.fail_fast", self.fail_fast)
+        _flag("sweep.report", self.report)
         _whole("sweep.retries", self.retries, at_least=0)
         _whole("sweep.keep", self.keep, at_least=0)
         _whole("sweep.trials_per_gpu", self.trials_per_gpu, at_least=1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mnist_hydra
+from mnist_hydra.store import without_password
 
 if TYPE_CHECKING:
     from mnist_hydra.config import DataConfig
@@ -53,8 +54,9 @@ def tags() -> dict[str, str]:
 
 
 def command() -> str:
-    """This process's own command line, for a shell."""
-    return shlex.join(["python", "-m", "mnist_hydra.train", *sys.argv[1:]])
+    """This process's own command line, for a shell, without a password."""
+    words = [without_password(word) for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "mnist_hydra.train", *words])
 
 
 def record(**more: Any) -> dict[str, Any]:

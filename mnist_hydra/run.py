@@ -36,8 +36,10 @@ from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.resume import KEPT_ON_RESUME, Begun, begun_run
 from mnist_hydra.spool import About, Spool, is_at_work, spools, store_address
+from mnist_hydra.store import without_password
 from mnist_hydra.tracking import (
     FINGERPRINT_TAG,
+    MISTAKES_FILE,
     OVERRIDES_TAG,
     Tracker,
     check_store,
@@ -341,7 +343,7 @@ def _record_settings(
     spool.log_settings(flatten(config) | chosen)
     spool.set_tags(
         provenance.tags()
-        | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
+        | ({} if resumed else {OVERRIDES_TAG: without_password(" ".join(overrides))})
         | {
             FINGERPRINT_TAG: fingerprint(config),
             provenance.DATA_TAG: trainer.dataset.sha256,
@@ -382,14 +384,17 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     at = {"epoch": last["epoch"], "timestamp_ms": last["timestamp_ms"]}
     spool.log_epochs([at | final])
     spool.set_tags(tags)
+    wrong = (~right).nonzero().flatten()
+    mistakes = {str(i): int(log_probabilities[i].argmax()) for i in wrong.tolist()}
+    spool.log_text(json.dumps(mistakes), MISTAKES_FILE)
     spool.log_state(trainer.state()["model"], "checkpoints/last.pt")
     spool.log_state(position.best["model"], "checkpoints/best.pt")
     return final
 
 
 def config_text(config: Config) -> str:
-    """What a run is begun with, in YAML."""
-    return OmegaConf.to_yaml(config.composed)
+    """What a run is begun with, in YAML, without a password."""
+    return without_password(OmegaConf.to_yaml(config.composed))
 
 
 def _device_name(device: torch.device) -> str:

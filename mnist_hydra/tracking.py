@@ -36,6 +36,8 @@ KEY_TAG = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 OVERRIDES_TAG = HIDDEN + "overrides"
 FINGERPRINT_TAG = HIDDEN + "fingerprint"
+MISTAKES_FILE = "test_mistakes.json"
+"""An artifact: index of each misclassified test image, to the class that it was taken for."""
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",

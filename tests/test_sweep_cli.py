@@ -32,6 +32,7 @@ from mnist_hydra.data import idx
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
+NO_REPORT = "sweep.report=false"
 MODEL = '''
 import os, sys, time, torch
 from mnist_hydra.models import Model1
@@ -159,7 +160,7 @@ AXES = ("dropout=0.02,0.04", "seed=1,2")
 def swept(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Done]]:
     """A folder with one finished sweep of four trials, and what the command printed."""
     folder = tmp_path_factory.mktemp("swept")
-    done = run(tiny, *QUICK, *AXES, "sweep.keep=1", cwd=folder)
+    done = run(tiny, *QUICK, *AXES, "sweep.keep=1", NO_REPORT, cwd=folder)
     assert done.code == 0, done.err
     yield folder, done
 
@@ -212,7 +213,7 @@ def test_only_the_best_trials_get_pictures_and_the_exported_model(
 
 def test_what_is_done_later_moves_the_end_of_no_run(tiny: str, tmp_path: Path) -> None:
     words = (tiny, *QUICK, "seed=1")
-    assert run(*words, "sweep.keep=0", cwd=tmp_path).code == 0
+    assert run(*words, "sweep.keep=0", NO_REPORT, cwd=tmp_path).code == 0
     [parent], trials = runs(tmp_path)
     before = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
     again = run(*words, "sweep.keep=1", cwd=tmp_path)
@@ -249,7 +250,7 @@ def test_the_same_command_again_trains_nothing_and_shows_the_same_table_without_
 ) -> None:
     folder, done = swept
     words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", "--multirun"]
-    words += [tiny, *QUICK, *AXES, "sweep.keep=1"]
+    words += [tiny, *QUICK, *AXES, "sweep.keep=1", NO_REPORT]
     again = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0
     assert again.stdout == done.out
@@ -268,7 +269,7 @@ def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
     elsewhere = run(*dry, *AXES, cwd=tmp_path)
     assert (elsewhere.code, list(tmp_path.iterdir())) == (0, [])
     assert elsewhere.out.count("to run  ") == 4
-    here = run(*dry, *AXES, "sweep.keep=1", cwd=folder)
+    here = run(*dry, *AXES, "sweep.keep=1", NO_REPORT, cwd=folder)
     assert here.out.count("done and skipped  ") == 4
     assert len(runs(folder)[0]) == 1
 
@@ -276,7 +277,7 @@ def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
 def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
     tiny: str, tmp_path: Path
 ) -> None:
-    common = (tiny, *QUICK, "sweep.name=mine", "sweep.keep=0")
+    common = (tiny, *QUICK, "sweep.name=mine", "sweep.keep=0", NO_REPORT)
     assert run(*common, "dropout=0.02", "seed=1", cwd=tmp_path).code == 0
     assert run(*common, "dropout=0.02,null", cwd=tmp_path).code == 2
     more = run(*common, "dropout=0.02,0.04", "seed=1", cwd=tmp_path)
@@ -298,7 +299,7 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
 def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
-    words = (moody, tiny, *QUICK, "model=moody", "sweep.keep=0")
+    words = (moody, tiny, *QUICK, "model=moody", "sweep.keep=0", NO_REPORT)
     failed = run(*words, "model.mood=angry,fine", cwd=tmp_path)
     assert failed.code == 1
     [parent], trials = runs(tmp_path)
@@ -322,7 +323,7 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
 def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
-    words = (moody, tiny, *QUICK, "model=moody", "epochs=6", "sweep.keep=0")
+    words = (moody, tiny, *QUICK, "model=moody", "epochs=6", "sweep.keep=0", NO_REPORT)
     axes = ("model.mood=slow", "seed=1,2")
     going = start(*words, *axes, cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
@@ -347,6 +348,7 @@ def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=3", "sweep.keep=0")
+    words += (NO_REPORT,)
 
     def press_ctrl_c() -> None:
         wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
@@ -362,7 +364,7 @@ def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
 def test_a_second_process_joins_and_no_trial_is_trained_twice(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
-    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "sweep.keep=0")
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "sweep.keep=0", NO_REPORT)
     axes = ("seed=1,2,3,4,5,6", "epochs=4")
     other = start(*words, *axes, cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/config.yaml")))
@@ -390,7 +392,7 @@ def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_
 def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apart(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
-    words = ("--config-dir=mine", tiny, *QUICK, "model=moody", "sweep.keep=0")
+    words = ("--config-dir=mine", tiny, *QUICK, "model=moody", "sweep.keep=0", NO_REPORT)
     done = end(start(*words, "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
     assert done.code == 0, done.err
     [parent], trials = runs(tmp_path)
@@ -441,6 +443,7 @@ def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=6", "sweep.keep=0")
+    words += (NO_REPORT,)
     going = start(*words, "seed=1,2", cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
     going.send_signal(signal.SIGINT)
@@ -460,6 +463,7 @@ def test_fail_fast_stops_everything_at_the_first_final_failure(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "sweep.fail_fast=true", "sweep.retries=0")
+    words += (NO_REPORT,)
     failed = run(*words, "model.mood=angry,fine", "seed=1,2", cwd=tmp_path)
     assert failed.code == 1
     assert "1 failed" in failed.err and "not finished" in failed.err
@@ -470,7 +474,7 @@ def test_fail_fast_stops_everything_at_the_first_final_failure(
 def test_a_search_goes_on_toward_its_total_and_proposes_nothing_twice(
     tiny: str, tmp_path: Path
 ) -> None:
-    words = (tiny, *QUICK, "hydra/sweeper=search", "data.val_size=50", "sweep.keep=0")
+    words = (tiny, *QUICK, "hydra/sweeper=search", "data.val_size=50", "sweep.keep=0", NO_REPORT)
     axes = ("lr=tag(log,interval(0.02,0.5))", "dropout=range(0,0.3,0.1)")
     first = run(*words, *axes, "sweep.n_trials=3", cwd=tmp_path)
     assert first.code == 0, first.err
@@ -519,7 +523,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky: str) -> None:
     Flaky.raises = 2
-    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", cwd=tmp_path)
+    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
     assert done.code == 0, done.err
     _, trials = runs(tmp_path)
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
@@ -529,7 +533,7 @@ def test_a_launcher_that_always_raises_ends_the_command_and_says_why(
     tiny: str, tmp_path: Path, flaky: str
 ) -> None:
     Flaky.raises = 1000
-    given_up = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", cwd=tmp_path)
+    given_up = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
     assert given_up.code == 1
     assert "the launcher failed: OSError: the cluster is on fire" in given_up.err
     assert "Traceback" not in given_up.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,11 +14,12 @@ from rich.console import Console
 
 from mnist_hydra import pages, provenance
 from mnist_hydra.commands import config_words
+from mnist_hydra.errors import first_line
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
-from mnist_hydra.sweep.parent import Parent
+from mnist_hydra.sweep.parent import REPORT, Parent
 from mnist_hydra.sweep.results import Record, Results
 from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
 from mnist_hydra.tracking import Tracker
@@ -139,6 +141,26 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             return
         for run_id in mine:
             ledger.write_once(COMPLETED + run_id, owner.token)
+
+
+def report(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> None:
+    """Make the sweep's report and say where it is; without one the results stand all the same.
+
+    Args:
+        anew: whether there is anything new to report; if not it is only made where there is none.
+    """
+    try:
+        if not anew and tracker.client.list_artifacts(parent.run_id, REPORT):
+            return
+        from mnist_hydra.report import make, read
+
+        output_dir = Path(command.config.output_dir).absolute()
+        findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
+        made = make.make(tracker, findings, output_dir, output_dir / "data")
+    except Exception as error:
+        print(f"no report of this sweep: {first_line(error)}", file=sys.stderr)
+        return
+    print("\n".join([*made.sentences, f"report: {made.page}"]), file=sys.stderr)
 
 
 def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:

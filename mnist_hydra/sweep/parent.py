@@ -23,6 +23,8 @@ GENERATION_TAG = HIDDEN + "generation"
 ELECTED_TAG = "mnist_hydra.parent"
 BOOK_TAG = HIDDEN + "book"
 """On the parent: experiment and id of the run that holds the sweep's entries."""
+REPORT = "report"
+"""Folder of its artifacts that holds the report of the sweep."""
 BOOKS = ".ledger"
 """What the experiment of those runs is called behind the name of the sweep's own."""
 

@@ -20,6 +20,8 @@ from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.torch_tasks import kind_of
 from mnist_hydra.sweep.trial import Planned
 
+PLANS = "plans"
+"""Folder of a parent run's artifacts that holds the plan of each of its commands."""
 MAX_KINDS = 100
 ALMOST = 1 - 1e-9
 MODEL2, MODEL3 = "mnist_hydra.models.Model2", "mnist_hydra.models.Model3"
@@ -56,7 +58,7 @@ def read_plan(text: str) -> Plan:
 
 def plan_file(by: str) -> str:
     """The artifact of the parent run that holds the plan of the command with this sweeper."""
-    return f"plans/{by}.json"
+    return f"{PLANS}/{by}.json"
 
 
 @dataclass

@@ -182,6 +182,8 @@ class Sweep:
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
+            if self.command.settings.report and found.rows:
+                ending.report(self.command, self.tracker, self.parent, anew=self.plan_is_written)
         print(f"look at the trials with\n  {self.tracker.ui_command(self.parent.run_id)}")
         if interrupted:
             _say(self.console, f"go on with the same command:\n  {same_command()}")

@@ -108,7 +108,8 @@ class FaultySweep:
             *("--config-dir", str(self.config), "model=fragile", *self.axes),
             *(f"epochs={self.epochs}", "batch_size=128", f"data.limit={128 * STEPS}"),
             *(f"data.root={self.mnist}", "data.offline=true", "device=cpu", "compile=false"),
-            *("sweep.retries=0", "sweep.keep=0", f"tracking.experiment_name={self.name}"),
+            *("sweep.retries=0", "sweep.keep=0", "sweep.report=false"),
+            f"tracking.experiment_name={self.name}",
             *overrides,
         ]
 

@@ -1,0 +1,66 @@
+"""The command `python -m mnist_hydra.report`: makes the report of a sweep that a store holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra import entry
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import UserError, wrong_value
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the sweep is kept, as a `Tracker` asks for it."""
+
+    output_dir: str
+    tracking: TrackingConfig
+
+
+def report(cfg: DictConfig) -> int:
+    """Make the report and print its table, its answer and where the page is; returns 0.
+
+    Raises:
+        UserError: neither sweep nor filter, or both; else see `read_sweeps` and `read_filter`.
+    """
+    names = _names(cfg)
+    query = cfg.filter
+    if bool(names) == (query is not None):
+        raise UserError(
+            f"sweep={cfg.sweep} filter={query}: one of the two says what to report; right: "
+            "sweep=NAME, a sweep's name or its run's id"
+        )
+    store = Store(str(cfg.output_dir), TrackingConfig(**cfg.tracking))
+    from mnist_hydra.report import make, read
+    from mnist_hydra.sweep import results
+    from mnist_hydra.tracking import Tracker
+
+    tracker = Tracker(store, make=False)
+    if names:
+        findings = read.read_sweeps(tracker, names)
+    else:
+        findings = read.read_filter(tracker, str(query))
+    print("\n".join(results.lines(findings.results)))
+    output_dir = Path(store.output_dir).absolute()
+    made = make.make(tracker, findings, output_dir, output_dir / "data")
+    print("\n".join(["", *made.sentences, "", str(made.page)]))
+    return 0
+
+
+def _names(cfg: DictConfig) -> list[str]:
+    """The sweeps asked for."""
+    raw: Any = cfg.sweep
+    if OmegaConf.is_list(raw):
+        raw = list(raw)
+    names = [] if raw is None else raw if isinstance(raw, list) else [raw]
+    if any(not isinstance(name, (str, int)) for name in names):
+        raise wrong_value("sweep", raw, "a sweep's name or its run's id, or a list of them")
+    return [str(name) for name in names]
+
+
+if __name__ == "__main__":
+    entry.start("report", report)

@@ -1,0 +1,274 @@
+"""The report's sentences: what won, by how much, and whether that is more than chance."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from mnist_hydra.report.questions import Contrast, Layout, Lead
+from mnist_hydra.report.read import Findings, shown
+from mnist_hydra.report.statistics import Difference, Summary, summary
+
+NOTHING_APART = (
+    "Every configuration ran with one seed, so nothing can be told apart: the order may be chance. "
+    "A seed axis, for example seed=1,2,3,4,5, tells more."
+)
+FEW_SEEDS = 5
+
+
+def value(objective: str, number: float) -> str:
+    """A value of a metric: accuracies in percent."""
+    return f"{100 * number:.2f} %" if is_share(objective) else f"{number:.4g}"
+
+
+def gain(objective: str, number: float) -> str:
+    """A difference of a metric: of accuracies in percentage points."""
+    return f"{100 * number:.2f} points" if is_share(objective) else f"{number:.3g}"
+
+
+def interval(objective: str, found: Difference) -> str:
+    """A difference's 95 % interval: `0.01 to 0.11`; empty where there is none."""
+    if found.half_width is None:
+        return ""
+    low, high = found.mean - found.half_width, found.mean + found.half_width
+    if is_share(objective):
+        return f"{_signed(100 * low, 2)} to {_signed(100 * high, 2)}"
+    return f"{low:.3g} to {high:.3g}".replace("-", "−")
+
+
+def mean_with_interval(objective: str, found: Summary) -> str:
+    """`96.52 % ± 0.11`, without the interval where there is none."""
+    if found.half_width is None:
+        return value(objective, found.mean)
+    width = 100 * found.half_width if is_share(objective) else found.half_width
+    return f"{value(objective, found.mean)} ± " + (
+        f"{width:.2f}" if is_share(objective) else f"{width:.2g}"
+    )
+
+
+def verdict(found: Difference) -> str:
+    """What a comparison comes to, in a few words."""
+    if found.is_identical:
+        return "identical"
+    if found.is_real:
+        return "more than chance"
+    if found.is_hint:
+        return "a hint, may be chance"
+    return "may be chance" if found.p is not None else "cannot be told"
+
+
+def name(axes: Sequence[str], values: Sequence[str]) -> str:
+    """A configuration: `model=model3, dropout=0.04`."""
+    return ", ".join(f"{axis}={shown(text)}" for axis, text in zip(axes, values, strict=True))
+
+
+def winner(findings: Findings, others: Sequence[Lead]) -> list[str]:
+    """Which configuration is first, its lead, and what it reaches on the test set."""
+    found = findings.results
+    first, of = found.rows[0], found.objective
+    seeds = len(first.finished)
+    over = f", the mean of {seeds} seeds and its 95 % interval" if seeds > 1 else ""
+    here = Summary(seeds, first.mean, None, first.half_width)
+    what = name(found.axes, first.values) or "the one configuration"
+    told = [
+        f"{what} comes first of {len(found.rows)}: {of} {mean_with_interval(of, here)}{over}."
+        if len(found.rows) > 1
+        else f"{what}: {of} {mean_with_interval(of, here)}{over}."
+    ]
+    if others:
+        told.append(_lead(of, others, found.axes))
+    told += _on_test_set(findings)
+    return told
+
+
+def setting(
+    of: str, axis: str, found: Sequence[Contrast], chosen: Layout, weight: float | None
+) -> list[str]:
+    """What an axis does: a sentence over all, then one for each panel.
+
+    Args:
+        of: the objective.
+        found: its comparisons.
+        weight: its share of the importances.
+    """
+    overall = [one for one in found if one.within is None]
+    told = []
+    if overall:
+        about = [other for other in chosen.varied if other != axis]
+        averaged = f", averaged over {' and '.join(about)}" if about else ""
+        words = f"{_in_short(overall)}{_compared(of, axis, overall)}{averaged}."
+        told.append(words if words.startswith(axis) else words[0].upper() + words[1:])
+    for within in dict.fromkeys(one.within for one in found if one.within is not None):
+        part = [one for one in found if one.within == within]
+        told.append(f"For {within}: {_compared(of, axis, part)}.")
+    if weight is not None and told:
+        told[0] += f" It accounts for {100 * weight:.0f} % of the differences between trials."
+    return told
+
+
+def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
+    """What to know before believing it."""
+    found = findings.results
+    told = []
+    if found.on_test_set:
+        told.append(
+            f"Selected on the test set: the ranking is by {found.objective}, since no training "
+            "images were held out. The first is no ground for a choice, and its accuracy is too "
+            "good by the luck of having been picked. data.val_size=5000 makes a hold-out."
+        )
+    elif found.objective.startswith("val/"):
+        told.append(
+            f"The ranking is by {found.objective}, on training images that were held out; the test "
+            "set had no part in it. The first's own value is too good by the luck of having been "
+            "picked; its test accuracy is not."
+        )
+    seeds = sorted({len(row.finished) for row in found.rows})
+    if seeds[-1] == 1:
+        told.append(NOTHING_APART)
+    else:
+        how = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        told.append(
+            f"Each configuration ran with {how} seeds. Comparisons are paired over shared seeds "
+            "(Student's t), and every interval is a 95 % interval of its own."
+        )
+        pairs = [lead.difference.half_width for lead in others if lead.difference.half_width]
+        if seeds[-1] < FEW_SEEDS:
+            told.append(
+                f"{seeds[-1]} seeds are few. In a sweep that has a name (sweep.name) the same "
+                "command with more values of seed runs what is missing, and tells more."
+            )
+        if pairs:
+            least = gain(found.objective, statistics.median(pairs))
+            told.append(
+                f"With so many seeds two configurations have to differ by about {least} before "
+                "the interval leaves out 0."
+            )
+        told.append(
+            "More than chance means p < 0.05 after Holm's correction for the number of comparisons "
+            "in a family. The families are: all pairs of one setting's values; all those pairs "
+            "within the panels; the first configuration against each other one."
+        )
+    missing = findings.planned - sum(len(row.finished) for row in found.rows)
+    if missing > 0:
+        told.append(
+            f"{missing} of {findings.planned} trials are not in it: they failed, were pruned, or "
+            "have not ended."
+        )
+    return told
+
+
+def same_thing(found: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Which values of an axis are one and the same."""
+    return [
+        f"{axis}={one} and {axis}={other} came out exactly the same in every trial: here they are "
+        "one and the same thing, counted twice."
+        for axis, one, other in found
+    ]
+
+
+def _lead(of: str, others: Sequence[Lead], axes: Sequence[str]) -> str:
+    nearest = others[0]
+    gap = nearest.difference
+    by = f"Its lead over the next, {name(axes, nearest.row.values)}, is {gain(of, gap.mean)}"
+    if gap.n == 0:
+        return "It shares no seed with the next, so their difference cannot be told from chance."
+    if gap.is_identical:
+        by = f"The next, {name(axes, nearest.row.values)}, came out exactly the same"
+    elif gap.p is None:
+        return f"{by}; with {_count(gap.n, 'shared seed')} that cannot be told from chance."
+    else:
+        by += f" (paired over {gap.n} seeds, 95 % interval {interval(of, gap)}): {verdict(gap)}"
+    beaten = sum(lead.difference.is_real for lead in others)
+    if beaten == len(others):
+        return f"{by}. It beats all {beaten} others by more than chance."
+    open_ = len(others) - beaten
+    return (
+        f"{by}. It beats {beaten} of the {_count(len(others), 'other')} by more than chance; "
+        f"{open_} cannot be told from it."
+    )
+
+
+def _on_test_set(findings: Findings) -> list[str]:
+    found = findings.results
+    if found.on_test_set:
+        return [
+            "It was selected on the test set (no hold-out), so this is no ground for choosing it."
+        ]
+    entries = findings.by_run()
+    accuracies = [
+        entries[record.run_id].metrics["test/acc_last"]
+        for record in found.rows[0].finished
+        if "test/acc_last" in entries[record.run_id].metrics
+    ]
+    if not accuracies:
+        return []
+    reached = mean_with_interval("test/acc", summary(accuracies))
+    return [f"On the test set, which had no part in the choice, it reaches {reached}."]
+
+
+def _in_short(found: Sequence[Contrast]) -> str:
+    """Whether the axis matters, in a word."""
+    gaps = [one.difference for one in found]
+    if any(gap.is_real for gap in gaps):
+        return "Yes, by more than chance: "
+    if all(gap.is_identical for gap in gaps):
+        return "No: "
+    if all(gap.p is None for gap in gaps):
+        return "It cannot be told: "
+    return "Perhaps: " if any(gap.is_hint for gap in gaps) else ""
+
+
+def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
+    """`dropout=0.0 beats 0.04 by 0.31 points (...); no difference shows between 0.0 and 0.02`."""
+    best = found[0].better
+    told = []
+    for one in (one for one in found if one.difference.is_real):
+        gap = one.difference
+        told.append(
+            f"beats {shown(one.worse)} by {gain(of, gap.mean)} (paired over {gap.n} seeds, 95 % "
+            f"interval {interval(of, gap)})"
+        )
+    words = [f"{axis}={shown(best)} {' and '.join(told)}"] if told else []
+    same = [shown(one.worse) for one in found if one.difference.is_identical]
+    if same:
+        words.append(f"{shown(best)} and {', '.join(same)} came out exactly the same")
+    hints = [
+        f"{shown(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
+        for one in found
+        if one.difference.is_hint
+    ]
+    if hints:
+        words.append(
+            f"a hint only that {axis}={shown(best)} is better than {' and '.join(hints)}, not "
+            "beyond the correction"
+        )
+    none = [
+        f"{shown(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
+        for one in found
+        if one.difference.p is not None and not (one.difference.is_real or one.difference.is_hint)
+    ]
+    if none:
+        words.append(f"no difference shows between {axis}={shown(best)} and {' or '.join(none)}")
+    untold = [
+        f"{shown(one.worse)} by {gain(of, one.difference.mean)}"
+        for one in found
+        if one.difference.p is None and not one.difference.is_identical
+    ]
+    if untold:
+        words.append(
+            f"{axis}={shown(best)} is ahead of {' and '.join(untold)}, which cannot be told from "
+            "chance"
+        )
+    return "; ".join(words)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _signed(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def is_share(metric: str) -> bool:
+    return "acc" in metric.rpartition("/")[2]

@@ -1,0 +1,355 @@
+"""Makes a sweep's report: page, pictures and CSV, on disk and as artifacts of the sweep's run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mnist_hydra.report import answer, hard, origin, page, published, questions, read, table
+from mnist_hydra.report.importance import importances
+from mnist_hydra.report.questions import Contrast, Layout, Lead
+from mnist_hydra.report.read import Findings, shown
+from mnist_hydra.sweep.parent import REPORT
+from mnist_hydra.sweep.results import SEED, best_command
+from mnist_hydra.tracking import Tracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mnist_hydra.report import plots
+
+MAX_ROWS = 300
+"""Rows of a table on the page; the CSV has all."""
+MAX_CURVES = 6
+DPI = 110
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was made."""
+
+    folder: Path
+    sentences: tuple[str, ...]
+    """The answer, setting by setting, and what warns against it."""
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was asked of the trials, and what came of it."""
+
+    importance: Mapping[str, float]
+    layout: Layout
+    contrasts: Mapping[str, Sequence[Contrast]]
+    leads: Sequence[Lead]
+
+
+def ask(findings: Findings) -> Answers:
+    """All statistics of the report."""
+    importance = importances(*questions.points_of(findings))
+    chosen = questions.layout(findings.axes, findings.scores(), importance)
+    return Answers(
+        importance, chosen, questions.contrasts(findings, chosen), questions.leads(findings)
+    )
+
+
+def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path) -> Report:
+    """Write a report below `output_dir` and record it with its sweep, where it is of one.
+
+    Args:
+        data_dir: where test images are looked for.
+    """
+    answers = ask(findings)
+    folder = output_dir / "reports" / _folder_name(findings)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for picture, figure in _pictures(tracker, findings, answers):
+        figure.savefig(folder / f"{picture.name}.png", dpi=DPI)
+        drawn = page.svg(figure, picture.name)
+        pictures.append(page.Picture(picture.name, picture.heading, picture.caption, drawn))
+    thumbnails = []
+    for thumbnail, sheet in _hard(tracker, findings, data_dir):
+        thumbnails.append(thumbnail)
+        if sheet is not None:
+            sheet.savefig(folder / "hard_images.png", dpi=DPI)
+    whole = _page(findings, answers, pictures, thumbnails)
+    (folder / "report.html").write_text(page.html(whole), encoding="utf-8")
+    (folder / "report.csv").write_text(table.csv_text(findings), encoding="utf-8")
+    if len(findings.parents) == 1:
+        tracker.client.log_artifacts(findings.parents[0], str(folder), REPORT)
+    settings = [f"{setting.axis}: {setting.overall}" for setting in whole.settings]
+    return Report(folder, (*whole.answer, *settings, *whole.warnings))
+
+
+def _what(findings: Findings) -> str:
+    if not findings.parents:
+        return "these runs"
+    return ("sweep " if len(findings.parents) == 1 else "sweeps ") + findings.title
+
+
+def _folder_name(findings: Findings) -> str:
+    name = UNSAFE.sub("-", findings.title).strip("-.")[:60] or "runs"
+    return f"{name}-{findings.parents[0][:8]}" if len(findings.parents) == 1 else name
+
+
+def _pictures(
+    tracker: Tracker, findings: Findings, answers: Answers
+) -> Iterator[tuple[page.Picture, Figure]]:
+    """The pictures that there is something to show on, the most telling first."""
+    from mnist_hydra.report import plots
+
+    found, chosen = findings.results, answers.layout
+    scores, objective = findings.scores(), found.objective
+    if chosen.rows is not None:
+        averaged = f" Averaged over {', '.join(chosen.averaged)}." if chosen.averaged else ""
+        panels = f", a panel for each {chosen.panels}" if chosen.panels else ""
+        yield (
+            page.Picture(
+                "heat_map",
+                f"Which {chosen.rows} and which {chosen.columns}?",
+                f"{objective} over {chosen.rows} and {chosen.columns}{panels}; darker is more. "
+                f"The numbers stand in the table of configurations.{averaged}",
+            ),
+            plots.heat_map(scores, found.axes, chosen, objective),
+        )
+    if chosen.varied:
+        effects = {axis: questions.means(findings, axis) for axis in chosen.varied}
+        seeds = max(summary.n for values in effects.values() for summary in values.values())
+        share = ", ".join(f"{a} {100 * s:.0f} %" for a, s in answers.importance.items())
+        caption = (
+            f"The mean {objective} at each value of a setting, the others averaged. Its interval "
+            "is of that mean alone; the comparisons in words are paired, and sharper."
+        )
+        if share:
+            caption += (
+                f" Share of the differences between trials (fANOVA): {share}."
+                " What the seed accounts for is chance."
+            )
+        yield (
+            page.Picture("main_effects", "How much does each setting matter?", caption),
+            plots.main_effects(effects, answers.importance, objective, seeds),
+        )
+    curves = _curves(tracker, findings, chosen)
+    if curves:
+        metric = f"{objective.partition('/')[0]}/acc"
+        group = _best_of(chosen)
+        what = f"The best configuration of each {group}" if group else "The best configurations"
+        yield (
+            page.Picture(
+                "learning_curves",
+                "Do they still improve?",
+                f"{what}: {metric} by epoch; the band goes from the least to the most of them.",
+            ),
+            plots.learning_curves(curves, metric),
+        )
+    costs = table.costs(findings, _best_of(chosen), chosen)
+    costs = {kind: points for kind, points in costs.items() if len({x for x, _, _ in points}) > 1}
+    if costs:
+        yield (
+            page.Picture(
+                "cost",
+                "What does accuracy cost?",
+                f"{objective} of each configuration against {' and '.join(costs)}.",
+            ),
+            plots.against_cost(costs, objective),
+        )
+    if len(chosen.varied) > 1:
+        names, points, objectives = questions.points_of(findings)
+        kept = [names.index(axis) for axis in chosen.varied]
+        yield (
+            page.Picture(
+                "parallel",
+                "What do the good trials have in common?",
+                f"Each line is a trial, from its settings to its {objective}; dark is good.",
+            ),
+            plots.parallel_coordinates(
+                chosen.varied,
+                [[point[place] for place in kept] for point in points],
+                objectives,
+                chosen.values,
+                objective,
+                findings.minimize,
+            ),
+        )
+
+
+def _curves(tracker: Tracker, findings: Findings, chosen: Layout) -> list[plots.Curve]:
+    """The best configuration of each value of the panels' axis, or the best few."""
+    from mnist_hydra.report.plots import curve
+
+    found = findings.results
+    group = _best_of(chosen)
+    if group is not None:
+        place = found.axes.index(group)
+        first = {row.values[place]: row for row in reversed(found.rows)}
+        rows = [first[value] for value in chosen.values[group][:MAX_CURVES]]
+    else:
+        rows = list(found.rows[: MAX_CURVES - 1])
+    metric = f"{found.objective.partition('/')[0]}/acc"
+    wanted = [record.run_id for row in rows for record in row.finished]
+    histories = read.histories(tracker, wanted, metric)
+    curves = []
+    for row in rows:
+        mine = [histories[record.run_id] for record in row.finished]
+        curves.append(curve(answer.name(found.axes, row.values) or metric, mine))
+    return [one for one in curves if len(one.epochs) > 1]
+
+
+def _best_of(chosen: Layout) -> str | None:
+    """The axis of which each value has a colour of its own, if there is one."""
+    if chosen.panels is not None:
+        return chosen.panels
+    few = [axis for axis in chosen.varied if len(chosen.values[axis]) <= MAX_CURVES]
+    return few[0] if few else None
+
+
+def _hard(
+    tracker: Tracker, findings: Findings, data_dir: Path
+) -> list[tuple[page.Thumbnail, Figure | None]]:
+    """The images that most models get wrong, and on the first of them the sheet of all."""
+    from mnist_hydra.report import plots
+
+    rows = findings.results.rows
+    runs = [record.run_id for row in rows for record in row.finished][: read.MAX_MISTAKES]
+    found = read.mistakes(tracker, runs)
+    images = hard.hardest(found)
+    if not images:
+        return []
+    test = hard.test_images(findings.by_run()[next(iter(found))], data_dir)
+    if test is None:
+        return []
+    pixels, labels = test
+    drawn, captions = [], []
+    for image in images:
+        drawn.append(pixels[image.index])
+        captions.append(
+            (f"{labels[image.index]} → {image.taken_for}", f"{image.wrong} of {len(found)}")
+        )
+    sheet = plots.hard_images(
+        pixels[[image.index for image in images]],
+        [(what, str(image.wrong)) for (what, _), image in zip(captions, images, strict=True)],
+        len(found),
+    )
+    return [
+        (
+            page.Thumbnail(hard.png_uri(image), f"{what}, {count} (no. {which.index})"),
+            sheet if place == 0 else None,
+        )
+        for place, (image, (what, count), which) in enumerate(
+            zip(drawn, captions, images, strict=True)
+        )
+    ]
+
+
+def _page(
+    findings: Findings,
+    answers: Answers,
+    pictures: Sequence[page.Picture],
+    thumbnails: Sequence[page.Thumbnail],
+) -> page.Page:
+    found = findings.results
+    origins = [origin.facts(entry, found) for entry in findings.entries]
+    read_origins = [facts for facts in origins if len(facts) > 1]
+    common, differing = origin.shared(read_origins)
+    finished = sum(len(row.finished) for row in found.rows)
+    settings = []
+    for axis in answers.layout.varied:
+        lines = answer.setting(
+            found.objective,
+            axis,
+            answers.contrasts.get(axis, ()),
+            answers.layout,
+            answers.importance.get(axis),
+        )
+        if lines:
+            settings.append(page.Setting(axis, lines[0], lines[1:]))
+    warnings = answer.same_thing(questions.twins(findings, answers.layout))
+    if found.on_test_set:
+        warnings.insert(0, answer.trust(findings, answers.leads)[0])
+    warnings += [
+        f"The trials differ in {name}: see the table of every trial."
+        for name in ("commit", "data SHA-256", "versions")
+        if name in differing
+    ]
+    header, rows = table.configurations(findings, answers.leads, MAX_ROWS)
+    tables = {"configurations": page.Table(header, rows, _left_out(len(found.rows), len(rows)))}
+    if answers.contrasts:
+        compared = table.comparisons(found.objective, answers.contrasts)
+        tables["comparisons"] = page.Table(*compared)
+    tables["trials"] = _trials(findings, origins, differing)
+    if beside := published.beside(findings):
+        tables["published"] = _published(beside)
+    errors = list(hard.class_errors(findings.entries).items())[:3]
+    return page.Page(
+        title=f"What {_what(findings)} found",
+        status=f"{finished} of {findings.planned} trials finished: {len(found.rows)} "
+        f"configurations ranked by {found.objective}, {found.at} epoch",
+        answer=answer.winner(findings, answers.leads),
+        warnings=warnings,
+        settings=settings,
+        trust=answer.trust(findings, answers.leads),
+        command=best_command(found) or "",
+        pictures=pictures,
+        tables=tables,
+        hard="The classes that are missed most, as the mean over all trials: "
+        + ", ".join(f"{name} ({100 * share:.2f} % of its test images)" for name, share in errors)
+        + "."
+        if errors
+        else "",
+        thumbnails=thumbnails,
+        origin=common,
+        commands=() if "command" in common else [text for text in findings.commands if text],
+    )
+
+
+def _trials(
+    findings: Findings, origins: Sequence[Mapping[str, str]], differing: Sequence[str]
+) -> page.Table:
+    found = findings.results
+    named = SEED not in found.axes
+    header = [*found.axes, *(["seed"] if named else []), "state", found.objective, "test/acc_last"]
+    header += ["seconds", *differing, "run"]
+    rows = []
+    for entry, facts in list(zip(findings.entries, origins, strict=True))[:MAX_ROWS]:
+        swept = {axis.lstrip("+~"): text for axis, text in entry.record.values.items()}
+        rows.append(
+            [shown(swept.get(axis, "")) for axis in found.axes]
+            + ([entry.seed] if named else [])
+            + [entry.record.state, _number(found.objective, entry.record.objective)]
+            + [_number("test/acc", entry.metrics.get("test/acc_last"))]
+            + ["–" if entry.seconds is None else f"{entry.seconds:.1f}"]
+            + [facts.get(name, origin.UNKNOWN) for name in differing]
+            + [entry.record.run_id]
+        )
+    return page.Table(header, rows, _left_out(len(findings.entries), len(rows)))
+
+
+def _published(found: Sequence[published.Beside]) -> page.Table:
+    header = ["recipe", "last epoch, published", "last epoch, here", "seeds"]
+    header += ["best epoch, published", "best epoch, here (selected on the test set)"]
+    return page.Table(
+        header,
+        [
+            [one.recipe, answer.value("test/acc", one.published_last)]
+            + [answer.mean_with_interval("test/acc", one.last), str(one.last.n)]
+            + [answer.value("test/acc", one.published_best)]
+            + ["–" if one.best is None else answer.mean_with_interval("test/acc", one.best)]
+            for one in found
+        ],
+    )
+
+
+def _number(metric: str, number: float | None) -> str:
+    return "–" if number is None else answer.value(metric, number)
+
+
+def _left_out(all_: int, here: int) -> str:
+    return f"{all_ - here} more are in report.csv." if all_ > here else ""

@@ -1,0 +1,116 @@
+"""The report as one HTML page that needs nothing else: no network, no script, no other file."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from mnist_hydra.canvas import GREY, INK, PALE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VARIABLES = {INK: "var(--ink)", GREY: "var(--grey)", PALE: "var(--pale)", "#ffffff": "var(--paper)"}
+"""The canvas's neutral colours, which are others in a dark page."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with what it says in words."""
+
+    name: str
+    """Letters and underscores: also its file's name."""
+    heading: str
+    caption: str
+    svg: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    more: str = ""
+    """What is left out, as a sentence."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small image and what stands below it."""
+
+    uri: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one axis does."""
+
+    axis: str
+    overall: str
+    parts: Sequence[str]
+    """The same within each panel."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that stands on the page."""
+
+    title: str
+    status: str
+    answer: Sequence[str]
+    warnings: Sequence[str]
+    settings: Sequence[Setting]
+    trust: Sequence[str]
+    command: str
+    pictures: Sequence[Picture]
+    tables: dict[str, Table] = field(default_factory=dict)
+    """`configurations`, `comparisons`, `published`, `trials`."""
+    hard: str = ""
+    """The classes that are hardest, as a sentence."""
+    thumbnails: Sequence[Thumbnail] = ()
+    origin: dict[str, str] = field(default_factory=dict)
+    """Facts that all trials have in common."""
+    commands: Sequence[str] = ()
+
+
+def html(page: Page) -> str:
+    """The page's text."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = (files("mnist_hydra.report") / "page.html").read_text()
+    return environment.from_string(template).render(page=page)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as SVG for this page: its neutral colours follow light and dark, its text is text.
+
+    Args:
+        name: of the picture; keeps its ids apart from other pictures'.
+    """
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(
+            file, format="svg", facecolor="none", edgecolor="none", metadata={"Date": None}
+        )
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'<g id="[a-zA-Z0-9_.]+">', "<g>", text)  # the same in every picture
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    size = re.search(r'viewBox="0 0 ([\d.]+) ', text)
+    width = float(size.group(1)) if size else 600.0
+    label = f'<svg role="img" aria-labelledby="{name}-heading" aria-describedby="{name}-caption"'
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    style = f' style="width: 100%; max-width: {width * 4 / 3:.0f}px; height: auto"'
+    return text.replace("<svg", label + style, 1)

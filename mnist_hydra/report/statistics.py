@@ -1,0 +1,179 @@
+"""What can be said about configurations that ran over a few seeds; pure functions.
+
+The unit of chance is the seed: two configurations are compared over the seeds that both have, and
+a setting's effect is first averaged over the other settings within each seed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mnist_hydra.sweep.results import half_width
+
+LEVEL = 0.05
+Point = tuple[str, ...]
+"""A configuration: one value for each axis, in the order of the axes."""
+Scores = Mapping[Point, Mapping[str, float]]
+"""Of each configuration the objective by seed."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Several seeds of one configuration."""
+
+    n: int
+    mean: float
+    deviation: float | None
+    """The sample's standard deviation (n - 1); `None` with one seed."""
+    half_width: float | None
+    """Half of the mean's 95 % interval by Student's t; `None` with one seed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing less another, over the seeds that both have."""
+
+    n: int
+    """How many seeds those are."""
+    mean: float
+    """NaN with none."""
+    half_width: float | None = None
+    """Half of the 95 % interval, of this one comparison; `None` where nothing can be told."""
+    p: float | None = None
+    """Two-sided, of this one comparison."""
+    corrected: float | None = None
+    """The same after the correction for all that were compared with it, see `correct`."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is more than chance, at 5 % for the whole family of comparisons."""
+        p = self.p if self.corrected is None else self.corrected
+        return p is not None and p < LEVEL
+
+    @property
+    def is_hint(self) -> bool:
+        """Whether it would count alone, but does not after the correction."""
+        return not self.is_real and self.p is not None and self.p < LEVEL
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether there was no difference at all, with any seed."""
+        return self.n > 0 and self.mean == 0 and self.p is None and self.half_width == 0
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Number, mean, deviation and 95 % interval of at least one value."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(len(values), statistics.fmean(values), deviation, half_width(values))
+
+
+def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Difference:
+    """`one` less `other`, paired over the seeds that both have: Student's paired t test.
+
+    It takes the differences as normal (Student, "The probable error of a mean", Biometrika 1908).
+    With one seed, or where all differences are the same, there is no spread to judge by, and no
+    interval is made up.
+
+    Args:
+        one, other: a value for each seed.
+    """
+    pairs = [one[seed] - other[seed] for seed in one if seed in other]
+    if not pairs:
+        return Difference(0, math.nan)
+    mean = statistics.fmean(pairs)
+    if all(pair == 0 for pair in pairs):
+        return Difference(len(pairs), 0.0, 0.0 if len(pairs) > 1 else None)
+    if len(pairs) < 2 or max(pairs) - min(pairs) < 1e-12:
+        return Difference(len(pairs), mean)
+    from scipy.special import stdtr  # type: ignore[import-untyped]
+
+    t = mean / (statistics.stdev(pairs) / math.sqrt(len(pairs)))
+    p = 2 * float(stdtr(len(pairs) - 1, -abs(t)))
+    return Difference(len(pairs), mean, half_width(pairs), p)
+
+
+def effect(
+    scores: Scores, place: int, one: str, other: str, where: Mapping[int, str] | None = None
+) -> Difference:
+    """What it brings to set an axis to `one` rather than to `other`, all else being equal.
+
+    Within each seed the differences are averaged over the other axes' values; these averages are
+    then compared over the seeds, as `difference` does. Only pairs of trials count of which both
+    finished.
+
+    Args:
+        place: of the axis in a configuration.
+        where: place to value: only configurations with these.
+    """
+    by_seed: dict[str, list[float]] = {}
+    for point, seeds in scores.items():
+        if point[place] != one or any(point[at] != value for at, value in (where or {}).items()):
+            continue
+        twin = scores.get((*point[:place], other, *point[place + 1 :]), {})
+        for seed, value in seeds.items():
+            if seed in twin:
+                by_seed.setdefault(seed, []).append(value - twin[seed])
+    means = {seed: statistics.fmean(pairs) for seed, pairs in by_seed.items()}
+    return difference(means, dict.fromkeys(means, 0.0))
+
+
+def level_means(scores: Scores, place: int, values: Sequence[str]) -> dict[str, Summary]:
+    """The objective at each value of an axis, averaged over the others, summed up over seeds.
+
+    Only what every value was tried with takes part, so that no value looks better for easier
+    company; where there is no such thing, all takes part.
+
+    Args:
+        values: of the axis, at least one.
+    """
+    others: dict[str, set[tuple[Point, str]]] = {value: set() for value in values}
+    for point, seeds in scores.items():
+        rest = point[:place] + point[place + 1 :]
+        others[point[place]] |= {(rest, seed) for seed in seeds}
+    shared = set.intersection(*others.values()) if others else set()
+    found = {}
+    for value in values:
+        by_seed: dict[str, list[float]] = {}
+        for rest, seed in shared or others[value]:
+            point = rest[:place] + (value,) + rest[place:]
+            by_seed.setdefault(seed, []).append(scores[point][seed])
+        if by_seed:
+            found[value] = summary([statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)])
+    return found
+
+
+def correct(family: Sequence[Difference]) -> list[Difference]:
+    """The differences with p values corrected for how many there are, by Holm's method.
+
+    The chance to call even one of them real that is none stays below 5 % (Holm, "A simple
+    sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979).
+    Those without a p value do not count.
+    """
+    tested = [index for index, one in enumerate(family) if one.p is not None]
+    corrected: dict[int, float] = {}
+    highest = 0.0
+    for done, index in enumerate(sorted(tested, key=lambda index: family[index].p or 0.0)):
+        highest = max(highest, min(1.0, (len(tested) - done) * (family[index].p or 0.0)))
+        corrected[index] = highest
+    return [replace(one, corrected=corrected.get(i)) for i, one in enumerate(family)]
+
+
+def in_order(values: Sequence[str]) -> list[str]:
+    """Values of an axis, each once: by size where all are numbers, else as they came."""
+    unique = list(dict.fromkeys(values))
+    numbers = [number(value) for value in unique]
+    if all(value is not None for value in numbers):
+        return [value for _, value in sorted(zip(numbers, unique), key=lambda pair: pair[0] or 0.0)]
+    return unique
+
+
+def number(value: str) -> float | None:
+    """A value of an axis as a finite number; `None` if it is none."""
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None

@@ -1,0 +1,145 @@
+"""The report's tables as rows of text, for the page and as CSV; pure functions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+
+from mnist_hydra.report.answer import gain, interval, value, verdict
+from mnist_hydra.report.origin import facts
+from mnist_hydra.report.questions import Contrast, Layout, Lead
+from mnist_hydra.report.read import Entry, Findings, shown
+from mnist_hydra.report.statistics import Difference, summary
+from mnist_hydra.sweep.results import Row
+
+Rows = list[list[str]]
+
+
+def configurations(
+    findings: Findings, others: Sequence[Lead], limit: int
+) -> tuple[list[str], Rows]:
+    """Each configuration over its seeds: names of the columns, and at most `limit` rows."""
+    found = findings.results
+    entries = findings.by_run()
+    behind: list[Difference | None] = [None, *(lead.difference for lead in others)]
+    header = ["rank", *found.axes, "n", found.objective, "± 95 %", "deviation"]
+    header += ["best epoch", "on the test set", "seconds", "parameters", "behind the first"]
+    rows = []
+    for row, gap in list(zip(found.rows, behind, strict=True))[:limit]:
+        mine = [entries[record.run_id] for record in row.finished]
+        scores = summary([float(record.objective or 0.0) for record in row.finished])
+        seconds = [entry.seconds for entry in mine if entry.seconds is not None]
+        sizes = sorted({entry.parameters for entry in mine if entry.parameters is not None})
+        rows.append(
+            [str(row.rank), *map(shown, row.values)]
+            + [str(scores.n) if scores.n == row.trials else f"{scores.n} of {row.trials}"]
+            + [value(found.objective, scores.mean)]
+            + [_width(found.objective, scores.half_width)]
+            + [_width(found.objective, scores.deviation)]
+            + [_mean(found.objective, mine, found.objective.partition("/")[0] + "/acc_best")]
+            + [_mean("test/acc", mine, "test/acc_last")]
+            + [f"{statistics.fmean(seconds):.1f}" if seconds else "–"]
+            + [" ".join(f"{size:,}" for size in sizes) or "–"]
+            + [_behind(found.objective, gap)]
+        )
+    return header, rows
+
+
+def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tuple[list[str], Rows]:
+    """Every comparison of a setting's values: names of the columns, and rows."""
+    header = ["setting", "within", "better", "other", "difference", "95 % interval"]
+    header += ["n", "p", "p, corrected", "verdict"]
+    rows = []
+    for axis, contrasts in found.items():
+        for one in contrasts:
+            gap = one.difference
+            rows.append(
+                [axis, one.within or "all", shown(one.better), shown(one.worse)]
+                + [gain(objective, gap.mean), interval(objective, gap) or "–", str(gap.n)]
+                + [_p(gap.p), _p(gap.corrected), verdict(gap)]
+            )
+    return header, rows
+
+
+def csv_text(findings: Findings) -> str:
+    """Every trial with its settings, results and provenance; accuracies are shares (0 to 1)."""
+    found = findings.results
+    objective = found.objective
+    ranks = {record.run_id: row.rank for row in found.rows for record in row.finished}
+    metrics = sorted({key for entry in findings.entries for key in entry.metrics} - {objective})
+    origins = [facts(entry, found) for entry in findings.entries]
+    known = list(dict.fromkeys(name for origin in origins for name in origin))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["rank", *found.axes, "seed", "state", objective, "seconds", "parameters", "best_epoch"]
+        + [*metrics, *(name.replace(" ", "_") for name in known), "run_id"]
+    )
+    for entry, origin in zip(findings.entries, origins, strict=True):
+        record = entry.record
+        swept = {axis.lstrip("+~"): text for axis, text in record.values.items()}
+        writer.writerow(
+            [ranks.get(record.run_id, ""), *(swept.get(axis, "") for axis in found.axes)]
+            + [entry.seed, record.state, _exact(record.objective), _exact(entry.seconds)]
+            + [entry.parameters or "", entry.tags.get("best_epoch", "")]
+            + [_exact(entry.metrics.get(key)) for key in metrics]
+            + [origin.get(name, "") for name in known]
+            + [record.run_id]
+        )
+    return file.getvalue()
+
+
+def costs(
+    findings: Findings, group: str | None, chosen: Layout
+) -> dict[str, list[tuple[float, float, str]]]:
+    """What each configuration costs: the kind of cost to (cost, objective, group).
+
+    Args:
+        group: the axis whose values are the groups, in its order; `None` for one group.
+    """
+    entries = findings.by_run()
+    place = findings.axes.index(group) if group is not None else None
+    found: dict[str, list[tuple[float, float, str]]] = {}
+
+    def add(kind: str, row: Row, numbers: Sequence[float]) -> None:
+        named = f"{group}={shown(row.values[place])}" if place is not None else ""
+        if numbers:
+            found.setdefault(kind, []).append((statistics.fmean(numbers), row.mean, named))
+
+    rows = list(findings.results.rows)
+    if group is not None and place is not None:
+        rows.sort(key=lambda row: chosen.values[group].index(row.values[place]))
+    for row in rows:
+        mine = [entries[record.run_id] for record in row.finished]
+        add("parameters", row, [e.parameters for e in mine if e.parameters is not None])
+        add("seconds of training", row, [e.seconds for e in mine if e.seconds is not None])
+    return found
+
+
+def _mean(metric: str, entries: Sequence[Entry], key: str) -> str:
+    values = [entry.metrics[key] for entry in entries if key in entry.metrics]
+    return value(metric, statistics.fmean(values)) if values else "–"
+
+
+def _width(objective: str, width: float | None) -> str:
+    if width is None:
+        return "–"
+    return gain(objective, width).removesuffix(" points")
+
+
+def _behind(objective: str, gap: Difference | None) -> str:
+    if gap is None:
+        return ""
+    if gap.n == 0:
+        return "no shared seed"
+    return f"{gain(objective, gap.mean).removesuffix(' points')}, {verdict(gap)}"
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def _exact(number: float | None) -> str:
+    return "" if number is None else repr(number)

@@ -1,0 +1,313 @@
+"""The report of a real sweep, over real MNIST: by itself, by the command, and what stands in it."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import UserError
+from mnist_hydra.report import answer, questions, read
+from mnist_hydra.report.make import ask, make
+from mnist_hydra.report.published import recipe_of
+from mnist_hydra.report.read import Entry, Findings
+from mnist_hydra.sweep.results import Record, ranked
+from mnist_hydra.tracking import Tracker
+
+AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
+SETTINGS = ("model=model1", "data.limit=512", "data.val_size=500", "epochs=2", "threads=1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The sweep's folder, as a tracker asks for it."""
+
+    output_dir: str
+    tracking: TrackingConfig = TrackingConfig("local", None, "mnist_hydra")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that has ended."""
+
+    folder: Path
+    told: str
+    """What it said on stderr."""
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder / 'outputs' / 'mlflow.db'}")
+
+    @property
+    def tracker(self) -> Tracker:
+        return Tracker(Place(str(self.folder / "outputs")), make=False)
+
+    def runs(self) -> tuple[Run, list[Run]]:
+        """The parent and its trials."""
+        experiment = self.client.get_experiment_by_name("mnist_hydra")
+        assert experiment is not None
+        found = self.client.search_runs([experiment.experiment_id])
+        [parent] = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+        return parent, [run for run in found if run is not parent]
+
+    @property
+    def page(self) -> Path:
+        [found] = (self.folder / "outputs" / "reports").glob("mine-*/report.html")
+        return found
+
+
+def command(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", f"mnist_hydra.{module}", *words]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def swept(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("swept")
+    words = ("--multirun", *AXES, *SETTINGS, f"data.root={mnist}", "sweep.name=mine")
+    done = command("train", *words, "sweep.keep=0", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Swept(folder, done.stderr)
+
+
+pytestmark = pytest.mark.xdist_group("report")
+
+
+def test_a_sweep_ends_with_its_report_on_disk_and_on_its_run(swept: Swept) -> None:
+    assert f"report: {swept.page}" in swept.told
+    assert re.search(r"dropout=0\.\d, lr=0\.\d+ comes first of 4: val/acc", swept.told)
+    parent, _ = swept.runs()
+    files = {file.path for file in swept.client.list_artifacts(parent.info.run_id, "report")}
+    names = {f"report/{path.name}" for path in swept.page.parent.iterdir()}
+    assert files == names
+    assert {"report/report.html", "report/report.csv", "report/heat_map.png"} <= files
+    assert parent.info.status == "FINISHED"
+
+
+def test_the_page_needs_no_other_file_and_is_well_formed(swept: Swept) -> None:
+    text = swept.page.read_text()
+    page = Reader()
+    page.feed(text)
+    assert page.open == [], "every tag is closed"
+    assert len(page.ids) == len(set(page.ids))
+    outside = [link for link in page.links if not link.startswith(("data:", "#"))]
+    assert outside == [] and "<script" not in text and "@import" not in text
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert "prefers-color-scheme: dark" in text and "#222222" not in text.partition("</style>")[2]
+    assert page.levels[0] == 1 and all(b - a <= 1 for a, b in zip(page.levels, page.levels[1:]))
+    assert len(text) < 400_000
+
+
+def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: Swept) -> None:
+    text = swept.page.read_text()
+    parent, trials = swept.runs()
+    for words in (
+        "Can I trust it?",
+        "Does dropout matter?",
+        "Does lr matter?",
+        "On the test set, which had no part in the choice, it reaches",
+        "hold-out (val)",
+        trials[0].data.tags["mnist_hydra.data_sha256"],
+        "Which digits are hard?",
+        "12 of 12 trials finished",
+    ):
+        assert words in text, words
+    assert text.count('<svg role="img"') == 5
+
+
+def test_a_run_says_which_test_images_it_gets_wrong(swept: Swept) -> None:
+    _, trials = swept.runs()
+    found = read.mistakes(swept.tracker, [run.info.run_id for run in trials])
+    for run in trials:
+        wrong = found[run.info.run_id]
+        assert 1 - len(wrong) / 10_000 == pytest.approx(run.data.metrics["test/acc"])
+        assert set(wrong.values()) <= set(range(10))
+
+
+def test_the_csv_has_every_trial_unrounded_with_its_origin(swept: Swept) -> None:
+    rows = list(csv.DictReader((swept.page.parent / "report.csv").open()))
+    _, trials = swept.runs()
+    by_run = {run.info.run_id: run for run in trials}
+    assert {row["run_id"] for row in rows} == set(by_run)
+    for row in rows:
+        run = by_run[row["run_id"]]
+        assert float(row["val/acc"]) == run.data.metrics["val/acc"]
+        assert row["seed"] == run.data.params["seed"]
+        assert float(row["dropout"]) == float(run.data.params["dropout"])
+        assert row["selected_on"] == "hold-out (val)" and row["hardware"] and row["command"]
+
+
+def test_the_command_makes_it_again_by_the_runs_id_without_torch(swept: Swept) -> None:
+    parent, _ = swept.runs()
+    page = swept.page
+    before = page.read_text()
+    page.unlink()
+    line = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.report"]
+    again = subprocess.run(
+        [*line, f"sweep={parent.info.run_id}"],
+        cwd=swept.folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.startswith("Configurations by val/acc on the hold-out")
+    assert again.stdout.splitlines()[-1] == str(page)
+    assert page.read_text() == before
+    imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
+    assert "sklearn" in imported and not {"torch", "albumentations"} & imported
+
+
+def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> None:
+    done = command("report", "sweep=mien", cwd=swept.folder)
+    expected = "error: sweep=mien: no such sweep in this store; the nearest: mine\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+    nowhere = command("report", "sweep=mine", "output_dir=elsewhere", cwd=swept.folder)
+    assert nowhere.returncode == 2 and nowhere.stderr.count("\n") == 1
+    assert not (swept.folder / "elsewhere").exists()
+
+
+def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) -> None:
+    found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
+    assert (found.axes, len(found.results.rows), len(found.entries)) == (("lr",), 2, 6)
+    with pytest.raises(UserError, match="finds no finished run"):
+        read.read_filter(swept.tracker, "params.dropout = '0.7'")
+    with pytest.raises(UserError, match="filter=nonsense"):
+        read.read_filter(swept.tracker, "nonsense")
+
+
+def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
+    once, twice = (read.read_sweeps(swept.tracker, ["mine"] * n) for n in (1, 2))
+    assert once.results.rows == twice.results.rows
+    assert once.seed_of() == twice.seed_of()
+
+
+def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path) -> None:
+    found = read.read_filter(swept.tracker, "params.lr = '0.15'")
+    made = make(swept.tracker, found, tmp_path, tmp_path)
+    assert made.page.is_file() and not (tmp_path / "data").exists()
+
+
+def test_with_one_seed_the_report_says_that_nothing_can_be_told_apart() -> None:
+    findings = of({("0.0",): [0.99], ("0.1",): [0.98], ("0.2",): [0.97]})
+    said = said_of(findings)
+    assert answer.NOTHING_APART in said
+    assert "cannot be told from chance" in said and "±" not in said and "interval 0" not in said
+
+
+def test_a_setting_that_helps_with_every_seed_is_told_from_one_that_does_not() -> None:
+    helps = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.951, 0.960, 0.971, 0.979]})
+    assert "Yes, by more than chance: dropout=0.1 beats 0.0 by 5.03 points" in said_of(helps)
+    none = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.89, 0.93, 0.91, 0.94]})
+    assert "No difference shows between dropout=0.1 and 0.0" in said_of(none)
+
+
+def test_less_is_better_for_a_loss() -> None:
+    findings = of({("0.0",): [0.3, 0.31, 0.32], ("0.1",): [0.2, 0.212, 0.221]}, "val/loss")
+    said = said_of(findings)
+    assert "dropout=0.1 comes first of 2: val/loss 0.211" in said
+    assert "dropout=0.1 beats 0.0 by 0.099" in said
+
+
+def test_what_was_selected_on_the_test_set_is_labelled_so() -> None:
+    said = said_of(of({("0.0",): [0.9, 0.8], ("0.1",): [0.7, 0.6]}, "test/acc_last"))
+    assert "selected on the test set" in said and "no ground for choosing it" in said
+
+
+def test_two_names_of_one_thing_are_found() -> None:
+    findings = of({("model2",): [0.9, 0.8], ("model3",): [0.9, 0.8], ("model1",): [0.9, 0.7]})
+    assert questions.twins(findings, ask(findings).layout) == [("dropout", "model2", "model3")]
+
+
+def test_the_two_axes_that_matter_most_are_shown_and_the_others_said() -> None:
+    names = ("model", "dropout", "lr", "momentum")
+    scores = {
+        (model, dropout, lr, momentum): {"1": 0.5}
+        for model in ("model1", "model2")
+        for dropout in ("0.0", "0.1")
+        for lr in ("0.05", "0.1")
+        for momentum in ("0.8", "0.9")
+    }
+    weights = {"model": 0.1, "dropout": 0.05, "lr": 0.5, "momentum": 0.3}
+    found = questions.layout(names, scores, weights)
+    assert (found.rows, found.columns, found.panels) == ("lr", "momentum", "model")
+    assert found.averaged == ("dropout",)
+    one = questions.layout(("lr",), {("0.1",): {"1": 0.5}, ("0.2",): {"1": 0.5}}, {})
+    assert (one.rows, one.columns, one.panels) == (None, None, None)
+
+
+@pytest.mark.parametrize("change", [{}, {"lr": "0.1"}, {"data.val_size": "5000"}, {"epochs": "3"}])
+def test_a_published_recipe_is_known_by_its_settings(change: dict[str, str]) -> None:
+    params = {
+        **{"model.name": "model2", "data.name": "mnist", "aug.name": "none", "epochs": "15"},
+        **{"optimizer.name": "sgd", "batch_size": "512", "momentum": "0.95", "dropout": "0.0"},
+        **{"weight_decay": "0.0005", "data.val_size": "0", "data.limit": "null", "lr": "0.15"},
+        **{"scheduler.name": "onecycle", "scheduler.pct_start": "0.3"},
+        **{"scheduler.div_factor": "25", "scheduler.final_div_factor": "175"},
+    }
+    assert recipe_of(params | change) == (None if change else "exp2")
+
+
+def of(scores: dict[tuple[str], Sequence[float]], objective: str = "val/acc") -> Findings:
+    """Findings of trials with these objectives, a seed each."""
+    entries = []
+    for (value,), objectives in scores.items():
+        for seed, score in enumerate(objectives, start=1):
+            values = {"dropout": value, "seed": str(seed)}
+            words = [f"{key}={text}" for key, text in values.items()]
+            record = Record(values, words, "finished", score, f"{value}/{seed}")
+            entries.append(Entry(record, str(seed), {objective: score}, 1.0))
+    minimize = objective.endswith("loss")
+    results = ranked([e.record for e in entries], ["dropout", "seed"], objective, minimize=minimize)
+    return Findings("mine", (), (), tuple(entries), results, minimize, len(entries))
+
+
+def said_of(findings: Findings) -> str:
+    """All that the report says in sentences."""
+    answers = ask(findings)
+    told = answer.winner(findings, answers.leads) + answer.trust(findings, answers.leads)
+    for axis, contrasts in answers.contrasts.items():
+        of_ = findings.results.objective
+        told += answer.setting(of_, axis, contrasts, answers.layout, None)
+    return "\n".join(told)
+
+
+class Reader(HTMLParser):
+    """What a page is made of."""
+
+    VOID = ("meta", "img", "br", "path", "use", "rect", "circle", "line", "stop", "image")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.levels: list[int] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {key: value or "" for key, value in attrs}
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found[key] for key in ("href", "src", "xlink:href") if key in found]
+        if re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
