@@ -35,6 +35,7 @@ from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.resume import KEPT_ON_RESUME, Begun, begun_run
+from mnist_hydra.secrets import by_reference
 from mnist_hydra.spool import About, Spool, is_at_work, spools, store_address
 from mnist_hydra.store import without_password
 from mnist_hydra.tracking import (
@@ -340,7 +341,7 @@ def _record_settings(
     config: Config, trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
 ) -> None:
     chosen = {name: str(value) for name, value in runtime.as_record(trainer.runtime).items()}
-    spool.log_settings(flatten(config) | chosen)
+    spool.log_settings(by_reference(flatten(config), config.composed) | chosen)
     spool.set_tags(
         provenance.tags()
         | ({} if resumed else {OVERRIDES_TAG: without_password(" ".join(overrides))})

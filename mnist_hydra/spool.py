@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from mnist_hydra import store
 from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import Tracker, is_away
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Spool:
 
     def log_settings(self, settings: Mapping[str, str]) -> None:
         """Record settings as parameters; those that the run already has stay as they are."""
-        self._append("settings", dict(settings))
+        self._append("settings", hide_all(settings))
 
     def log_data(self, splits: list[dict[str, str]]) -> None:
         """Record the data as MLflow's inputs, see `Tracker.log_data`."""
@@ -194,7 +195,7 @@ class Spool:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set several tags."""
-        self._append("tags", dict(tags))
+        self._append("tags", hide_all(tags))
 
     def log_epochs(self, history: list[dict[str, Any]]) -> None:
         """Record the metrics of epochs, each `{"epoch": int, "timestamp_ms": int, name: value}`."""
@@ -203,7 +204,7 @@ class Spool:
 
     def log_text(self, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
-        self._append("file", _parent(name), name, lambda path: _write(path, text.encode()))
+        self._append("file", _parent(name), name, lambda path: _write(path, hide(text).encode()))
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a picture as an artifact called `name`, a PNG."""

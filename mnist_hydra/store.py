@@ -5,9 +5,11 @@ Nothing here prints or records a password, and nothing is made before it is know
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import os
 import re
+import shlex
 import socket
 import sqlite3
 import tempfile
@@ -92,10 +94,7 @@ def read(uri: str | None, output_dir: Path) -> Store:
     if scheme in DRIVERS:
         if not parts.hostname or not parts.path.strip("/"):
             raise _wrong(shown, "it names no host or no database")
-        module = driver or DRIVERS[scheme]
-        if importlib.util.find_spec(module) is None:
-            package = PACKAGES.get(module, module)
-            raise UserError(f"tracking.uri={shown} needs a driver; right: pip install {package}")
+        _check_driver(uri, shown, driver or DRIVERS[scheme])
         return Store("database", uri, shown, artifacts=artifacts)
     if scheme == "file" or "://" not in uri:
         raise _wrong(shown, "MLflow's store of files takes no claims")
@@ -116,9 +115,29 @@ def _wrong(shown: str, why: str) -> UserError:
     return UserError(f"tracking.uri={shown} is no address of a store ({why}); right: {RIGHT}")
 
 
+def _check_driver(uri: str, shown: str, name: str) -> None:
+    from sqlalchemy import make_url
+
+    try:
+        dialect = make_url(uri).get_dialect()
+        dialect.import_dbapi()
+    except ImportError:
+        package = PACKAGES.get(name, name)
+        said = f"tracking.uri={shown} needs a driver; right: pip install {package}"
+        raise UserError(said) from None
+    except Exception:  # of SQLAlchemy's many: no such dialect, no such driver, no URL
+        raise _wrong(shown, f"SQLAlchemy knows no driver called {name}") from None
+    if dialect.is_async:
+        raise _wrong(shown, f"{name} is a driver for asynchronous programs")
+
+
 def without_password(text: str) -> str:
-    """The same text with the password, or the user's whole name, of each address left out."""
-    return re.sub(r"(://[^/@:\s]*)(:[^/@\s]*)?@", lambda m: f"{m[1]}@" if m[2] else m[0], text)
+    """The same text with the passwords of addresses left out.
+
+    A password that is not escaped ends at the last `@` before a blank or a quotation mark.
+    """
+    text = re.sub(r"(://[^/@:\s\"']*):[^\s\"']*@", r"\1@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", r"\1", text)
 
 
 def check(store: Store, output_dir: Path) -> None:
@@ -161,17 +180,35 @@ def _check_server(store: Store) -> None:
     import urllib.error
     import urllib.request
 
+    request = urllib.request.Request(f"{store.uri}/health", headers=_authorization(store))
     try:
-        with urllib.request.urlopen(f"{store.uri}/health", timeout=CONNECT_TIMEOUT_S):
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S):
             pass
     except urllib.error.HTTPError as error:
         if error.code >= 500:
             raise _away(store, error) from None
+        if error.code in (401, 403):
+            raise UserError(
+                f"tracking.uri={store.shown} lets nobody in ({error}); right: "
+                f"tracking.uri=http://USER:PASSWORD@HOST, or MLFLOW_TRACKING_USERNAME and "
+                f"MLFLOW_TRACKING_PASSWORD in the environment"
+            ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, socket.gaierror):
             raise _wrong(store.shown, str(reason.strerror)) from None
         raise _away(store, reason) from None
+
+
+def _authorization(store: Store) -> dict[str, str]:
+    """The header by which MLflow's client names itself, too."""
+    user = store.user or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = store.password or os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    if user and password:
+        both = base64.b64encode(f"{user}:{password}".encode()).decode()
+        return {"Authorization": f"Basic {both}"}
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _check_database(store: Store) -> None:
@@ -184,6 +221,26 @@ def _check_database(store: Store) -> None:
         raise _wrong(store.shown, str(error.strerror)) from None
     except OSError as error:
         raise _away(store, error) from None
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
+
+    engine = sqlalchemy.create_engine(store.uri)
+    try:
+        with engine.connect() as connection:
+            if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+                return
+            query = sqlalchemy.text("SELECT version_num FROM alembic_version")
+            revision = connection.execute(query).scalar()
+    except SQLAlchemyError as error:
+        why = without_password(str(getattr(error, "orig", error)).strip().splitlines()[0])
+        if "starting up" in why or "shutting down" in why:
+            raise _away(store, why) from None
+        raise _wrong(store.shown, why) from None
+    finally:
+        engine.dispose()
+    problem = None if revision is None else _problem_of_revision(str(revision), store.shown)
+    if problem is not None:
+        raise UserError(f"tracking.uri={problem}")
 
 
 def _away(store: Store, why: object) -> StoreAway:
@@ -216,15 +273,21 @@ def problem_of(path: Path) -> str | None:
             store.execute("SELECT count(*) FROM experiments").fetchone()
     except (sqlite3.DatabaseError, OSError, TypeError) as error:
         return f"{path} is damaged or no store of MLflow's ({error}); {right}"
+    return _problem_of_revision(revision, f"sqlite:///{path}")
+
+
+def _problem_of_revision(revision: str, address: str) -> str | None:
     known, newest = revisions()
     if revision in newest:
         return None
     if revision in known:
         return (
-            f"{path} was made by an older MLflow; right: keep a copy of it, then "
-            f"mlflow db upgrade sqlite:///{path}"
+            f"{address} was made by an older MLflow; right: keep a copy of it, then "
+            f"mlflow db upgrade {shlex.quote(address)}"
         )
-    return f"{path} was made by a newer MLflow (revision {revision}); right: pip install -U mlflow"
+    return (
+        f"{address} was made by a newer MLflow (revision {revision}); right: pip install -U mlflow"
+    )
 
 
 def is_half_made(path: Path) -> bool:

@@ -23,6 +23,7 @@ from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.pages import VIEW_TAG
 from mnist_hydra.provenance import HIDDEN
+from mnist_hydra.secrets import hide, hide_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,8 +133,9 @@ class Tracker:
         found = self._run_with_key(about.key)
         if found is not None:
             return str(found.info.run_id)
-        tags = {**about.tags, KEY_TAG: about.key}
-        run = self.client.create_run(self.experiment_id, about.start_ms, tags, about.name)
+        tags = hide_all({**about.tags, KEY_TAG: about.key})
+        name = None if about.name is None else hide(about.name)
+        run = self.client.create_run(self.experiment_id, about.start_ms, tags, name)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:
@@ -189,7 +191,7 @@ class Tracker:
         """Set several tags in one request."""
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in hide_all(tags).items()])
 
     def log_epochs(self, run_id: str, history: list[dict[str, Any]]) -> None:
         """Record the metrics of epochs, each `{"epoch": int, "timestamp_ms": int, name: value}`.
@@ -217,7 +219,7 @@ class Tracker:
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
-        self.client.log_text(run_id, text, name)
+        self.client.log_text(run_id, hide(text), name)
 
     def read_text(self, run_id: str, name: str) -> str:
         """The text of an artifact.

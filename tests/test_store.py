@@ -45,7 +45,8 @@ def place(folder: Path, uri: str | None = None) -> Place:
         ("http://[::1]:5000", "server", "http://[::1]:5000"),
         (f"http://me:{SECRET}@host:5000", "server", "http://host:5000"),
         (f"postgresql://me:{SECRET}@host/db", "database", "postgresql://me@host/db"),
-        (f"mysql+psycopg2://me:{SECRET}@host:1/db", "database", "mysql+psycopg2://me@host:1/db"),
+        (f"postgresql://me:a@{SECRET}@host/db", "database", "postgresql://me@host/db"),
+        (f"postgresql://h/db?password={SECRET}", "database", "postgresql://h/db?password="),
     ],
 )
 def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
@@ -66,7 +67,10 @@ ODD = [
     "sqlite", "sqlite:", "sqlite:/x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:",
     "sqlite:///x.db?mode=ro", "sqlite:///folder/", "sqlite+aiosqlite:///", "sqlite://x.db",
     "postgresql", "postgresql:", "postgresql://", "postgresql://host", "postgresql://host/",
-    "postgresql:///db", "postgresql+nosuch://h/db", "mysql://h/db", "mssql://h/db", "oracle://h/db",
+    "postgresql:///db", "postgresql+nosuch://h/db", "postgresql+a.b://h/d",
+    "postgresql+__main__://h/d",
+    "postgresql+sys://h/d", "mysql+psycopg2://h/db", "postgresql+psycopg2+x://h/db",
+    "mysql://h/db", "mssql://h/db", "oracle://h/db",
     "databricks", "databricks://x", "databricks-uc", "s3://bucket", "ftp://h", "h:5000", "ü://h",
     f"ftp://me:{SECRET}@h", f"http://me:{SECRET}@", f"postgresql://me:{SECRET}@host",
 ]  # fmt: skip

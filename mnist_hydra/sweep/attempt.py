@@ -18,6 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from mnist_hydra.secrets import hide
 from mnist_hydra.sweep.ledger import Ledger, wait_for_store
 from mnist_hydra.sweep.trial import FAILED, INTERRUPTED, TIMEOUT, Planned, Trial
 
@@ -92,8 +93,8 @@ def _keep_evidence(
     folder = f"failures/attempt-{trial.number}"
     about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
     try:
-        ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
-        ledger.client.log_text(trial.run_id, about + transcript, f"{folder}/log.txt")
+        ledger.client.log_text(trial.run_id, hide(error), f"{folder}/traceback.txt")
+        ledger.client.log_text(trial.run_id, hide(about + transcript), f"{folder}/log.txt")
     except Exception as failure:  # the state is what matters
         log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
 

@@ -20,6 +20,7 @@ from mnist_hydra import provenance
 from mnist_hydra.commands import PLACE, override_value, refuse_moving_folder, written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle
 from mnist_hydra.errors import UserError
+from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import (
     NOT_SWEPT_IN_GROUP,
     Arguments,
@@ -206,7 +207,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         tracker.experiment_id,
         command.identity,
         name=command.settings.name or "sweep over " + ", ".join(mine),
-        tags=provenance.tags() | parts | about,
+        tags=hide_all(provenance.tags() | parts | about),
         fresh=command.settings.fresh,
     )
     if not parent.made_now:
