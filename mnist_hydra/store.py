@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CONNECT_TIMEOUT_S = 5.0
-DRIVERS = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
-"""What SQLAlchemy takes where an address names none."""
+DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
+"""What is taken where an address names none: SQLAlchemy's own choice differs by version."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
 
@@ -94,7 +94,9 @@ def read(uri: str | None, output_dir: Path) -> Store:
     if scheme in DRIVERS:
         if not parts.hostname or not parts.path.strip("/"):
             raise _wrong(shown, "it names no host or no database")
-        _check_driver(uri, shown, driver or DRIVERS[scheme])
+        driver = driver or DRIVERS[scheme]
+        uri = f"{scheme}+{driver}:{uri.partition(':')[2]}"
+        _check_driver(uri, shown, driver)
         return Store("database", uri, shown, artifacts=artifacts)
     if scheme == "file" or "://" not in uri:
         raise _wrong(shown, "MLflow's store of files takes no claims")

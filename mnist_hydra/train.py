@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,7 +40,9 @@ def task(cfg: DictConfig) -> float | None:
         refuse_moving_folder(folder, bool(hydra_cfg.job.chdir), multirun=False)
         from mnist_hydra.run import run_alone
 
-        return run_alone(cfg, list(hydra_cfg.overrides.task))
+        # Unresolved: what comes from the environment is recorded as the reference.
+        typed = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
+        return run_alone(cfg, cast(list[str], typed))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
