@@ -54,6 +54,16 @@ def resume_command(config: DictConfig, run: str) -> str:
     return shell_command("train", [*words, f"resume={run}"])
 
 
+def ui_command(config: DictConfig, run: str) -> str:
+    """The command that opens MLflow's pages on a run, or on a sweep's trials.
+
+    Args:
+        config: as composed.
+        run: the run's id.
+    """
+    return shell_command("ui", [*place_words(config), f"run={run}"])
+
+
 def same_command(python: str | None = None) -> str:
     """The command that this process was started with, less the passwords that it may hold."""
     return shell_command("train", [without_password(word) for word in sys.argv[1:]], python)

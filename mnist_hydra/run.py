@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import provenance, runtime
 from mnist_hydra.build import prepare
+from mnist_hydra.commands import ui_command
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError
@@ -103,7 +104,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
     elif outcome.state != "finished":
         print(f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}")
     else:
-        _print_summary(outcome, trainer, spool)
+        _print_summary(config, outcome, trainer, spool)
         return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
     if not isinstance(failure, NonFiniteLoss):  # that would fail again
         print(f"go on with\n  {_go_on(overrides, spool.run)}", flush=True)
@@ -428,7 +429,7 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
+def _print_summary(config: Config, outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
     metrics, history = outcome.metrics, outcome.history
     seconds = sum(epoch["epoch_s"] for epoch in history)
     after = _count(len(history), "epoch")
@@ -445,7 +446,7 @@ def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
     if spool.tracker is None:
         print()
         return
-    print(f"; look at it with\n  {spool.tracker.ui_command(spool.run)}")
+    print(f"; look at it with\n  {ui_command(config.composed, spool.run)}")
 
 
 def _count(number: int, noun: str) -> str:

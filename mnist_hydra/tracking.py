@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -82,7 +81,6 @@ class Tracker:
 
     def __init__(self, place: Place, *, make: bool = True) -> None:
         output_dir = Path(place.output_dir).absolute()
-        self._place = place
         self.experiment_name = place.tracking.experiment_name
         self.store = store.read(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
@@ -110,17 +108,6 @@ class Tracker:
     def is_server(self) -> bool:
         """Whether the store has a UI of its own."""
         return self.store.kind == "server"
-
-    def ui_command(self, run: str) -> str:
-        """The command that opens MLflow's pages on a run, or on a sweep's trials."""
-        uri = None if self._place.tracking.uri is None else self.store.shown
-        settings = {
-            "output_dir": (self._place.output_dir, "outputs"),
-            "tracking.uri": (uri, None),
-            "tracking.experiment_name": (self.experiment_name, "mnist_hydra"),
-        }
-        words = [f"{key}={value}" for key, (value, usual) in settings.items() if value != usual]
-        return shlex.join(["python", "-m", "mnist_hydra.ui", *words, f"run={run}"])
 
     def set_view(self, name: str, view: str) -> None:
         """Keep a view of the experiment's list of runs, which MLflow's page opens by its name."""

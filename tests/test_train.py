@@ -72,7 +72,7 @@ def finished(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_a_run_says_where_to_look(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert only_run(folder).info.run_id in printed
-    assert f"python -m mnist_hydra.ui run={only_run(folder).info.run_id}" in printed
+    assert f"-m mnist_hydra.ui run={only_run(folder).info.run_id}" in printed
     assert "epoch" in printed
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -24,11 +24,16 @@ from mnist_hydra.sweep.results import Record, Results
 from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
 from mnist_hydra.tracking import Tracker
 
+if TYPE_CHECKING:
+    from mnist_hydra.report.make import Report
+
 COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that completes a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
 BEST_TAG = "best"
+SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
+"""Of the report, in the sweep's description."""
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
@@ -73,7 +78,6 @@ def record_results(
 ) -> None:
     """Put the results on the parent run and close it, unless others go on with the sweep."""
     tracker.log_text(parent.run_id, results.csv_text(found), "results.csv")
-    describe(tracker, parent, found)
     best = results.best_command(found, config_words(HydraConfig.get()))
     if best is not None:
         tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
@@ -91,19 +95,23 @@ def describe(
     tracker: Tracker,
     parent: Parent,
     found: Results,
-    sentence: str | None = None,
-    pictures: Sequence[str] = (),
+    report: Report | None,
 ) -> None:
     """Say on the parent run what was asked, what came out and how to ask again.
 
     Args:
-        sentence: what came out, where there is something better than `results.answer`.
-        pictures: names of artifacts of the parent that are shown below.
+        report: of the sweep, whose first sentence is the answer and whose pictures are shown.
     """
+    told = results.answer(found)
+    pictures = []
+    if report is not None:
+        told = next(iter(report.sentences), told)
+        files = [report.folder / f"{name}.png" for name in SHOWN_PICTURES]
+        pictures = [f"{REPORT}/{file.name}" for file in files if file.exists()]
     for rows in (10, 3, 0):
         note = pages.sweep_note(
             results.question(found),
-            sentence or results.answer(found),
+            told,
             results.grid(found, rows),
             provenance.command(),
             [(name, pages.artifact(parent.run_id, name)) for name in pictures],
@@ -143,7 +151,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             ledger.write_once(COMPLETED + run_id, owner.token)
 
 
-def report(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> None:
+def report(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> Report | None:
     """Make the sweep's report and say where it is; without one the results stand all the same.
 
     Args:
@@ -151,7 +159,7 @@ def report(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> No
     """
     try:
         if not anew and tracker.client.list_artifacts(parent.run_id, REPORT):
-            return
+            return None
         from mnist_hydra.report import make, read
 
         output_dir = Path(command.config.output_dir).absolute()
@@ -159,8 +167,9 @@ def report(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> No
         made = make.make(tracker, findings, output_dir, output_dir / "data")
     except Exception as error:
         print(f"no report of this sweep: {first_line(error)}", file=sys.stderr)
-        return
+        return None
     print("\n".join([*made.sentences, f"report: {made.page}"]), file=sys.stderr)
+    return made
 
 
 def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mnist_hydra import pages, provenance
-from mnist_hydra.commands import same_command
+from mnist_hydra.commands import same_command, ui_command
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep import ending, launchers, search, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
@@ -179,12 +179,19 @@ class Sweep:
             ending.record_results(self.tracker, self.parent, found, actions, interrupted)
         except Exception as error:  # they are the ledger's: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
+        report, anew = None, self.plan_is_written
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
             if self.command.settings.report and found.rows:
-                ending.report(self.command, self.tracker, self.parent, anew=self.plan_is_written)
-        print(f"look at the trials with\n  {self.tracker.ui_command(self.parent.run_id)}")
+                report = ending.report(self.command, self.tracker, self.parent, anew)
+        if anew or pages.NOTE_TAG not in self.parent.tags:
+            try:
+                ending.describe(self.tracker, self.parent, found, report)
+            except Exception as error:
+                _say(self.console, f"the description is not recorded: {first_line(error)}")
+        ui = ui_command(self.command.config.composed, self.parent.run_id)
+        print(f"look at the trials with\n  {ui}")
         if interrupted:
             _say(self.console, f"go on with the same command:\n  {same_command()}")
             return OF_SIGNAL + self.signals[0]

@@ -54,7 +54,7 @@ def sweep(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    (command,) = re.findall(r"^  python (-m mnist_hydra.ui .*)$", done.stdout, re.MULTILINE)
+    (command,) = re.findall(r"^  \S+ (-m mnist_hydra.ui .*)$", done.stdout, re.MULTILINE)
     return folder, command
 
 
@@ -94,6 +94,10 @@ def test_a_person_finds_the_best_trial_compares_them_all_and_sees_its_pictures(
         page.goto(root + run_page(parent))
         question = "Which model and dropout give the highest val/acc?"
         expect(page.get_by_text(question)).to_be_visible()
+        page.get_by_text("Show more").click()
+        picture = page.get_by_role("img", name=re.compile("heat_map"))
+        picture.wait_for()
+        assert picture.evaluate("image => image.naturalWidth") > 100
         expect(page.get_by_role("table").get_by_text("model3").first).to_be_visible()
         keep(page, "parent")
 
