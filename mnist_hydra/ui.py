@@ -103,8 +103,14 @@ def server(uri: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
-            # The address may hold a password: a command line is seen by every user.
-            env={**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={
+                **os.environ,
+                # It may hold a password, and a command line is seen by every user.
+                "MLFLOW_BACKEND_STORE_URI": uri,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                # Eight more processes, for jobs that only the pages for GenAI have.
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

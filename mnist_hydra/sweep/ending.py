@@ -107,14 +107,15 @@ def describe(
     if report is not None:
         told = next(iter(report.sentences), told)
         files = [report.folder / f"{name}.png" for name in SHOWN_PICTURES]
-        pictures = [f"{REPORT}/{file.name}" for file in files if file.exists()]
+        there = [file for file in files if file.exists()]
+        pictures = [(f.stem.replace("_", " "), f"{REPORT}/{f.name}") for f in there]
     for rows in (10, 3, 0):
         note = pages.sweep_note(
             results.question(found),
             told,
             results.grid(found, rows),
             provenance.command(),
-            [(name, pages.artifact(parent.run_id, name)) for name in pictures],
+            [(name, pages.artifact(parent.run_id, path)) for name, path in pictures],
         )
         if len(note) <= pages.MAX_NOTE:
             break
