@@ -5,13 +5,55 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.refusals import REFUSALS, refused
+
+OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are kept, as a `Tracker` asks for it."""
+
+    output_dir: str
+    tracking: TrackingConfig
+
+
+def place_of(cfg: DictConfig) -> Place:
+    """The place that a command's settings name."""
+    return Place(str(cfg.output_dir), TrackingConfig(**cfg.tracking))
+
+
+def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's plain words, such as names of files, and what is Hydra's.
+
+    Hydra's are options, with their values, and whatever has a `=` or begins with `~`, unless there
+    is a file of that name.
+    """
+    words: list[str] = []
+    hydras: list[str] = []
+    before = ""
+    for argument in arguments:
+        plain = argument[:1] not in ("-", "~") and ("=" not in argument or Path(argument).exists())
+        own = plain and before not in OPTIONS_WITH_A_VALUE
+        (words if own else hydras).append(argument)
+        before = argument
+    return words, hydras
+
+
+def take_value(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:
+    """The value that a command line gives a key, the last one, and the rest of the line."""
+    own = [argument for argument in arguments if argument.lstrip("+").startswith(f"{key}=")]
+    value = own[-1].partition("=")[2] if own else None
+    return value, [argument for argument in arguments if argument not in own]
 
 
 def start(name: str, task: Callable[[DictConfig], int]) -> None:

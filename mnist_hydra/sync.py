@@ -6,7 +6,7 @@ Each run's goes to the store that it was for; `tracking.uri=` is needed where th
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,14 +16,6 @@ from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.spool import About, deliver_all, spools, store_address
 from mnist_hydra.tracking import PARENT_TAG, Tracker
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where runs are kept, as a `Tracker` asks for it."""
-
-    output_dir: str
-    tracking: TrackingConfig
 
 
 def sync(cfg: DictConfig) -> int:
@@ -53,7 +45,7 @@ def _deliver(folder: Path, about: About, output_dir: str, given: TrackingConfig)
         raise UserError(f"it is not of tracking.uri={given.uri}; right: {right}")
     uri = given.uri or about.store
     tracking = replace(given, experiment_name=about.experiment, uri=uri)
-    tracker = Tracker(Place(output_dir, tracking))
+    tracker = Tracker(entry.Place(output_dir, tracking))
     count, run_id = deliver_all(folder, about, tracker)
     run = tracker.find_run(run_id)
     said = f"run {run_id}: {count} records delivered"

@@ -105,6 +105,12 @@ class Tracker:
             check_not_moved(self.client, self.experiment_id, output_dir)
 
     @property
+    def uri(self) -> str:
+        """The store's address as MLflow takes it."""
+        path = self.store.path
+        return self.store.uri if path is None else store.sqlite_uri(path)
+
+    @property
     def is_server(self) -> bool:
         """Whether the store has a UI of its own."""
         return self.store.kind == "server"

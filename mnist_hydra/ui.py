@@ -15,26 +15,16 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from mnist_hydra import entry, pages, store
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra import entry, pages
 from mnist_hydra.errors import UserError, wrong_value
 from mnist_hydra.tracking import Tracker
 
 HOST = "127.0.0.1"
 PATIENCE_S = 120.0
 """Until the server answers; on a busy machine it takes half a minute."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where runs are kept, as a `Tracker` asks for it."""
-
-    output_dir: str
-    tracking: TrackingConfig
 
 
 def ui(cfg: DictConfig) -> int:
@@ -45,16 +35,14 @@ def ui(cfg: DictConfig) -> int:
     """
     if cfg.port is not None and not (isinstance(cfg.port, int) and 0 < cfg.port < 65_536):
         raise wrong_value("port", cfg.port, "null, or a whole number from 1 to 65535")
-    tracker = Tracker(Place(cfg.output_dir, TrackingConfig(**cfg.tracking)), make=False)
+    tracker = Tracker(entry.place_of(cfg), make=False)
     page = page_of(tracker, None if cfg.run is None else str(cfg.run))
     if tracker.is_server:
         print(tracker.store.shown + page)
         return 0
-    path = tracker.store.path
-    uri = tracker.store.uri if path is None else store.sqlite_uri(path)
     # As after Ctrl-C: the server, whose process it started, ends with this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), server(uri, cfg.port) as (process, address):
+    with suppress(KeyboardInterrupt), server(tracker.uri, cfg.port) as (process, address):
         print(f"{address}{page}\nCtrl-C ends it", flush=True)
         process.wait()
         print("MLflow's server has ended by itself", file=sys.stderr)

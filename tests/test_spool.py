@@ -23,8 +23,8 @@ from mlflow.entities import LoggedModelStatus, Run
 from mnist_hydra import spool as spools
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.config import TrackingConfig, settle
+from mnist_hydra.entry import Place
 from mnist_hydra.spool import About, Record, Spool, line_of, record_of
-from mnist_hydra.sync import Place
 from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
 
 ABOUT = About("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)

@@ -20,9 +20,9 @@ from mlflow.store.db import utils
 
 from mnist_hydra import store
 from mnist_hydra.config import TrackingConfig
+from mnist_hydra.entry import Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.spool import About
-from mnist_hydra.sync import Place
 from mnist_hydra.tracking import Tracker
 
 SECRET = "s3cr3t"

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import entry
-from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError, wrong_value
-
-
-@dataclass(frozen=True)
-class Store:
-    """Where the sweep is kept, as a `Tracker` asks for it."""
-
-    output_dir: str
-    tracking: TrackingConfig
 
 
 def report(cfg: DictConfig) -> int:
@@ -34,7 +24,7 @@ def report(cfg: DictConfig) -> int:
             f"sweep={cfg.sweep} filter={query}: one of the two says what to report; right: "
             "sweep=NAME, a sweep's name or its run's id"
         )
-    store = Store(str(cfg.output_dir), TrackingConfig(**cfg.tracking))
+    store = entry.place_of(cfg)
     from mnist_hydra.report import make, read
     from mnist_hydra.sweep import results
     from mnist_hydra.tracking import Tracker

@@ -1,0 +1,132 @@
+"""An exported model, found by what people call it, and asked what it sees.
+
+The program inside is torch's own; the files around it, which MLflow reads, are trusted as the
+user's own: see SECURITY.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mnist_hydra import entry
+from mnist_hydra.errors import UserError, first_line
+
+AT_ONCE = 500
+RIGHT = "right: model=RUN_ID, model=NAME@ALIAS, or the folder of a model"
+
+Images = npt.NDArray[np.uint8]
+Probabilities = npt.NDArray[np.float32]
+
+
+class Exported:
+    """A model that takes images uint8 [N, 1, side, side] and returns class probabilities.
+
+    Args:
+        model: what `mlflow.pyfunc.load_model` returned.
+        name: as the user called it.
+
+    Raises:
+        UserError: it takes something else.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._model, self.name = model, name
+        schema = model.metadata.get_input_schema()
+        shape = tuple(schema.inputs[0].shape) if schema is not None and schema.inputs else ()
+        if len(shape) != 4 or shape[1] != 1 or shape[2] != shape[3]:
+            raise UserError(
+                f"model={name} takes images of shape {shape or 'unknown'}; right: a model of "
+                f"square images in one channel, [N, 1, side, side]"
+            )
+        self.side = int(shape[2])
+
+    def __call__(self, images: Images) -> Probabilities:
+        """Images uint8 [N, side, side] -> probabilities float32 [N, classes]."""
+        parts = [
+            np.exp(self._model.predict(images[start : start + AT_ONCE, None]))
+            for start in range(0, len(images), AT_ONCE)
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+
+def load(name: str | None, place: entry.Place) -> Exported:
+    """The model of a finished run, of a registered name and alias, or in a folder.
+
+    Raises:
+        UserError: there is none of that name, or it cannot be read.
+    """
+    if name in (None, "", "null"):
+        raise UserError(f"model={name} names no model; {RIGHT}")
+    from mnist_hydra.tracking import Tracker, import_mlflow
+
+    import_mlflow()
+    import mlflow
+
+    assert name is not None
+    path = Path(name)
+    if path.exists():
+        address = str(path.absolute())
+    else:
+        tracker = Tracker(place, make=False)
+        mlflow.set_tracking_uri(tracker.uri)
+        address = address_of(tracker, name)
+    try:
+        return Exported(mlflow.pyfunc.load_model(address), name)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign folder makes MLflow raise
+        raise UserError(f"model={name} cannot be read ({first_line(error)}); {RIGHT}") from None
+
+
+def address_of(tracker: Any, name: str) -> str:
+    """What MLflow calls a model.
+
+    Raises:
+        UserError: the store has none of that name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if "@" in name:
+        registered, _, alias = name.removeprefix("models:/").partition("@")
+        try:
+            tracker.client.get_model_version_by_alias(registered, alias)
+        except MlflowException:
+            there = ", ".join(sorted(aliases(tracker))) or "none is registered"
+            raise UserError(
+                f"model={name}: no such registered model and alias; right: {there}"
+            ) from None
+        return f"models:/{registered}@{alias}"
+    run = tracker.find_run(name, "model")
+    return f"models:/{model_of(tracker, run.info.experiment_id, run.info.run_id)}"
+
+
+def model_of(tracker: Any, experiment_id: str, run_id: str) -> str:
+    """The id of a run's exported model.
+
+    Raises:
+        UserError: it has none.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    mine = f"source_run_id = '{run_id}'"
+    for model in tracker.client.search_logged_models([experiment_id], mine):
+        if model.status == LoggedModelStatus.READY:
+            return str(model.model_id)
+    raise UserError(
+        f"model={run_id}: that run has no exported model; right: a run that finished, or one of a "
+        f"sweep's best (sweep.keep=3)"
+    )
+
+
+def aliases(tracker: Any) -> Sequence[str]:
+    """Every registered model's aliases, as `name@alias`."""
+    return [
+        f"{model.name}@{alias}"
+        for model in tracker.client.search_registered_models()
+        for alias in model.aliases
+    ]

@@ -1,0 +1,85 @@
+"""The command `python -m mnist_hydra.register`: a sweep's best trial becomes the champion.
+
+A model is chosen by the hold-out, never by the test set unless that is asked for.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from mnist_hydra import entry
+from mnist_hydra.errors import UserError
+
+CHAMPION = "champion"
+METRIC_TAG, VALUE_TAG, DATA_TAG = "chosen_by", "value", "data"
+
+
+def register(cfg: DictConfig) -> int:
+    """Register the best trial's model and give it the alias, if it beats the present champion.
+
+    Returns:
+        The exit code: 0; 1 if the present champion stays.
+
+    Raises:
+        UserError: no such sweep, it was ranked by the test set, or its best has no model.
+    """
+    if not cfg.sweep:
+        raise UserError(f"sweep={cfg.sweep} names no sweep; right: a sweep's name or its run's id")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from mnist_hydra.exported import model_of
+    from mnist_hydra.provenance import DATA_TAG as DATA_HASH_TAG
+    from mnist_hydra.report import read
+    from mnist_hydra.tracking import Tracker
+
+    tracker = Tracker(entry.place_of(cfg), make=False)
+    client, name = tracker.client, str(cfg.name)
+    findings = read.read_sweeps(tracker, [str(cfg.sweep)])
+    metric = findings.results.objective
+    if findings.results.on_test_set and not cfg.by_test_set:
+        raise UserError(
+            f"sweep={cfg.sweep} was ranked by {metric}, of the test set; right: a sweep with "
+            f"data.val_size=5000, or by_test_set=true"
+        )
+    better = min if findings.minimize else max
+    counted = [e.record for e in findings.entries if e.record.counts]
+    best = better(counted, key=lambda record: record.objective or 0.0)
+    value = float(best.objective or 0.0)
+    run = client.get_run(best.run_id)
+    split = run.data.tags.get(DATA_HASH_TAG, "")
+    model_id = model_of(tracker, run.info.experiment_id, best.run_id)
+    told = f"run {best.run_id}, {metric} {value:.4f}"
+    try:
+        before = client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        before = None
+    if before is not None:
+        if (before.tags.get(METRIC_TAG), before.tags.get(DATA_TAG)) != (metric, split):
+            raise UserError(
+                f"name={name}: its champion was chosen by {before.tags.get(METRIC_TAG)} on other "
+                f"data or another metric than {metric}; right: another name"
+            )
+        lead = value - float(before.tags[VALUE_TAG])
+        if before.run_id == best.run_id or (lead >= 0 if findings.minimize else lead <= 0):
+            print(f"{name}@{CHAMPION} stays version {before.version}: {told} is {lead:+.4f}")
+            return 1
+        told += f", {lead:+.4f} to version {before.version}"
+    if before is None:
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise UserError(f"name={name}: {str(error).splitlines()[0]}") from None
+    mlflow.set_tracking_uri(tracker.uri)  # where MLflow itself looks for the model
+    tags = {METRIC_TAG: metric, VALUE_TAG: repr(value), DATA_TAG: split}
+    made = client.create_model_version(
+        name, f"models:/{model_id}", best.run_id, tags=tags, model_id=model_id
+    )
+    client.set_registered_model_alias(name, CHAMPION, made.version)
+    print(f"{name}@{CHAMPION} is version {made.version}: {told}")
+    return 0
+
+
+if __name__ == "__main__":
+    entry.start("register", register)
