@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -16,7 +17,7 @@ from mnist_hydra.augment import Augmentation
 from mnist_hydra.augment.build import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.trainer import Runnable, Trainer
@@ -81,6 +82,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
+    _try_schedule(config, steps)
     _insist_on_log_probabilities(config, model, dataset, where.device)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
@@ -137,7 +139,8 @@ def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     arguments = dict(config.optimizer.arguments)
     if kind.__module__.startswith("torch.optim"):
         if targets.accepts(kind, "fused"):
-            arguments.setdefault("fused", True)
+            others = ("foreach", "differentiable")  # the two that fused refuses beside it
+            arguments.setdefault("fused", not any(arguments.get(name) for name in others))
         kind = runtime.without_dynamo(kind)
     return targets.construct(kind, arguments, "optimizer", params=list(model.parameters()))
 
@@ -171,7 +174,32 @@ def _scheduler(
         for name, value in follows.items()
         if targets.accepts(kind, name) and name not in arguments
     }
+    total = arguments.get("total_steps", steps)
+    if isinstance(total, int) and total < steps and targets.accepts(kind, "total_steps"):
+        right = f"the run's {steps} steps, or no such key"
+        raise wrong_value("scheduler.total_steps", total, right)
     return targets.construct(kind, arguments, "scheduler", optimizer=optimizer, **given)
+
+
+def _try_schedule(config: Config, steps: int) -> None:
+    """Let the optimizer and the scheduler take the run's steps, 20,000 at most, with no model.
+
+    Raises:
+        UserError: one of them fails, or a learning rate is none.
+    """
+    alone = torch.nn.ParameterList([torch.zeros(1)])
+    alone[0].grad = torch.zeros(1)
+    optimizer = _optimizer(config, alone)
+    scheduler = _scheduler(config, optimizer, steps)
+    with targets.blaming(f"optimizer={config.optimizer.target}", "one that steps by itself"):
+        optimizer.step()
+    got = ", ".join(f"scheduler.{k}={shown(v)}" for k, v in config.scheduler.arguments.items())
+    with targets.blaming(f"scheduler={config.scheduler.target}", f"other values than {got}"):
+        for step in range(min(steps, 20_000)):
+            rate = float(optimizer.param_groups[0]["lr"])
+            if not 0.0 <= rate < math.inf:
+                raise ValueError(f"the learning rate of step {step + 1} is {rate}")
+            scheduler.step()
 
 
 def _insist_on_log_probabilities(
@@ -184,17 +212,21 @@ def _insist_on_log_probabilities(
     """
     shape, classes = (2, *dataset.train.images.shape[1:]), dataset.classes
     model.eval()
-    try:
-        with torch.inference_mode():
-            got = model(torch.zeros(shape, device=device))
-    except Exception as error:
+    name = f"model={config.model.target}"
+    right = f"a model for images of shape {shape}"
+    with targets.blaming(name, right), torch.inference_mode():
+        got: Any = model(torch.zeros(shape, device=device))
+    if not isinstance(got, torch.Tensor):
         raise UserError(
-            f"model={config.model.target} fails on images of shape {shape}: {error}; right: a "
-            f"model for such images"
-        ) from error
-    if got.shape != (2, classes) or bool((got.exp().sum(1) > 1.01).any()):
+            f"{name} returns {type(got).__name__}, no tensor; right: log-probabilities of shape "
+            f"(batch, {classes})"
+        )
+    if (
+        got.shape != (2, classes)
+        or not got.is_floating_point()
+        or bool((got.exp().sum(1) > 1.01).any())
+    ):
         raise UserError(
-            f"model={config.model.target} returns {tuple(got.shape)} that are no "
-            f"log-probabilities; right: end its forward with log_softmax(scores, dim=1) "
-            f"of shape (batch, {classes})"
+            f"{name} returns {tuple(got.shape)} that are no log-probabilities; right: end its "
+            f"forward with log_softmax(scores, dim=1) of shape (batch, {classes})"
         )

@@ -8,20 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.typed import Limits, Pattern, check, read
 
-GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking", "sweep")
+GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking")
 AT_THE_ROOT = ("lr", "dropout", "momentum", "weight_decay")
 """Settings of a model or an optimizer that have a short name at the root."""
-NO_EFFECT_ON_RESULT = ("device", "threads", "output_dir", "resume", "tracking", "sweep")
+NO_EFFECT_ON_RESULT = (
+    "device",
+    "threads",
+    "output_dir",
+    "resume",
+    "trusted",
+    "tracking",
+    "sweep",
+)
+MOST_EPOCHS = 1_000_000
+
+Seed = Annotated[int, Limits(at_least=0, at_most=2**63 - 1)]
+Count = Annotated[int, Limits(at_least=1)]
+Number = Annotated[int, Limits(at_least=0)]
+Positive = Annotated[float, Limits(above=0)]
+NotNegative = Annotated[float, Limits(at_least=0)]
+Share = Annotated[float, Limits(at_least=0, below=1)]
+Name = Annotated[str, Pattern(r"(?=.*\S).{1,200}", "a name of at most 200 characters")]
+Word = Annotated[str, Pattern(r"[\w.-]+", "letters, digits, _, . and -")]
 
 
 @dataclass(frozen=True)
@@ -29,31 +50,19 @@ class DataConfig:
     """Which MNIST-format data to load, from where, and how it is split."""
 
     name: str
-    dataset: str
-    """torchvision's class and folder name: `MNIST`, `FashionMNIST` or `KMNIST`."""
+    dataset: Literal["MNIST", "FashionMNIST", "KMNIST"]
+    """torchvision's class and folder name."""
     mean: float
-    std: float
+    std: Positive
     root: str | None = None
     offline: bool = False
-    val_size: int = 0
-    split_seed: int = 0
-    limit: int | None = None
-    sha256: dict[str, str] | None = None
+    val_size: Number = 0
+    split_seed: Seed = 0
+    limit: Count | None = None
+    sha256: dict[str, Annotated[str, Pattern("[0-9a-f]{64}", "64 hexadecimal digits")]] | None = (
+        None
+    )
     """SHA-256 (hex) of the four uncompressed files by name; `None` where they are not known."""
-
-    def __post_init__(self) -> None:
-        _one_of("data.dataset", self.dataset, ("MNIST", "FashionMNIST", "KMNIST"))
-        if self.root is not None and not isinstance(self.root, str):
-            raise wrong_value("data.root", self.root, "null or a folder")
-        for name, digest in (self.sha256 or {}).items():
-            if not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
-                raise wrong_value(f"data.sha256.{name}", digest, "64 hexadecimal digits")
-        _whole("data.val_size", self.val_size, at_least=0)
-        _whole("data.split_seed", self.split_seed, at_least=0)
-        _whole("data.limit", self.limit, at_least=1, also=(None,))
-        _number("data.mean", self.mean)
-        _number("data.std", self.std, above=0.0)
-        _flag("data.offline", self.offline)
 
 
 @dataclass(frozen=True)
@@ -73,79 +82,71 @@ class TrackingConfig:
     name: str
     uri: str | None
     """MLflow tracking URI; `None` is SQLite below `output_dir`."""
-    experiment_name: str
-
-    def __post_init__(self) -> None:
-        if not str(self.experiment_name or "").strip():
-            raise wrong_value("tracking.experiment_name", self.experiment_name, "a name")
+    experiment_name: Name
 
 
 @dataclass(frozen=True)
 class SweepConfig:
     """How a sweep is run; none of it changes a trial's result."""
 
-    name: str | None = None
+    name: Name | None = None
     fresh: bool = False
     dry_run: bool = False
-    retries: int = 1
+    retries: Number = 1
     fail_fast: bool = False
-    trial_timeout_s: float | None = None
-    keep: int = 3
+    trial_timeout_s: Positive | None = None
+    keep: Number = 3
     report: bool = True
     """Whether the sweep ends with a report of what it found."""
-    workers: int | None = None
+    workers: Count | None = None
     """How many workers a launcher starts; `None` leaves it to the launcher."""
-    trials_per_gpu: int = 1
-    n_trials: int = 20
+    trials_per_gpu: Count = 1
+    n_trials: Count = 20
     objective: str = "val/acc"
-    objective_at: str = "last"
-    sampler: str = "tpe"
-    pruner: str = "none"
-    parent: str | None = None
+    objective_at: Literal["last", "best"] = "last"
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["none", "median", "halving"] = "none"
+    parent: Word | None = None
     """Set by the sweeper for its workers: the sweep's MLflow run."""
     by: str | None = None
     """Set by the sweeper for its workers: which sweeper process started them."""
-    worker: int | None = None
+    worker: Number | None = None
     """Set by the sweeper for its workers: the worker's number."""
     ends_with_stdin: bool = False
     """Set by a launcher for its workers: the end of standard input asks them to stop."""
 
     def __post_init__(self) -> None:
-        _flag("sweep.fresh", self.fresh)
-        _flag("sweep.dry_run", self.dry_run)
-        _flag("sweep.fail_fast", self.fail_fast)
-        _flag("sweep.report", self.report)
-        _whole("sweep.retries", self.retries, at_least=0)
-        _whole("sweep.keep", self.keep, at_least=0)
-        _whole("sweep.trials_per_gpu", self.trials_per_gpu, at_least=1)
-        _whole("sweep.n_trials", self.n_trials, at_least=1)
-        _whole("sweep.workers", self.workers, at_least=1, also=(None,))
-        _number("sweep.trial_timeout_s", self.trial_timeout_s, above=0.0, also=(None,))
-        _one_of("sweep.objective_at", self.objective_at, ("last", "best"))
-        _one_of("sweep.sampler", self.sampler, ("tpe", "random"))
-        _one_of("sweep.pruner", self.pruner, ("none", "median", "halving"))
+        for key in ("parent", "by", "worker"):
+            if getattr(self, key) is None and self.parent is not self.by:
+                raise UserError(
+                    f"sweep.{key}=null beside sweep.parent={self.parent} and sweep.by={self.by}; "
+                    "right: none of sweep.parent, sweep.by and sweep.worker, which a sweep sets "
+                    "for its workers"
+                )
 
 
 @dataclass(frozen=True)
 class Config:
     """One run, every default filled in but what `auto` stands for (see `runtime.py`)."""
 
-    seed: int
-    epochs: int
-    batch_size: int
-    lr: float
-    dropout: float | None
-    """Rate in [0, 1); `None` where the model takes none."""
-    momentum: float | None
+    seed: Seed
+    epochs: Annotated[int, Limits(at_least=1, at_most=MOST_EPOCHS)]
+    batch_size: Count
+    lr: Positive
+    dropout: Share | None
+    """`None` where the model takes none."""
+    momentum: Share | None
     """SGD's momentum or Adam's beta1; `None` where the optimizer takes none."""
-    weight_decay: float | None
-    device: str
-    precision: str
-    compile: bool | str
-    threads: int | str
+    weight_decay: NotNegative | None
+    device: Annotated[
+        str, Pattern(r"auto|cpu|mps|cuda(:\d{1,4})?", "auto, cpu, cuda, cuda:N or mps")
+    ]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    compile: bool | Literal["auto"]
+    threads: Annotated[int, Limits(at_least=1, at_most=4096)] | Literal["auto"]
     deterministic: bool
-    output_dir: str
-    resume: str | None
+    output_dir: Annotated[str, Pattern(r".*\S.*", "a folder")]
+    resume: Word | None
     data: DataConfig
     model: Component
     aug: dict[str, Any]
@@ -155,24 +156,8 @@ class Config:
     sweep: SweepConfig
     composed: DictConfig = field(repr=False, compare=False)
     """As Hydra composed it, before anything was filled in."""
-
-    def __post_init__(self) -> None:
-        _whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
-        _whole("epochs", self.epochs, at_least=1)
-        _whole("batch_size", self.batch_size, at_least=1)
-        _number("lr", self.lr, above=0.0)
-        _number("dropout", self.dropout, at_least=0.0, below=1.0, also=(None,))
-        _number("momentum", self.momentum, at_least=0.0, below=1.0, also=(None,))
-        _number("weight_decay", self.weight_decay, at_least=0.0, also=(None,))
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(self.device)):
-            raise wrong_value("device", self.device, "auto, cpu, cuda, cuda:N or mps")
-        _one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        if self.compile not in ("auto", True, False):
-            raise wrong_value("compile", self.compile, "auto, true or false")
-        _whole("threads", self.threads, at_least=1, also=("auto",))
-        _flag("deterministic", self.deterministic)
-        if not str(self.output_dir or ""):
-            raise wrong_value("output_dir", self.output_dir, "a folder")
+    trusted: list[Word] = field(default_factory=list)
+    """Modules that a `_target_` may name besides the usual ones (see `targets.py`)."""
 
 
 def settle(cfg: DictConfig) -> Config:
@@ -184,33 +169,86 @@ def settle(cfg: DictConfig) -> Config:
     Raises:
         UserError: naming the key, the value that was got and what would be right.
     """
-    raw: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    raw = resolved(cfg)
     raw.pop("experiment", None)
-    raw.pop("hydra", None)
-    known = [f.name for f in fields(Config) if f.name != "composed"]
-    for key in raw:
-        if key not in known:
-            raise UserError(f"{key}={raw[key]!r} is no setting; right: one of {', '.join(known)}")
     for group in GROUPS:
         if not isinstance(raw.get(group), dict):
             raise wrong_value(group, raw.get(group), f"an entry of the group conf/{group}")
 
     model, optimizer, scheduler = raw["model"], raw["optimizer"], raw["scheduler"]
+    weight_decay = raw.get("weight_decay")
     filled_in = {
-        "lr": _settle_lr(raw["lr"], optimizer, str(scheduler.get("name", "scheduler"))),
-        "dropout": _settle_value("dropout", raw["dropout"], model, "model"),
-        "weight_decay": _settle_value("weight_decay", raw["weight_decay"], optimizer, "optimizer"),
-        "momentum": _settle_momentum(raw["momentum"], optimizer),
+        "lr": _settle_lr(raw.get("lr"), optimizer, str(scheduler.get("name", "scheduler"))),
+        "dropout": _settle_value("dropout", raw.get("dropout"), model, "model"),
+        "weight_decay": _settle_value("weight_decay", weight_decay, optimizer, "optimizer"),
+        "momentum": _settle_momentum(raw.get("momentum"), optimizer),
     }
-    groups = {
-        "data": _typed(DataConfig, "data", raw["data"]),
+    groups: dict[str, Any] = {
+        "data": read(DataConfig, raw["data"], "data."),
         "model": _component("model", model),
         "optimizer": _component("optimizer", optimizer),
         "scheduler": _component("scheduler", scheduler),
-        "tracking": _typed(TrackingConfig, "tracking", raw["tracking"]),
-        "sweep": _typed(SweepConfig, "sweep", raw["sweep"]),
+        "tracking": read(TrackingConfig, raw["tracking"], "tracking."),
+        "sweep": _sweep_settings(raw),
     }
-    return Config(**raw | filled_in | groups, composed=cfg)
+    for part in ("model", "optimizer", "scheduler"):
+        for name in _names(part, groups[part].arguments):
+            if not is_recordable(name):
+                raise UserError(
+                    f"{name} is no name that MLflow keeps; right: at most 250 letters, digits, "
+                    "spaces and _ - . : / in it, and no empty, . or .. between two slashes"
+                )
+    return read(Config, raw | filled_in | groups | {"composed": cfg})
+
+
+def trusted_modules(cfg: DictConfig) -> list[str]:
+    """`trusted`, before anything else of a configuration is looked at.
+
+    Raises:
+        UserError: it is no list of names.
+    """
+    value = OmegaConf.select(cfg, "trusted", default=[])
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    modules: list[str] = check("trusted", plain, list[Word])
+    return modules
+
+
+def sweep_settings(cfg: DictConfig) -> SweepConfig:
+    """`sweep.*`, before anything else of a configuration is looked at.
+
+    Raises:
+        UserError: naming the key, the value that was got and what would be right.
+    """
+    try:
+        return _sweep_settings({"sweep": _plain(cfg.get("sweep"))})
+    except OmegaConfBaseException as error:
+        raise _leads_nowhere(error) from None
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, without Hydra's own node.
+
+    Raises:
+        UserError: naming the key that is missing, or whose interpolation leads nowhere.
+    """
+    if "hydra" in cfg:
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    try:
+        return cast(dict[str, Any], _plain(cfg))
+    except OmegaConfBaseException as error:
+        raise _leads_nowhere(error) from None
+
+
+@cache
+def is_recordable(name: str) -> bool:
+    """Whether MLflow takes `name` as that of a parameter or a metric, on any of its systems."""
+    return (
+        0 < len(name) <= 250
+        and re.fullmatch(r"[/\w.\- :]*", name) is not None
+        and not name.startswith(("/", ".."))
+        and name != "."
+        and str(PurePosixPath(name)) == name
+    )
 
 
 def fingerprint(config: Config) -> str:
@@ -241,7 +279,7 @@ def flatten(config: Config) -> dict[str, str]:
         else:
             flat[prefix] = "null" if value is None else str(value)
 
-    settings = _as_dict(config, without=("sweep", "tracking", "output_dir", "resume"))
+    settings = _as_dict(config, without=("sweep", "tracking", "output_dir", "resume", "trusted"))
     for group in ("model", "optimizer", "scheduler"):
         arguments = settings[group].pop("arguments")
         del settings[group]["target"]  # told by the name; Compare would show both
@@ -275,6 +313,33 @@ def _as_dict(config: Config, without: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _plain(node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+def _leads_nowhere(error: OmegaConfBaseException) -> UserError:
+    why = str(error).partition("\n")[0]  # the rest is for who knows OmegaConf
+    return UserError(f"{error.full_key}: {why}; right: a value, or ${{...}} of a key that has one")
+
+
+def _names(prefix: str, value: Any) -> Iterator[str]:
+    """The parameters that MLflow shows a component's argument as."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _names(f"{prefix}.{key}", inner)
+    else:
+        yield prefix
+
+
+def _sweep_settings(raw: Mapping[str, Any]) -> SweepConfig:
+    sweep = raw.get("sweep")
+    if not isinstance(sweep, dict):
+        raise wrong_value("sweep", sweep, "its keys, such as sweep.name=NAME")
+    return read(SweepConfig, sweep, "sweep.")
+
+
 def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any:
     default = optimizer.pop("default_lr", None)
     if isinstance(default, dict):
@@ -305,8 +370,11 @@ def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
     betas = optimizer.get("betas")
     if "momentum" in optimizer or betas is None:
         return _settle_value("momentum", root, optimizer, "optimizer")
+    if not isinstance(betas, list) or len(betas) != 2:
+        raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")
+    optimizer["betas"] = [check("optimizer.betas", beta, Share) for beta in betas]
     if root is not None:
-        optimizer["betas"] = [root, *betas[1:]]
+        optimizer["betas"][0] = root
     return optimizer["betas"][0]
 
 
@@ -315,64 +383,5 @@ def _component(group: str, raw: dict[str, Any]) -> Component:
     target = raw.get("_target_")
     if not isinstance(target, str):
         raise wrong_value(f"{group}._target_", target, "the dotted path of a class")
-    return Component(str(raw.get("name") or target.rsplit(".", 1)[-1]), target, arguments)
-
-
-def _typed(kind: Any, group: str, raw: dict[str, Any]) -> Any:
-    known = sorted(f.name for f in fields(kind))
-    for key in raw:
-        if key not in known:
-            right = ", ".join(known)
-            raise UserError(f"{group}.{key}={raw[key]!r} is no setting; right: one of {right}")
-    try:
-        return kind(**raw)
-    except TypeError as error:
-        raise UserError(f"{group}: {error}; right: see conf/{group}") from None
-
-
-# Checks of one setting: each raises a `UserError` that names the key, the value and the mend.
-# `also` are values that are accepted besides. A boolean is no number.
-
-
-def _whole(
-    key: str, value: Any, *, at_least: int, at_most: int | None = None, also: Sequence[Any] = ()
-) -> None:
-    if value in also:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise wrong_value(key, value, f"a whole number of at least {at_least}" + _or(also))
-    if at_most is not None and value > at_most:
-        raise wrong_value(key, value, f"a whole number of at most {at_most}")
-
-
-def _number(
-    key: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    below: float = math.inf,
-    also: Sequence[Any] = (),
-) -> None:
-    if value in also:
-        return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and above < value < below and at_least <= value:
-        return
-    limits = (("above", above), ("at least", at_least), ("below", below))
-    words = [f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)]
-    raise wrong_value(key, value, " ".join(["a number", " and ".join(words)]).strip() + _or(also))
-
-
-def _flag(key: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise wrong_value(key, value, "true or false")
-
-
-def _one_of(key: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise wrong_value(key, value, "one of " + ", ".join(choices))
-
-
-def _or(also: Sequence[Any]) -> str:
-    return "".join(f", or {'null' if value is None else value}" for value in also)
+    name = check(f"{group}.name", raw.get("name"), Name | None)
+    return Component(name or target.rsplit(".", 1)[-1], target, arguments)

@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mnist_hydra.config import TrackingConfig
+from mnist_hydra.config_files import check_files
 from mnist_hydra.errors import UserError
 from mnist_hydra.refusals import REFUSALS, refused
 
@@ -68,6 +69,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
         sys.exit(code)
 
     prepare_streams()
+    check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     call(main(checked))
 

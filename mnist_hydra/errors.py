@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MOST_SHOWN = 300
+"""Characters of a value or of somebody else's message in an error of ours."""
+
 
 class UserError(Exception):
     """Bad input, found before work begins.
@@ -21,7 +24,19 @@ class StoreAway(UserError):
 
 def wrong_value(key: str, value: Any, right: str) -> UserError:
     """The error for a `value` that is not what is `right` for `key`."""
-    return UserError(f"{key}={value} is not valid; right: {right}")
+    return UserError(f"{key}={shown(value)} is not valid; right: {right}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: in one line, and not for ever."""
+    text = "null" if value is None else " ".join(str(value).split())
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing of its own."""
+    kind, text = type(error).__name__, shown(error)
+    return f"{kind}: {text}" if text else kind
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
-"""Dropout whose mask is a pure function of numbers that can be written down, so that a resumed run
-needs no generator state. Nothing here may keep a state of its own between two steps."""
+"""Dropout whose mask depends only on the seed, the step and the layer.
+
+So a resumed run needs no generator state, and nothing here may keep a state between two steps.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ class Dropout(nn.Module):
 
     The mask depends only on the two words of `key` (see `set_dropout_step`) and on the element's
     place, counted batch, row, column, channel, whatever the memory format, device or dtype.
-    In evaluation, or with `p` zero, it hands its input on.
+    In evaluation mode, or where `p` is zero, the output is the input.
 
     Args:
         p: the rate, at least 0 and less than 1. It is kept as a number of 65,536ths (`threshold`),
@@ -55,8 +57,8 @@ class Dropout(nn.Module):
 def set_dropout_step(model: nn.Module, seed: int, step: int) -> None:
     """Gives every `Dropout` of `model` that drops anything the key of this training step.
 
-    Other models are left alone. Call it before each training step. The layers are numbered in the
-    order of `model.modules()`.
+    A model without such layers is not changed. Call it before each training step. The layers are
+    numbered in the order of `model.modules()`.
 
     Args:
         seed: the run's seed, any integer.
@@ -70,7 +72,7 @@ def set_dropout_step(model: nn.Module, seed: int, step: int) -> None:
 
 
 def dropout_key(seed: int, step: int, layer: int) -> tuple[int, int]:
-    """Two int32 words out of (seed, step, layer), by three rounds of splitmix64 (Steele 2014)."""
+    """The key of a layer at a step: two int32 words, by splitmix64 (Steele 2014)."""
     state = 0
     for value in (seed, step, layer):
         state = (state + (value & _MASK64) + 0x9E3779B97F4A7C15) & _MASK64
@@ -83,8 +85,8 @@ def dropout_key(seed: int, step: int, layer: int) -> tuple[int, int]:
 def keep_mask(key: Tensor, numel: int, threshold: int) -> Tensor:
     """Which of `numel` elements are kept: bool [numel], False with probability threshold / 65536.
 
-    Element `i` is judged by one 16-bit half of the 32-bit word `i // 2`; a word is its number and
-    the key mixed by two multiplications (constants of Wellons' lowbias32).
+    One 16-bit half of the 32-bit word `i // 2` decides on element `i`. A word is a hash of its
+    index and the key (the constants are those of Wellons' lowbias32).
 
     Args:
         key: int32 [2].

@@ -1,5 +1,7 @@
-"""The three published architectures, layer by layer, in plain PyTorch. They know nothing of
-precision, devices or speed: every faster way of running them is compared with what stands here."""
+"""The three published architectures in plain PyTorch, without precision, devices or speed.
+
+Every faster way to run them is tested against these.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ CLASSES = 10
 
 
 class Model1(nn.Module):
-    """The first architecture: 6,984 parameters, its 16 pooled channels are the class scores.
+    """The first architecture, 6,984 parameters; its 16 pooled channels are the class scores.
 
     Args:
         dropout: rate after the first convolution and at the end of each block, 0 <= dropout < 1.
@@ -31,14 +33,14 @@ class Model1(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: float [B, 1, 28, 28], normalised -> log-probabilities float32 [B, 10].
 
-        The softmax runs over all 16 scores, as published, so a row sums to a little less than one;
-        scores 10 to 15 never leave the model.
+        The softmax runs over all 16 scores, as published, and the first ten are returned, so a row
+        of probabilities sums to a little less than one.
         """
         return log_probabilities(self.layers(images))
 
 
 class Model2(nn.Module):
-    """The second architecture: 7,236 parameters, seven convolutions and a 1x1 one to the scores.
+    """The second architecture, 7,236 parameters; a last 1x1 convolution makes the class scores.
 
     Args:
         dropout: rate after each BatchNorm, 0 <= dropout < 1.
@@ -66,7 +68,7 @@ class Model2(nn.Module):
 
 
 class Model3(Model2):
-    """The third architecture: the second with dropout 0.04; a class because people look for it."""
+    """The third architecture: the second with dropout 0.04, under the name that people look for."""
 
     def __init__(self, dropout: float = 0.04) -> None:
         super().__init__(dropout)

@@ -35,6 +35,7 @@ KEPT_ON_RESUME = (
     "device",
     "threads",
     "resume",
+    "trusted",
     "data.root",
     "data.offline",
 )

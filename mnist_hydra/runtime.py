@@ -108,7 +108,8 @@ def choose(
     device = _device(config, machine, recorded)
     kind = device.partition(":")[0]
 
-    precision, compile_ = config.precision, config.compile
+    precision: str = config.precision
+    compile_ = config.compile
     if kernel:
         precision = "fp32"
     if precision == "auto":

@@ -1,4 +1,8 @@
-"""Turns a `_target_` into a class. What counts is the object found, never how it is spelled."""
+"""Turns a `_target_` into a class, out of modules that are let in, and makes instances of it.
+
+What counts is the object that is found, never how it is spelled; its module is judged before it is
+imported, since an import runs code.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,51 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from typing import Any, TypeVar
 
 from hydra.conf import ConfigSourceInfo
 
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, in_one_line, shown
 
 T = TypeVar("T")
+
+KNOWN = ("torch", "torchvision", "albumentations", "mnist_hydra")
+"""Packages of which any public module may be named."""
+
+
+@dataclass
+class LetIn:
+    """What a `_target_` may name besides `KNOWN`."""
+
+    folders: list[str]
+    """Folders with YAML files; the Python files beside them are the user's own."""
+    modules: list[str]
+    """Modules that the command line trusts."""
+
+
+LET_IN = LetIn([], [])
+"""This process's, as `sys.path` is; filled by `let_in`."""
+
+
+def let_in(folders: Iterable[str], modules: Iterable[str]) -> None:
+    """Let a `_target_` name the Python files in `folders`, and `modules` with what is in them."""
+    for folder in map(os.path.abspath, folders):
+        if folder not in LET_IN.folders:
+            LET_IN.folders.append(folder)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    LET_IN.modules += [module for module in modules if module not in LET_IN.modules]
+
+
+def import_user_code_from(
+    config_sources: Iterable[ConfigSourceInfo], trusted: Iterable[str] = ()
+) -> None:
+    """Let in the Python files beside the YAML files of `--config-dir`, and `trusted` modules."""
+    let_in([one.path for one in config_sources if one.schema == "file" and one.path], trusted)
 
 
 def resolve_class(path: str, base: type[T], key: str) -> type[T]:
@@ -22,26 +64,23 @@ def resolve_class(path: str, base: type[T], key: str) -> type[T]:
     another class to be called.
 
     Args:
-        path: such as `torch.optim.SGD` or `my_models.Wide`; its module must be importable.
+        path: such as `torch.optim.SGD` or `my_models.Wide`.
         base: what the class must derive from.
         key: the configuration key to name in an error, such as `model._target_`.
 
     Raises:
-        UserError: if the path leads nowhere or to something else.
+        UserError: if the path leads nowhere, to something else, or into a module that is not let
+            in, which is then not imported.
     """
     module_name, _, name = path.rpartition(".")
     if not module_name or not all(part.isidentifier() for part in path.split(".")):
-        raise UserError(f"{key}={path!r} is no dotted path; right: module.Class")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # it may be the user's own file
-        raise UserError(
-            f"{key}={path}: {type(error).__name__}: {error}; right: a class in a module "
-            f"that can be imported (a file beside the YAML of --config-dir can)"
-        ) from None
-    found: Any = getattr(module, name, None)
+        raise UserError(f"{key}={shown(path)} is no dotted path; right: module.Class")
+    _insist_on_let_in(module_name, f"{key}={path}")
+    right = "a class in a module that can be imported (a file beside the YAML of --config-dir can)"
+    with blaming(f"{key}={path}", right):
+        found: Any = getattr(importlib.import_module(module_name), name, None)
     if not (inspect.isclass(found) and issubclass(found, base)):
-        what = "nothing" if found is None else repr(found)
+        what = "nothing" if found is None else shown(repr(found))
         raise UserError(
             f"{key}={path} is {what}; right: a subclass of {base.__module__}.{base.__qualname__}"
         )
@@ -57,14 +96,25 @@ def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) 
     nested = [name for name, value in arguments.items() if _has_target(value)]
     if nested:
         raise UserError(f"{key}.{nested[0]} holds a _target_ of its own; right: plain values")
-    try:
+    got = ", ".join(f"{key}.{name}={shown(value)}" for name, value in arguments.items())
+    right = f"the arguments of {kind.__module__}.{kind.__qualname__}, as keys of {key}"
+    with blaming(f"{key}: {kind.__name__}", f"{right} (got {got or 'none'})"):
         inspect.signature(kind).bind(**given, **arguments)
         return kind(**given, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{key}: {kind.__name__}: {error}; right: the arguments of {kind.__module__}."
-            f"{kind.__qualname__}, as keys of {key}"
-        ) from None
+
+
+@contextmanager
+def blaming(what: str, right: str) -> Iterator[None]:
+    """Whatever somebody else's code raises is a `UserError` that names `what` and the `right`.
+
+    That is `sys.exit` and KeyboardInterrupt, too: a module may raise them as it is imported.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        raise UserError(f"{what}: {in_one_line(error)}; right: {right}") from error
 
 
 def accepts(kind: type, name: str) -> bool:
@@ -72,14 +122,30 @@ def accepts(kind: type, name: str) -> bool:
     return name in inspect.signature(kind).parameters
 
 
+def _insist_on_let_in(module: str, setting: str) -> None:
+    """Judge a module by its name and place, before it is imported.
+
+    Raises:
+        UserError: it is not let in.
+    """
+    top, *inner = module.split(".")
+    if any(module == one or module.startswith(one + ".") for one in LET_IN.modules):
+        return
+    if top in KNOWN:
+        private = [part for part in inner if part.startswith("_")]
+        if private:
+            raise UserError(f"{setting}: {private[0]} is private to {top}; right: a public module")
+        return
+    # A folder without an `__init__.py` is none: any installed module of its name would come first.
+    spec = PathFinder.find_spec(top, LET_IN.folders) if LET_IN.folders else None
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"{setting}: the module {top} is not let in; right: one of {', '.join(KNOWN)}, a "
+            f"Python file beside the YAML of --config-dir, or trusted=[{top}] on the command line"
+        )
+
+
 def _has_target(value: Any) -> bool:
     if isinstance(value, dict):
         return "_target_" in value or any(_has_target(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_target(inner) for inner in value)
-
-
-def import_user_code_from(config_sources: list[ConfigSourceInfo]) -> None:
-    """Let Python files beside the YAML files of `--config-dir` be imported."""
-    for source in config_sources:
-        if source.schema == "file" and source.path and source.path not in sys.path:
-            sys.path.insert(0, os.path.abspath(source.path))

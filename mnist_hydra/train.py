@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import mnist_hydra.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra import entry
 from mnist_hydra.commands import refuse_moving_folder, written
+from mnist_hydra.config import sweep_settings, trusted_modules
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
 
@@ -28,9 +29,9 @@ from mnist_hydra.targets import import_user_code_from
 def task(cfg: DictConfig) -> float | None:
     """Train what was composed; with `sweep.parent` set, work on that sweep's trials instead."""
     hydra_cfg = HydraConfig.get()
-    import_user_code_from(hydra_cfg.runtime.config_sources)
     try:
-        if OmegaConf.select(cfg, "sweep.parent") is not None:
+        import_user_code_from(hydra_cfg.runtime.config_sources, trusted_modules(cfg))
+        if sweep_settings(cfg).parent is not None:
             from mnist_hydra.sweep.worker import work
 
             work(cfg)

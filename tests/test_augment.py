@@ -22,6 +22,7 @@ from mnist_hydra.augment.build import build_augmentation, read_steps
 from mnist_hydra.augment.per_image import PerImage
 from mnist_hydra.augment.warp import Warp, backward_maps, choose_images, draw_matrices, warp_images
 from mnist_hydra.errors import UserError
+from mnist_hydra.targets import LET_IN
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A  # noqa: E402, N812 - its usual name
@@ -495,6 +496,7 @@ def function():
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_augmentation.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(LET_IN, "modules", ["own_augmentation", "no_such_module"])
     monkeypatch.delitem(sys.modules, "own_augmentation", raising=False)
 
 
@@ -550,7 +552,7 @@ def test_a_step_that_writes_into_its_image_leaves_the_data_alone(digits: torch.T
         ({"_target_": "own_augmentation.function"}, ["function", "BasicTransform"]),
         ({"_target_": "own_augmentation.Broken"}, ["aug.steps.0", "no such luck"]),
         ({"_target_": "own_augmentation.Restless"}, ["same seed", "self.py_random"]),
-        ({"_target_": "os.system"}, ["os.system", "BasicTransform"]),
+        ({"_target_": "os.system"}, ["os.system", "not let in"]),
         ({"_target_": "no_such_module.Roll"}, ["no_such_module"]),
         ({"_target_": 3}, ["aug.steps.0._target_=3", "dotted path"]),
         ("Rotate", ["aug.steps.0=Rotate", "a mapping of one name"]),

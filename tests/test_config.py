@@ -158,3 +158,43 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
     code = "import sys, mnist_hydra.config, mnist_hydra.train; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "mlflow", "albumentations", "torchvision"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("output_dir=true", "output_dir=True is not valid; right: a folder"),
+        ("output_dir=[a]", "output_dir=['a'] is not valid"),
+        ("tracking.experiment_name=1.5", "tracking.experiment_name=1.5"),
+        ("tracking.uri={a:1}", "tracking.uri={'a': 1}"),
+        ("data.root=[]", "data.root=[]"),
+        ("data.sha256=abc", "data.sha256=abc is not valid; right: a mapping of names"),
+        ("data.sha256.train-images-idx3-ubyte=abc", "data.sha256.train-images-idx3-ubyte=abc"),
+        ("sweep=3", "sweep=3"),
+        ("sweep.parent=abc", "sweep.by=null beside sweep.parent=abc"),
+        ("lr=${nosuch}", "lr: Interpolation key 'nosuch' not found"),
+        ("seed=${oc.env:UNSET}", "seed: "),
+        ("lr=${lr}", "lr: Recursive interpolation"),
+        ("~seed", "seed is missing; right: a whole number of at least 0"),
+        ("+model.table={a@k:1}", "model.table.a@k is no name that MLflow keeps"),
+        ("+optimizer.betas=0.9 ~optimizer.momentum", "optimizer.betas=0.9"),
+        ("trusted=torch", "trusted=torch is not valid; right: a list"),
+        ("epochs=true", "epochs=True"),
+        ("dropout='a\nb'", "dropout=a b is not valid"),
+        ("epochs=1e9", "epochs=1000000000.0"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_in_one_line(override: str, said: str) -> None:
+    with pytest.raises(UserError, match="right: ") as error:
+        settled(*override.split(" "))
+    assert str(error.value).startswith(said) and len(str(error.value).splitlines()) == 1
+
+
+def test_digits_are_fine_where_text_is_meant() -> None:
+    config = settled("output_dir=2026", "tracking.experiment_name=7", "resume=12")
+    assert (config.output_dir, config.tracking.experiment_name) == ("2026", "7")
+    assert config.resume == "12"
+
+
+def test_a_setting_may_refer_to_another() -> None:
+    assert settled("sweep.name='s-${seed}'", "seed=3").sweep.name == "s-3"

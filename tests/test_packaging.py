@@ -17,6 +17,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.benchmarks import mnist_files
 from tests.lower_bounds import requirements
@@ -193,3 +195,13 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         "pip install -e . && python -m mnist_hydra.train model=model3 aug=ssr",
         "pip install -e '.[test]' && pytest",
     ]
+
+
+def test_the_constraints_hold_an_exact_version_of_everything_that_setup_cfg_asks_for() -> None:
+    lines = [line for block in requirements().values() for line in block]
+    needed = [Requirement(line) for line in lines if not line.startswith(("mnist_hydra", "#"))]
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    exact = dict(line.split("==") for line in constraints if not line.startswith("#"))
+    for requirement in needed:
+        version = exact[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement}: {version}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from mnist_hydra.config_files import check_files
+
 
 def register() -> None:
     """Register them all; to be called before Hydra composes.
@@ -12,6 +14,7 @@ def register() -> None:
     An installed plugin of another project with a launcher of the same name would otherwise have
     Hydra check our settings against its own, and refuse them.
     """
+    check_files()
     known = Plugins.instance()  # its scan executes plugin modules anew, so it has to come first
     from .joblib_launcher import JoblibLauncher
     from .ray_launcher import RayLauncher

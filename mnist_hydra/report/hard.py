@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +72,10 @@ def test_images(
     """
     params = entry.params
     try:
+        name: Any = params["data.dataset"]  # it is checked when it is looked for
         config = DataConfig(
             params["data.name"],
-            params["data.dataset"],
+            name,
             float(params["data.mean"]),
             float(params["data.std"]),
             root=root if (root := params.get("data.root")) not in ("null", "None") else None,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import provenance
 from mnist_hydra.commands import PLACE, override_value, refuse_moving_folder, written
-from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle, sweep_settings
 from mnist_hydra.errors import UserError
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import (
@@ -123,7 +123,7 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     HydraConfig.instance().set_config(job.config)
     loader = job.context.config_loader
     assert isinstance(loader, ConfigLoaderImpl)
-    _check_settings(job.config)
+    sweep_settings(job.config)  # so that no trial is named for what all have in common
     folder = str(written(job.config, "output_dir"))
     refuse_moving_folder(folder, bool(job.config.hydra.job.chdir), multirun=True)
     composer = Composer.of_master(loader, job.config)
@@ -165,16 +165,6 @@ def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:
         if here != there and not any(word.startswith(f"++{key}=") for word in told):
             told.append(f"++{key}={'null' if here is None else override_value(str(here))}")
     return told
-
-
-def _check_settings(config: DictConfig) -> None:
-    """Check `sweep.*` on its own, so that no trial is named for what all have in common."""
-    raw = cast(dict[str, Any], OmegaConf.to_container(config.sweep, resolve=True))
-    known = {field.name for field in fields(SweepConfig)}
-    for key in sorted(raw.keys() - known):
-        right = ", ".join(sorted(known))
-        raise UserError(f"sweep.{key}={raw[key]!r} is no setting; right: one of {right}")
-    SweepConfig(**raw)
 
 
 def find_sweep(command: Command, tracker: Tracker) -> Parent | None:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from mnist_hydra import pages, provenance
 from mnist_hydra.commands import same_command, ui_command
+from mnist_hydra.config import trusted_modules
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep import ending, launchers, search, show, torch_tasks, worker
 from mnist_hydra.sweep.axes import title
@@ -86,7 +87,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     Raises:
         UserError: before any trial starts.
     """
-    import_user_code_from(job.config.hydra.runtime.config_sources)
+    import_user_code_from(job.config.hydra.runtime.config_sources, trusted_modules(job.config))
     console = Console(stderr=True)
     command = read_command(job, arguments)
     if (told := command.trials.same_as_others()) is not None:

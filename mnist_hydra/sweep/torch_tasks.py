@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP
+from mnist_hydra.targets import LET_IN, let_in
 
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
 
@@ -86,7 +87,9 @@ def in_child(job: str, *arguments: Any) -> Any:
     """
     done = subprocess.run(
         [sys.executable, "-m", "mnist_hydra.sweep.torch_tasks"],
-        input=json.dumps({"job": job, "arguments": arguments, "path": sys.path}),
+        input=json.dumps(
+            {"job": job, "arguments": arguments, "path": sys.path, "let_in": vars(LET_IN)}
+        ),
         check=False,
         capture_output=True,
         text=True,
@@ -113,6 +116,7 @@ def _main() -> None:
     answer_to, sys.stdout = sys.stdout, sys.stderr
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
+    let_in(**request["let_in"])
     answer: dict[str, Any] = {"error": None, "value": None}
     try:
         answer["value"] = JOBS[request["job"]](*request["arguments"])  # type: ignore[operator]
