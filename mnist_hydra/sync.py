@@ -42,7 +42,8 @@ def _deliver(folder: Path, about: About, output_dir: str, given: TrackingConfig)
     """Deliver one spool, and say what was done and is to be done."""
     if given.uri is not None and store_address(given.uri) != about.store:
         right = "tracking=local" if about.store is None else f"tracking.uri={about.store}"
-        raise UserError(f"it is not of tracking.uri={given.uri}; right: {right}")
+        shown = store_address(given.uri)
+        raise UserError(f"it is not of tracking.uri={shown}; right: {right}")
     uri = given.uri or about.store
     tracking = replace(given, experiment_name=about.experiment, uri=uri)
     tracker = Tracker(entry.Place(output_dir, tracking))
