@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.errors import UserError
@@ -47,6 +45,8 @@ def resume_command(config: DictConfig, run: str) -> str:
         config: as composed.
         run: the run's id.
     """
+    from hydra.core.hydra_config import HydraConfig
+
     words = [*folder_words(HydraConfig.get()), *place_words(config)]
     trusted = OmegaConf.select(config, "trusted")  # a command's alone, so MLflow's copy has none
     if trusted:
@@ -133,6 +133,8 @@ def override_value(text: str) -> str:
     plain = re.fullmatch(r"[A-Za-z_./][\w./:-]*", text, re.ASCII)
     if plain and text.lower() not in ("true", "false", "null", "nan", "inf"):
         return text
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     return QuotedString(text, Quote.single).with_quotes()
 
 
