@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.errors import UserError
@@ -47,6 +45,8 @@ def resume_command(config: DictConfig, run: str) -> str:
         config: as composed.
         run: the run's id.
     """
+    from hydra.core.hydra_config import HydraConfig
+
     words = [*folder_words(HydraConfig.get()), *place_words(config)]
     trusted = OmegaConf.select(config, "trusted")  # a command's alone, so MLflow's copy has none
     if trusted:
@@ -116,23 +116,36 @@ def place_words(config: DictConfig) -> list[str]:
     Args:
         config: as composed, not yet resolved.
     """
-    words = []
-    for key, default in PLACE.items():
-        value = OmegaConf.select(config, key)
-        if value is None or value == default:
-            continue
-        if key == "tracking.uri" and "${oc.env:" in str(written(config, key)):
-            words.append(f"{key}={written(config, key)}")
-        else:
-            words.append(f"{key}={override_value(without_password(str(value)))}")
-    return words
+    uri = OmegaConf.select(config, "tracking.uri")
+    if uri is not None:
+        as_written = str(written(config, "tracking.uri"))
+        uri = as_written if "${oc.env:" in as_written else without_password(str(uri))
+    name = OmegaConf.select(config, "tracking.experiment_name")
+    return place_of(str(config.output_dir), uri, str(name))
+
+
+def place_of(output_dir: str, uri: str | None, experiment_name: str) -> list[str]:
+    """The overrides that name a place, less what is as by default.
+
+    Args:
+        uri: without a password; `None` is the store below `output_dir`.
+    """
+    values = zip(PLACE.items(), (output_dir, uri, experiment_name), strict=True)
+    return [
+        f"{key}={override_value(value)}"
+        for (key, default), value in values
+        if value is not None and value != default
+    ]
 
 
 def override_value(text: str) -> str:
     """A text as the value of an override, in quotes where Hydra needs them."""
     plain = re.fullmatch(r"[A-Za-z_./][\w./:-]*", text, re.ASCII)
-    if plain and text.lower() not in ("true", "false", "null", "nan", "inf"):
+    keyword = text.lower() in ("true", "false", "null", "nan", "inf")
+    if text.startswith("${oc.env:") or (plain and not keyword):
         return text
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     return QuotedString(text, Quote.single).with_quotes()
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shlex
 import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mnist_hydra
-from mnist_hydra.store import without_password
+from mnist_hydra.commands import same_command
 
 if TYPE_CHECKING:
     from mnist_hydra.config import DataConfig
@@ -43,7 +41,7 @@ def tags() -> dict[str, str]:
     shown = [f"{name} {_version(name)}" for name in SHOWN_LIBRARIES]
     ours = [f"mnist_hydra {mnist_hydra.__version__}", f"python {platform.python_version()}"]
     return git_state() | {
-        COMMAND_TAG: command(),
+        COMMAND_TAG: same_command("python"),
         "host": platform.node(),
         "versions": ", ".join([*ours, *shown]),
         VERSION_TAG: mnist_hydra.__version__,
@@ -51,12 +49,6 @@ def tags() -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.user": user(),
     }
-
-
-def command() -> str:
-    """This process's own command line, for a shell, without a password."""
-    words = [without_password(word) for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", "mnist_hydra.train", *words])
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -67,7 +59,7 @@ def record(**more: Any) -> dict[str, Any]:
     """
     state = git_state()
     return {
-        "command": command(),
+        "command": same_command("python"),
         "commit": state.get(COMMIT_TAG),
         "uncommitted_changes": state[DIRTY_TAG] == "true" if DIRTY_TAG in state else None,
         "host": platform.node(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import signal
 import sys
 import time
@@ -28,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import provenance, runtime
 from mnist_hydra.build import prepare
-from mnist_hydra.commands import ui_command
+from mnist_hydra.commands import place_words, resume_command, shell_command, ui_command
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError
@@ -48,8 +47,6 @@ from mnist_hydra.tracking import (
     import_mlflow,
 )
 from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
-
-STORE_KEYS = ("output_dir", "tracking")
 
 
 class Hooks(Protocol):
@@ -81,7 +78,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         config = begun.config
         trainer = prepare(config, begun.state)
         spool = Spool(Path(config.output_dir).absolute(), begun.about, begun.open_run)
-        hooks.go_on = lambda: _go_on(overrides, spool.run)
+        hooks.go_on = lambda: resume_command(config.composed, spool.run)
         failure: BaseException | None = None
         with spool:
             try:
@@ -98,7 +95,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
     if isinstance(failure, UserError):
         raise failure
     if spool.left:
-        _say_what_is_left(spool, overrides)
+        _say_what_is_left(config, spool)
     if failure is not None:
         print(f"run {spool.run} failed: {one_line(failure)}", file=sys.stderr)
     elif outcome.state != "finished":
@@ -107,7 +104,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         _print_summary(config, outcome, trainer, spool)
         return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
     if not isinstance(failure, NonFiniteLoss):  # that would fail again
-        print(f"go on with\n  {_go_on(overrides, spool.run)}", flush=True)
+        print(f"go on with\n  {resume_command(config.composed, spool.run)}", flush=True)
     raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
@@ -122,7 +119,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
     if waiting:
         print(
             f"{_count(len(waiting), 'earlier run')} below {config.output_dir} not wholly recorded; "
-            f"python -m mnist_hydra.sync does that",
+            f"{shell_command('sync', place_words(config.composed))} does that",
             file=sys.stderr,
         )
     Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
@@ -175,20 +172,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}{at}".split())
 
 
-def _say_what_is_left(spool: Spool, overrides: list[str]) -> None:
+def _say_what_is_left(config: Config, spool: Spool) -> None:
     """Say what the store has not taken, and how it is delivered later."""
     why = spool.away or "it answers slowly"
     print(
         f"{_count(spool.left, 'record')} of run {spool.run} not delivered to the tracking store "
         f"({why}): kept in {spool.folder}; once it is back, deliver with\n"
-        f"  python -m mnist_hydra.sync {_kept(overrides, STORE_KEYS)}".rstrip(),
+        f"  {shell_command('sync', place_words(config.composed))}",
         file=sys.stderr,
     )
-
-
-def _go_on(overrides: list[str], run: str) -> str:
-    """The command that goes on with a run."""
-    return f"python -m mnist_hydra.train {_kept(overrides, KEPT_ON_RESUME)}resume={run}"
 
 
 @dataclass
@@ -416,12 +408,6 @@ def _processor() -> str:
 
 def _run_name(config: Config, overrides: list[str]) -> str:
     return ", ".join(o for o in overrides if not o.startswith(KEPT_ON_RESUME)) or config.model.name
-
-
-def _kept(overrides: list[str], keys: tuple[str, ...]) -> str:
-    """Those overrides that are of some keys, ready to paste."""
-    kept = [o for o in overrides if o.startswith(keys) and not o.startswith("resume")]
-    return "".join(shlex.quote(override) + " " for override in kept)
 
 
 def now_ms() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mnist_hydra import entry
+from mnist_hydra.commands import place_of, shell_command
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.spool import About, deliver_all, spools, store_address
@@ -42,7 +43,8 @@ def _deliver(folder: Path, about: About, output_dir: str, given: TrackingConfig)
     """Deliver one spool, and say what was done and is to be done."""
     if given.uri is not None and store_address(given.uri) != about.store:
         right = "tracking=local" if about.store is None else f"tracking.uri={about.store}"
-        raise UserError(f"it is not of tracking.uri={given.uri}; right: {right}")
+        shown = store_address(given.uri)
+        raise UserError(f"it is not of tracking.uri={shown}; right: {right}")
     uri = given.uri or about.store
     tracking = replace(given, experiment_name=about.experiment, uri=uri)
     tracker = Tracker(entry.Place(output_dir, tracking))
@@ -50,7 +52,9 @@ def _deliver(folder: Path, about: About, output_dir: str, given: TrackingConfig)
     run = tracker.find_run(run_id)
     said = f"run {run_id}: {count} records delivered"
     if run.info.status == "RUNNING" and PARENT_TAG not in run.data.tags:
-        said += f"; it was cut off, go on with\n  python -m mnist_hydra.train resume={run_id}"
+        place = place_of(output_dir, about.store, about.experiment)
+        again = shell_command("train", [*place, f"resume={run_id}"])
+        said += f"; it was cut off, go on with\n  {again}"
     return said
 
 

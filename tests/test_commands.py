@@ -56,7 +56,7 @@ def test_any_folder_is_read_back_as_it_is(folder: str) -> None:
 
 def test_the_store_is_named_without_its_password() -> None:
     words = place_words(place(uri="http://me:secret@host:5000", name="mine"))
-    assert words == ["tracking.uri=http://me@host:5000", "tracking.experiment_name=mine"]
+    assert words == ["tracking.uri='http://me@host:5000'", "tracking.experiment_name=mine"]
 
 
 def test_a_store_that_a_variable_names_is_named_by_the_variable(

@@ -272,6 +272,9 @@ def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
     here = run(*dry, *AXES, "sweep.keep=1", NO_REPORT, cwd=folder)
     assert here.out.count("done and skipped  ") == 4
     assert len(runs(folder)[0]) == 1
+    other = run(*dry, *AXES, "tracking.experiment_name=other", cwd=folder)
+    assert other.out.count("to run  ") == 4
+    assert client(folder).get_experiment_by_name("other") is None
 
 
 def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
@@ -415,6 +418,9 @@ def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apar
         (("seed=1,2", "batch_size=50", "device=cuda:7"), "device=cuda:7"),
         (("seed=1,2", "batch_size=100,100000"), "trial .*batch_size=100000"),
         (("seed=1,2", "tracking=server", "tracking.uri=http://127.0.0.1:9"), "does not answer"),
+        (("seed=1,2", "sweep.objective=val/ac"), "sweep.objective=val/ac is no metric"),
+        (("seed=1,2", "hydra.job.chdir=true"), "hydra.job.chdir=true moves"),
+        (("seed=1,2", "output_dir=${hydra:runtime.output_dir}"), "right: one folder"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
@@ -496,6 +502,39 @@ def test_axes_of_the_configuration_itself_are_swept_too(tiny: str, tmp_path: Pat
     listed = run(tiny, *QUICK, params, "seed=4", "sweep.dry_run=true", cwd=tmp_path)
     assert listed.out.splitlines()[0] == "2 trials: 2 to run"
     assert "lr=0.1" in listed.out and "seed" not in listed.out
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> str:
+    """A folder with experiments of one's own, to be given as `--config-dir`."""
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    head = "# @package _global_\n"
+    (folder / "axes.yaml").write_text(head + 'hydra: {sweeper: {params: {lr: "0.1,0.2"}}}\n')
+    (folder / "there.yaml").write_text(head + "output_dir: there\n")
+    (folder / "too.yaml").write_text(head + "output_dir: there\nlr: 0.2\n")
+    return f"--config-dir={folder.parent}"
+
+
+def test_axes_that_only_one_of_the_swept_experiments_brings_are_refused(
+    tiny: str, tmp_path: Path, experiments: str
+) -> None:
+    words = (experiments, tiny, "sweep.dry_run=true")
+    alone = run(*words, "experiment=axes", cwd=tmp_path)
+    assert alone.out.splitlines()[0] == "2 trials: 2 to run"
+    refused = run(*words, "experiment=axes,exp1", cwd=tmp_path)
+    assert refused.code == 2 and "brings axes of its own (lr=0.1,0.2)" in refused.err
+
+
+def test_the_trials_of_a_sweep_are_kept_in_one_place_which_an_experiment_may_name(
+    tiny: str, tmp_path: Path, experiments: str
+) -> None:
+    refused = run(experiments, tiny, "experiment=there,exp1", cwd=tmp_path)
+    assert refused.code == 2 and "experiment=exp1 has another output_dir" in refused.err
+    words = (experiments, tiny, *QUICK, "experiment=there,too", "sweep.keep=0")
+    done = run(*words, "hydra/launcher=joblib", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "there"}
 
 
 class Flaky(BasicLauncher):

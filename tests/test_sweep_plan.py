@@ -50,6 +50,18 @@ def test_points_that_come_to_the_same_configuration_are_one_trial(composer: Comp
     assert trials.repeated == [("dropout=null", "dropout=0.04")]
 
 
+def test_points_that_come_to_the_same_training_are_told_in_one_line(composer: Composer) -> None:
+    axes = ("model=model1,model2,model3", "dropout=0.0,0.02", "seed=1,2")
+    told = trials_of(composer, *axes).same_as_others()
+    assert told is not None and told.startswith("4 of 12 points are the same as others, such as ")
+    assert "model=model3, dropout=0.0, seed=1 and model=model2, dropout=0.0, seed=1" in told
+    assert trials_of(composer, "model=model1,model2,model3").same_as_others() is None
+    one = trials_of(composer, "model=model3", "dropout=0.04,null,0.02").same_as_others()
+    assert one == (
+        "1 of 3 points is the same training as another, such as dropout=null and dropout=0.04"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -109,6 +121,31 @@ def test_a_search_never_chooses_on_the_test_set(composer: Composer) -> None:
     assert objective(SweepConfig(), "search", with_val) == "val/acc"
     with pytest.raises(UserError, match="test set"):
         objective(SweepConfig(objective="test/acc"), "search", with_val)
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "val/ac"}, "val/ac is no metric .did you mean val/acc"),
+        ({"objective": "loss"}, "right: one of train/loss, "),
+        ({"objective": "test/acc_last"}, "test set"),
+    ],
+)
+def test_an_objective_that_no_trial_records_is_refused(
+    composer: Composer, kind: str, settings: dict[str, str], message: str
+) -> None:
+    with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
+    with pytest.raises(UserError, match=message):
+        objective(SweepConfig(**settings), kind, with_val)  # type: ignore[arg-type]
+
+
+def test_a_pruner_needs_a_metric_of_each_epoch(composer: Composer) -> None:
+    with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
+    last = SweepConfig(objective="val/acc_best")
+    assert objective(last, "search", with_val) == "val/acc_best"
+    with pytest.raises(UserError, match="pruner=median needs a metric of each epoch"):
+        objective(SweepConfig(objective="val/acc_best", pruner="median"), "search", with_val)
 
 
 @pytest.mark.parametrize("kind", ["grid", "search"])

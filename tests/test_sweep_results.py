@@ -15,6 +15,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console, RenderableType
 
+from mnist_hydra.commands import shell_command
 from mnist_hydra.sweep import trial
 from mnist_hydra.sweep.results import (
     Record,
@@ -193,18 +194,17 @@ def test_a_sweep_of_which_nothing_finished_says_so() -> None:
 def test_a_sweep_without_an_axis_has_one_configuration() -> None:
     results = ranked([record({}, 0.98, fixed=["model=model3"])], [], "val/acc")
     assert lines(results)[1:] == ["rank  n  val/acc", "   1  1  98.00 %"]
-    assert best_command(results) == "python -m mnist_hydra.train model=model3"
+    assert best_command(results) == shell_command("train", ["model=model3"])
 
 
 def test_the_best_is_a_command_that_a_shell_and_hydra_read_back() -> None:
     values = {"+aug.steps": "[{name: Rotate, limit: 7}]", "data.root": "'/a folder/$HOME'"}
     fixed = ["model=model3", "tracking.experiment_name='it''s'", "lr=0.1"]
     results = ranked([record(values, 0.9, fixed=fixed)], list(values), "val/acc")
-    command = best_command(results, [sys.executable, "-c", "import sys; print(sys.argv[1:])"])
-    assert command is not None
+    command = f"set -- {best_command(results)}; shift 3; printf '%s\\n' \"$@\""
     shell = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
     typed = [*fixed, *(f"{key}={value}" for key, value in values.items())]
-    assert shell.stdout.strip() == str(typed)
+    assert shell.stdout.splitlines() == typed
     assert len(OverridesParser.create().parse_overrides(typed[:1] + typed[2:])) == 4
 
 
@@ -212,17 +212,21 @@ def test_the_best_command_leaves_out_what_only_concerns_the_sweep() -> None:
     fixed = ["sweep.retries=2", "++sweep.n_trials=5", "hydra/launcher=joblib", "data.val_size=9"]
     fixed += ["hydra.launcher.n_jobs=2", "+hydra.job.name=x", "hydrant=1"]
     results = ranked([record({"lr": "0.1"}, 0.9, fixed=fixed)], ["lr"], "val/acc")
-    assert best_command(results) == ("python -m mnist_hydra.train data.val_size=9 hydrant=1 lr=0.1")
+    typed = ["data.val_size=9", "hydrant=1", "lr=0.1"]
+    assert best_command(results, ["--config-dir", "mine"]) == shell_command(
+        "train", ["--config-dir", "mine", *typed]
+    )
 
 
 def test_the_best_command_names_no_seed_where_there_were_several() -> None:
     several = over_seeds({"model1": [0.98, 0.99]})
     assert footer(several)[-2:] == [
         "best, with any seed:",
-        "  python -m mnist_hydra.train model=model1",
+        "  " + shell_command("train", ["model=model1"]),
     ]
     one = over_seeds({"model1": [0.98]})
-    assert footer(one)[-2:] == ["best:", "  python -m mnist_hydra.train model=model1 seed=1"]
+    again = shell_command("train", ["model=model1", "seed=1"])
+    assert footer(one)[-2:] == ["best:", f"  {again}"]
 
 
 def test_the_csv_has_every_configuration_and_trial_unrounded() -> None:

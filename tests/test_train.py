@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from mnist_hydra.spool import About, Spool
 from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
 from mnist_hydra.trainer import Listener, StopReason
 
+ROOT = Path(__file__).parents[1]
 QUICK = ("epochs=2", "batch_size=128", "data.limit=1024", "threads=1")
 
 
@@ -488,3 +490,61 @@ def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None
     mlflow = client(tmp_path)
     experiment = mlflow.get_experiment_by_name("mnist_hydra")
     assert len(mlflow.search_runs([experiment.experiment_id])) == 16
+
+
+def test_what_a_stopped_run_prints_goes_on_with_it_when_it_is_pasted(
+    mnist: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "my own"
+    for group in ("model", "experiment"):
+        (own / group).mkdir(parents=True)
+    (own / "mine.py").write_text(
+        "from mnist_hydra.models import Model1\nclass Mine(Model1):\n    pass\n"
+    )
+    (own / "model" / "mine.yaml").write_text("_target_: mine.Mine\ndropout: 0.0\n")
+    (own / "experiment" / "there.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: mine\noutput_dir: it's größer\n"
+    )
+    main = (ROOT / "conf" / "config.yaml").read_text(encoding="utf-8")
+    (own / "root.yaml").write_text(main.replace("seed: 14596", "seed: 7"), encoding="utf-8")
+    words = ["--config-dir=my own", "--config-name=root", "experiment=there", "epochs=4"]
+    words += ["batch_size=64", "data.limit=2048", "threads=1", f"data.root={mnist}"]
+    words += ["++tracking.experiment_name=a b"]
+    printed = tmp_path / "printed"
+    with open(printed, "w") as file:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "mnist_hydra.train", *words],
+            cwd=tmp_path,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 120
+        while "epoch 1/4" not in printed.read_text():  # a line is in the file at once
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    [again] = [line for line in printed.read_text().splitlines() if "resume=" in line]
+    pasted = subprocess.run(
+        ["bash", "-c", again], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert "after 4 epochs" in pasted.stdout
+    [shown] = [line for line in pasted.stdout.splitlines() if "mnist_hydra.ui" in line]
+    assert shlex.split(shown)[3:5] == [
+        "output_dir='it\\'s größer'",
+        "tracking.experiment_name='a b'",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"my own", "printed", "it's größer"}
+
+
+def test_any_text_is_fine_where_the_locale_is_ascii(mnist: Path, tmp_path: Path) -> None:
+    words = ("tracking.experiment_name='größe'", "output_dir='ä'", f"data.root={mnist}", *QUICK)
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = command(*words, cwd=tmp_path, env=os.environ | ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    store = MlflowClient(f"sqlite:///{tmp_path / 'ä' / 'mlflow.db'}")
+    assert store.get_experiment_by_name("größe") is not None

@@ -12,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from mnist_hydra import pages, provenance
-from mnist_hydra.commands import config_words
+from mnist_hydra import pages
+from mnist_hydra.commands import config_words, same_command
 from mnist_hydra.errors import first_line
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
@@ -114,7 +114,7 @@ def describe(
             results.question(found),
             told,
             results.grid(found, rows),
-            provenance.command(),
+            same_command("python"),
             [(name, pages.artifact(parent.run_id, path)) for name, path in pictures],
         )
         if len(note) <= pages.MAX_NOTE:
