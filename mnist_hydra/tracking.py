@@ -304,8 +304,11 @@ class Tracker:
         about = Model.load(str(folder))
         about.run_id, about.model_id, about.model_uuid = run_id, logged.model_id, logged.model_id
         about.artifact_path = logged.artifact_location
-        about.save(str(folder / "MLmodel"))
-        self.client.log_model_artifacts(logged.model_id, str(folder))
+        with tempfile.TemporaryDirectory() as above:  # what is given may be again
+            copy = Path(above) / "model"
+            shutil.copytree(folder, copy)
+            about.save(str(copy / "MLmodel"))
+            self.client.log_model_artifacts(logged.model_id, str(copy))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
         # The same rows once more, of the model: another time would be another row of the run.
         newest = [self.client.get_metric_history(run_id, key)[-1] for key in run.data.metrics]
