@@ -281,8 +281,8 @@ def _read_one(
             note=trial.error.strip().rpartition("\n")[2],
         )
         seconds = sum(attempt.seconds for attempt in trial.attempts)
-        run = runs.get(trial.run_id)
-        entries[key] = _entry(record, trial.metrics, seconds, run, trial.made_by)
+        own = runs.get(trial.run_id)
+        entries[key] = _entry(record, trial.metrics, seconds, own, trial.made_by)
     return list(axes), entries, len(overrides)
 
 
