@@ -71,19 +71,19 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
     model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)
-    optimizer = _optimizer(config, model)
     dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
     if config.batch_size > len(dataset.train):
         raise UserError(
             f"batch_size={config.batch_size} is more than the {len(dataset.train)} training "
             f"images; right: at most that many"
         )
+    _insist_on_log_probabilities(config, model, dataset, where.device)
+    optimizer = _optimizer(config, model)
     sample = dataset.train.images[dataset.train.index[:4]]
     augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
     _try_schedule(config, steps)
-    _insist_on_log_probabilities(config, model, dataset, where.device)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 

@@ -203,6 +203,8 @@ class Recording:
     Args:
         overrides: the command line's, recorded as a tag.
         resumed: whether the run has been begun before.
+        shared: whether another machine may have to go on with it: then training goes on behind a
+            checkpoint only once the store has that, or is away.
     """
 
     def __init__(
@@ -213,8 +215,10 @@ class Recording:
         *,
         overrides: list[str],
         resumed: bool,
+        shared: bool = False,
     ) -> None:
         self.config, self.trainer, self._spool = config, trainer, spool
+        self.shared = shared
         known = list(trainer.position.history)
 
         def begin() -> None:
@@ -283,7 +287,10 @@ class _Recorder(Listener):
 
     def save(self, state: dict[str, Any]) -> None:
         mark = {"fingerprint": fingerprint(self.recording.config)}
-        self.recording.spool().save_checkpoint(state | mark)
+        spool = self.recording.spool()
+        spool.save_checkpoint(state | mark)
+        if self.recording.shared:
+            spool.wait()
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         self.recording.spool().log_epochs(self.recording.trainer.position.history[-1:])

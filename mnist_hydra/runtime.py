@@ -145,7 +145,8 @@ def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.O
     Their own `step` imports torch._dynamo to hide itself from it; what is inside is the same.
     """
     step = inspect.unwrap(optimizer.step)
-    return type(optimizer.__name__, (optimizer,), {"step": torch.no_grad()(step)})
+    own = {"step": torch.no_grad()(step), "__module__": optimizer.__module__}
+    return type(optimizer.__name__, (optimizer,), own)
 
 
 def as_record(runtime: Runtime) -> dict[str, Any]:

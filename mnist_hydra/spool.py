@@ -311,6 +311,13 @@ class Spool:
     def _pending(self) -> bool:
         return _position(self.folder) < (self.folder / JOURNAL).stat().st_size
 
+    def wait(self) -> None:
+        """Wait until all that is written down is delivered, unless the store is away."""
+        while self._pending() and self._thread.is_alive():
+            if self._away is not None or self.refusal is not None:
+                return
+            time.sleep(0.005)
+
     def close(self, stop: threading.Event | None = None) -> None:
         """Wait until all is delivered, but not for too long; what is left stays.
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -36,14 +36,14 @@ def task(cfg: DictConfig) -> float | None:
 
             work(cfg)
             return None
-        refuse_sweep_settings([*hydra_cfg.overrides.task, *hydra_cfg.overrides.hydra])
+        # Unresolved: what comes from the environment is recorded as the reference.
+        raw: Any = OmegaConf.to_container(hydra_cfg.overrides, resolve=False)
+        refuse_sweep_settings([*raw["task"], *raw["hydra"]])
         folder = str(written(cfg, "output_dir"))
         refuse_moving_folder(folder, bool(hydra_cfg.job.chdir), multirun=False)
         from mnist_hydra.run import run_alone
 
-        # Unresolved: what comes from the environment is recorded as the reference.
-        typed = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
-        return run_alone(cfg, cast(list[str], typed))
+        return run_alone(cfg, raw["task"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,10 +8,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from mnist_hydra.sweep.parent import BOOK_TAG
+
 
 def entries(client: MlflowClient, parent: Run) -> dict[str, str]:
     """All entries of the sweep that has this parent run."""
-    book = parent.data.tags["mlflow.mnist_hydra.ledger"].partition("/")[2]
+    book = parent.data.tags[BOOK_TAG].partition("/")[2]
     found: dict[str, str] = client.get_run(book).data.params
     return found
 

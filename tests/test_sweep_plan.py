@@ -128,7 +128,7 @@ def test_a_search_never_chooses_on_the_test_set(composer: Composer) -> None:
     ("settings", "message"),
     [
         ({"objective": "val/ac"}, "val/ac is no metric .did you mean val/acc"),
-        ({"objective": "loss"}, "right: one of train/loss, "),
+        ({"objective": "loss"}, "right: one of val/acc, val/loss, train/acc, "),
         ({"objective": "test/acc_last"}, "test set"),
     ],
 )

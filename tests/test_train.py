@@ -299,7 +299,7 @@ def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any])
         (("+model.width=3",), "width"),
         (("+scheduler.wobble=1",), "wobble"),
         (("tracking=server", "tracking.uri=http://nowhere.invalid"), "tracking.uri"),
-        (("resume=0123",), "output_dir=outputs holds no runs"),
+        (("resume=0123",), "resume=0123"),
         (("output_dir=/proc/nowhere",), "output_dir=/proc/nowhere"),
     ],
 )

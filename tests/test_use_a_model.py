@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -173,6 +174,7 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
         port = free.getsockname()[1]
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{swept / 'outputs' / 'mlflow.db'}",
     }
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
@@ -200,7 +202,8 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
         with urllib.request.urlopen(asked, timeout=60) as answer:
             got = np.array(json.load(answer)["predictions"])
     finally:
-        os.killpg(server.pid, 9)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, 9)
         server.wait()
     raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
     own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))[:100]
@@ -230,7 +233,8 @@ def test_words_are_files_and_the_rest_is_hydras(tmp_path: Path) -> None:
 def test_wilsons_interval_and_the_calibration_error_are_those_of_the_books() -> None:
     low, high = quality.Share(8, 10).interval
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Newcombe 1998, Table I's method
-    assert quality.Share(10, 10).interval[1] == 1.0 and quality.Share(0, 10).interval[0] == 0.0
+    assert quality.Share(10, 10).interval[1] == pytest.approx(1)
+    assert quality.Share(0, 10).interval[0] == pytest.approx(0)
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], np.float32)
     error, bins = quality.calibration(probabilities, np.array([0, 1, 1, 1]))
     assert [b.count for b in bins] == [2, 2]

@@ -168,7 +168,8 @@ def twins(findings: Findings, chosen: Layout) -> list[tuple[str, str, str]]:
                 for point, seeds in scores.items()
                 if point[place] == one
             ]
-            if sum(len(mine) for mine, _ in pairs) > 1 and all(m == its for m, its in pairs):
+            trials = sum(len(mine) for mine, _ in pairs)
+            if trials > 1 and all(mine == its and mine for mine, its in pairs):
                 found.append((axis, one, other))
     return found
 

@@ -93,7 +93,12 @@ def work(
         output_dir, about = Path(config.output_dir).absolute(), about_run(config, run_id)
         with Spool(output_dir, about, lambda about: (tracker, run_id)) as spool:
             recording = Recording(
-                trial, trainer, spool, overrides=overrides, resumed=state is not None
+                trial,
+                trainer,
+                spool,
+                overrides=overrides,
+                resumed=state is not None,
+                shared=True,
             )
             end = train_run(recording, hooks=watch, label=planned.name, quiet=True).state
             spool.close(watch.stop)  # the ledger reads the run's metrics

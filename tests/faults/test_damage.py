@@ -135,7 +135,8 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
     shutil.move(folder / "spool" / KEY, kept)
     about = spools.read_about(kept)
     assert about is not None
-    client = Tracker(config).client
+    tracker = Tracker(config)
+    client, experiment = tracker.client, tracker.experiment_id
     for place in range(places):
         chance, key = random.Random(place), f"{place:032x}"
         spool = folder / "spool" / key
@@ -149,12 +150,8 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
         if step is None:
             shutil.rmtree(spool, ignore_errors=True)
             continue
-        (run,) = client.search_runs(["1"], f"tags.`mnist_hydra.fingerprint` != '' and {_is(key)}")
+        (run,) = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")
         rows = client.get_metric_history(run.info.run_id, "epoch_s")
         steps = [row.step for row in rows]
         assert steps == sorted(set(steps)), f"{said}, place {place}"
         assert steps == [1, 2, 3] or "damaged" in told, f"{said}, place {place}"
-
-
-def _is(key: str) -> str:
-    return f"tags.`{KEY_TAG}` = '{key}'"
