@@ -257,7 +257,8 @@ def _page(
 ) -> page.Page:
     found = findings.results
     origins = [origin.facts(entry, found) for entry in findings.entries]
-    read_origins = [facts for facts in origins if len(facts) > 1]
+    whole = zip(findings.entries, origins, strict=True)
+    read_origins = [facts for entry, facts in whole if entry.params]
     common, differing = origin.shared(read_origins)
     finished = sum(len(row.finished) for row in found.rows)
     settings = []

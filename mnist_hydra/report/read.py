@@ -29,9 +29,9 @@ from mnist_hydra.tracking import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tra
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-PAGE = 500
+PAGE = 1_000
 MAX_RUNS = 1_000
-"""Of so many trials, the best, the runs are read: what made them, and their parameters."""
+"""Of so many trials, the best, the runs are read; of others the ledger says what made them."""
 MAX_MISTAKES = 50
 """So many trials, the best, say which test images they get wrong."""
 READERS = 8
@@ -57,7 +57,7 @@ class Entry:
     params: Mapping[str, str] = field(default_factory=dict)
     """Of its run; empty where that was not read."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Of its run; empty where that was not read."""
+    """Of its run; where that was not read, what the ledger has of them."""
 
     @property
     def parameters(self) -> int | None:
@@ -187,7 +187,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             objective=objective if done else None,
             run_id=run.info.run_id,
         )
-        entries.append(_entry(record, dict(run.data.metrics), None, run))
+        entries.append(_entry(record, dict(run.data.metrics), None, run, {}))
     return _findings(
         f"runs with {query}" if query else "all runs",
         (),
@@ -262,8 +262,10 @@ def _read_one(
     metric = objective + ("_best" if _at_best(parent) else "")
     runs = {}
     child = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-    best_first = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
-    for run in _search(tracker, [parent.info.experiment_id], child, MAX_RUNS, best_first):
+    order = []  # costs minutes of a large store, so only where it decides what is read
+    if len(overrides) > MAX_RUNS:
+        order = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
+    for run in _search(tracker, [parent.info.experiment_id], child, MAX_RUNS, order):
         runs[run.info.run_id] = run
     entries = {}
     for key, swept in overrides.items():
@@ -279,7 +281,8 @@ def _read_one(
             note=trial.error.strip().rpartition("\n")[2],
         )
         seconds = sum(attempt.seconds for attempt in trial.attempts)
-        entries[key] = _entry(record, trial.metrics, seconds, runs.get(trial.run_id))
+        own = runs.get(trial.run_id)
+        entries[key] = _entry(record, trial.metrics, seconds, own, trial.made_by)
     return list(axes), entries, len(overrides)
 
 
@@ -289,10 +292,14 @@ def _at_best(parent: Run) -> bool:
 
 
 def _entry(
-    record: Record, metrics: Mapping[str, float], seconds: float | None, run: Run | None
+    record: Record,
+    metrics: Mapping[str, float],
+    seconds: float | None,
+    run: Run | None,
+    made_by: Mapping[str, str],
 ) -> Entry:
     params = {} if run is None else dict(run.data.params)
-    tags = {} if run is None else dict(run.data.tags)
+    tags = made_by if run is None else dict(run.data.tags)
     swept = {axis.lstrip("+~"): value for axis, value in record.values.items()}
     return Entry(record, swept.get(SEED, params.get(SEED, "")), metrics, seconds, params, tags)
 
