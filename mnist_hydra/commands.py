@@ -121,10 +121,10 @@ def place_words(config: DictConfig) -> list[str]:
         as_written = str(written(config, "tracking.uri"))
         uri = as_written if "${oc.env:" in as_written else without_password(str(uri))
     name = OmegaConf.select(config, "tracking.experiment_name")
-    return place_of(str(config.output_dir), uri, str(name))
+    return words_for_place(str(config.output_dir), uri, str(name))
 
 
-def place_of(output_dir: str, uri: str | None, experiment_name: str) -> list[str]:
+def words_for_place(output_dir: str, uri: str | None, experiment_name: str) -> list[str]:
     """The overrides that name a place, less what is as by default.
 
     Args:

@@ -43,6 +43,7 @@ NotNegative = Annotated[float, Limits(at_least=0)]
 Share = Annotated[float, Limits(at_least=0, below=1)]
 Name = Annotated[str, Pattern(r"(?=.*\S).{1,200}", "a name of at most 200 characters")]
 Word = Annotated[str, Pattern(r"[\w.-]+", "letters, digits, _, . and -")]
+Folder = Annotated[str, Pattern(r".*\S.*", "a folder")]
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Config:
     compile: bool | Literal["auto"]
     threads: Annotated[int, Limits(at_least=1, at_most=4096)] | Literal["auto"]
     deterministic: bool
-    output_dir: Annotated[str, Pattern(r".*\S.*", "a folder")]
+    output_dir: Folder
     resume: Word | None
     data: DataConfig
     model: Component

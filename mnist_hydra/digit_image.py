@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+
+from mnist_hydra.data.idx import opened
 
 BOX = 20
 """The longer side of an MNIST digit, in pixels."""
@@ -107,8 +107,7 @@ def _picture(path: Path) -> Grey:
 
 def _idx(path: Path) -> Grey:
     """The images of an IDX file, plain or gzipped: uint8 [N, height, width]."""
-    stream: IO[bytes] | gzip.GzipFile = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with stream:
+    with opened(path) as stream:
         magic, count, height, width = struct.unpack(">4I", stream.read(16))
         content = stream.read()
     if magic != 0x803 or len(content) != count * height * width:

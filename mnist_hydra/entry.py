@@ -12,10 +12,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.config import Folder, TrackingConfig, resolved
 from mnist_hydra.config_files import check_files
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, wrong_value
 from mnist_hydra.refusals import REFUSALS, refused
+from mnist_hydra.typed import check, read
 
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
@@ -29,8 +30,17 @@ class Place:
 
 
 def place_of(cfg: DictConfig) -> Place:
-    """The place that a command's settings name."""
-    return Place(str(cfg.output_dir), TrackingConfig(**cfg.tracking))
+    """The place that a command's settings name.
+
+    Raises:
+        UserError: naming the key, the value that was got and what would be right.
+    """
+    raw = resolved(cfg)
+    tracking = raw.get("tracking")
+    if not isinstance(tracking, dict):
+        raise wrong_value("tracking", tracking, "an entry of the group conf/tracking")
+    folder: str = check("output_dir", raw.get("output_dir"), Folder)
+    return Place(folder, read(TrackingConfig, tracking, "tracking."))
 
 
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

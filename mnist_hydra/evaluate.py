@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_hydra import entry, quality
-from mnist_hydra.config import DataConfig
+from mnist_hydra.config import DataConfig, resolved
 from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.typed import read
 
 
 def evaluate(cfg: DictConfig, name: str | None) -> int:
@@ -21,16 +22,18 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
     """
     if cfg.split not in ("test", "val"):
         raise wrong_value("split", cfg.split, "test or val")
-    keys = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(keys, dict)
-    data = DataConfig(**{str(key): value for key, value in keys.items()})
+    place = entry.place_of(cfg)
+    raw = resolved(cfg).get("data")
+    if not isinstance(raw, dict):
+        raise wrong_value("data", raw, "an entry of the group conf/data")
+    data = read(DataConfig, raw, "data.")
     if cfg.split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     from mnist_hydra.data.load import load_dataset
     from mnist_hydra.exported import load
 
-    model = load(name, entry.place_of(cfg))
-    dataset = load_dataset(data, Path(str(cfg.output_dir)).absolute() / "data")
+    model = load(name, place)
+    dataset = load_dataset(data, Path(place.output_dir).absolute() / "data")
     split = dataset.test if cfg.split == "test" else dataset.val
     assert split is not None
     images, labels = split.images[split.index, 0], split.labels[split.index].astype(np.int64)

@@ -21,9 +21,9 @@ from mnist_hydra.spool import (
     deliver_all,
     records,
     spools,
-    store_address,
     whole_file,
 )
+from mnist_hydra.store import shown_address
 from mnist_hydra.tracking import FINGERPRINT_TAG, PARENT_TAG, Tracker, is_away
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
 
 def about_run(config: Config, run_id: str, text: str | None = None) -> About:
     """A run that MLflow has, which began with a configuration of that text."""
-    store = store_address(config.tracking.uri)
+    store = shown_address(config.tracking.uri)
     return About(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id, text)
 
 

@@ -35,9 +35,9 @@ from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.resume import KEPT_ON_RESUME, Begun, begun_run
-from mnist_hydra.secrets import by_reference
-from mnist_hydra.spool import About, Spool, is_at_work, spools, store_address
-from mnist_hydra.store import without_password
+from mnist_hydra.secrets import by_reference, hide
+from mnist_hydra.spool import About, Spool, is_at_work, spools
+from mnist_hydra.store import shown_address
 from mnist_hydra.tracking import (
     FINGERPRINT_TAG,
     MISTAKES_FILE,
@@ -129,7 +129,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
         _run_name(config, overrides),
         {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
         now_ms(),
-        store_address(config.tracking.uri),
+        shown_address(config.tracking.uri),
         config=config_text(config),
     )
 
@@ -344,7 +344,7 @@ def _record_settings(
     spool.log_settings(by_reference(flatten(config), config.composed) | chosen)
     spool.set_tags(
         provenance.tags()
-        | ({} if resumed else {OVERRIDES_TAG: without_password(" ".join(overrides))})
+        | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
         | {
             FINGERPRINT_TAG: fingerprint(config),
             provenance.DATA_TAG: trainer.dataset.sha256,
@@ -365,7 +365,8 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     position = trainer.position
     assert position.best is not None
     log_probabilities, labels = trainer.predict("test")
-    right = log_probabilities.argmax(1) == labels
+    predicted = log_probabilities.argmax(1)
+    right = predicted == labels
     last = position.history[-1]
     loss = torch.nn.functional.nll_loss(log_probabilities, labels)
     accuracy = int(right.sum()) / len(labels)
@@ -386,7 +387,7 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     spool.log_epochs([at | final])
     spool.set_tags(tags)
     wrong = (~right).nonzero().flatten()
-    mistakes = {str(i): int(log_probabilities[i].argmax()) for i in wrong.tolist()}
+    mistakes = dict(zip(wrong.tolist(), predicted[wrong].tolist(), strict=True))
     spool.log_text(json.dumps(mistakes), MISTAKES_FILE)
     spool.log_state(trainer.state()["model"], "checkpoints/last.pt")
     spool.log_state(position.best["model"], "checkpoints/best.pt")
@@ -395,7 +396,7 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
 
 def config_text(config: Config) -> str:
     """What a run is begun with, in YAML, without a password."""
-    return without_password(OmegaConf.to_yaml(config.composed))
+    return hide(OmegaConf.to_yaml(config.composed))
 
 
 def _device_name(device: torch.device) -> str:

@@ -24,12 +24,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra import store
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import Tracker, is_away
@@ -150,12 +148,7 @@ class Spool:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -480,11 +473,6 @@ def deliver_all(folder: Path, about: About, tracker: Tracker) -> tuple[int, str]
         ) from None
     finally:
         lock.release()
-
-
-def store_address(uri: str | None) -> str | None:
-    """An address without its password; `None` for the store below `output_dir`."""
-    return None if uri is None else store.read(uri, Path.cwd()).shown
 
 
 def is_at_work(folder: Path) -> bool:

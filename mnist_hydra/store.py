@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -140,6 +141,11 @@ def without_password(text: str) -> str:
     """
     text = re.sub(r"(://[^/@:\s\"']*):[^\s\"']*@", r"\1@", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", r"\1", text)
+
+
+def shown_address(uri: str | None) -> str | None:
+    """An address without its password; `None` for the store below `output_dir`."""
+    return None if uri is None else read(uri, Path.cwd()).shown
 
 
 def check(store: Store, output_dir: Path) -> None:
@@ -312,7 +318,8 @@ def is_half_made(path: Path) -> bool:
     return found is None or (found[0] in known and found[0] not in newest)
 
 
-def revisions() -> tuple[set[str], set[str]]:
+@cache
+def revisions() -> tuple[frozenset[str], frozenset[str]]:
     """The revisions of a store's tables that this MLflow knows, and the newest of them.
 
     They are read from its files: to import them takes longer than to train an epoch.
@@ -320,12 +327,13 @@ def revisions() -> tuple[set[str], set[str]]:
     spec = importlib.util.find_spec("mlflow")
     assert spec is not None and spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0]) / "store" / "db_migrations" / "versions"
-    known, before = set(), set()
+    known: set[str] = set()
+    before: set[str] = set()
     for file in folder.glob("*.py"):
         text = file.read_text(encoding="utf-8")
         known |= set(re.findall(r"^revision\b[^=]*= [\"'](\w+)", text, re.M))
         before |= set(re.findall(r"^down_revision\b[^=]*= [\"'](\w+)", text, re.M))
-    return known, known - before
+    return frozenset(known), frozenset(known - before)
 
 
 def open_store(store: Store) -> MlflowClient:

@@ -12,10 +12,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mnist_hydra import entry
-from mnist_hydra.commands import place_of, shell_command
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.commands import shell_command, words_for_place
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.spool import About, deliver_all, spools, store_address
+from mnist_hydra.spool import About, deliver_all, spools
+from mnist_hydra.store import shown_address
 from mnist_hydra.tracking import PARENT_TAG, Tracker
 
 
@@ -25,12 +25,12 @@ def sync(cfg: DictConfig) -> int:
     Returns:
         The exit code: 0 if all is delivered, 1 if anything stays; why is said.
     """
-    given = TrackingConfig(**cfg.tracking)
+    given = entry.place_of(cfg)
     stays = 0
-    found = spools(Path(cfg.output_dir).absolute())
+    found = spools(Path(given.output_dir).absolute())
     for folder, about in found:
         try:
-            print(_deliver(folder, about, cfg.output_dir, given))
+            print(_deliver(folder, about, given))
         except Exception as error:
             stays += 1
             print(f"run {about.run_id or about.key} stays: {first_line(error)}", file=sys.stderr)
@@ -39,21 +39,22 @@ def sync(cfg: DictConfig) -> int:
     return 1 if stays else 0
 
 
-def _deliver(folder: Path, about: About, output_dir: str, given: TrackingConfig) -> str:
+def _deliver(folder: Path, about: About, place: entry.Place) -> str:
     """Deliver one spool, and say what was done and is to be done."""
-    if given.uri is not None and store_address(given.uri) != about.store:
+    given = place.tracking
+    if given.uri is not None and shown_address(given.uri) != about.store:
         right = "tracking=local" if about.store is None else f"tracking.uri={about.store}"
-        shown = store_address(given.uri)
+        shown = shown_address(given.uri)
         raise UserError(f"it is not of tracking.uri={shown}; right: {right}")
     uri = given.uri or about.store
     tracking = replace(given, experiment_name=about.experiment, uri=uri)
-    tracker = Tracker(entry.Place(output_dir, tracking))
+    tracker = Tracker(replace(place, tracking=tracking))
     count, run_id = deliver_all(folder, about, tracker)
     run = tracker.find_run(run_id)
     said = f"run {run_id}: {count} records delivered"
     if run.info.status == "RUNNING" and PARENT_TAG not in run.data.tags:
-        place = place_of(output_dir, about.store, about.experiment)
-        again = shell_command("train", [*place, f"resume={run_id}"])
+        words = words_for_place(place.output_dir, about.store, about.experiment)
+        again = shell_command("train", [*words, f"resume={run_id}"])
         said += f"; it was cut off, go on with\n  {again}"
     return said
 

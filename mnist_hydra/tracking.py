@@ -39,7 +39,7 @@ FINGERPRINT_TAG = HIDDEN + "fingerprint"
 MISTAKES_FILE = "test_mistakes.json"
 """An artifact: index of each misclassified test image, to the class that it was taken for."""
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
-REFUSALS = (
+FINAL_CODES = (
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
     "RESOURCE_ALREADY_EXISTS",
@@ -344,7 +344,7 @@ def is_away(error: BaseException) -> bool:
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, MlflowException):
-        return error.error_code not in REFUSALS
+        return error.error_code not in FINAL_CODES
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 

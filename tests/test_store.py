@@ -52,7 +52,6 @@ def place(folder: Path, uri: str | None = None) -> Place:
 def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
     uri: str | None, kind: str, shown: str
 ) -> None:
-    pytest.importorskip("psycopg2") if kind == "database" else None
     read = store.read(uri, Path("/out"))
     assert (read.kind, read.shown) == (kind, shown)
     assert (read.artifacts is None) == (kind == "server")
@@ -229,7 +228,6 @@ def test_first_starts_at_once_never_refuse_a_good_folder(tmp_path: Path) -> None
 
 
 def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> None:
-    pytest.importorskip("psycopg2")
     for uri in (f"http://me:{SECRET}@127.0.0.1:9", f"postgresql://me:{SECRET}@127.0.0.1:9/db"):
         began = time.monotonic()
         with pytest.raises(StoreAway) as away:

@@ -65,7 +65,7 @@ def sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with _open(path) as stream:
+        with opened(path) as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -104,7 +104,7 @@ def unpack(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with _open(source) as stream, partial.open("wb") as out:
+        with opened(source) as stream, partial.open("wb") as out:
             while chunk := stream.read(1 << 20):
                 out.write(chunk)
         publish(partial, target)
@@ -119,7 +119,8 @@ def publish(partial: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+def opened(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """A file for reading, unpacked where its name ends in `.gz`."""
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 

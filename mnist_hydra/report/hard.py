@@ -78,7 +78,6 @@ def test_images(
             name,
             float(params["data.mean"]),
             float(params["data.std"]),
-            root=root if (root := params.get("data.root")) not in ("null", "None") else None,
             offline=True,
         )
         found = load_dataset(config, cache_dir)

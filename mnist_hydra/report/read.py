@@ -21,7 +21,7 @@ from mnist_hydra.sweep.command import OBJECTIVE_TAG
 from mnist_hydra.sweep.ledger import STATUS, Ledger
 from mnist_hydra.sweep.parent import SWEEP_TAG
 from mnist_hydra.sweep.plan import PLANS, read_plan
-from mnist_hydra.sweep.results import SEED, Record, Results, ranked
+from mnist_hydra.sweep.results import SEED, Record, Results, ranked, record_of
 from mnist_hydra.sweep.search import is_minimized
 from mnist_hydra.sweep.trial import FINISHED
 from mnist_hydra.tracking import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
@@ -35,12 +35,8 @@ MAX_RUNS = 1_000
 MAX_MISTAKES = 50
 """So many trials, the best, say which test images they get wrong."""
 READERS = 8
-NO_AXIS = (
-    *("output_dir", "device", "threads", "resume", "data.root", "data.offline", "model.target"),
-    *("optimizer.target", "scheduler.target", "tracking.name", "tracking.uri"),
-    "tracking.experiment_name",
-)
-"""Parameters that are no setting of a training, or that another one says already."""
+NO_AXIS = ("device", "threads")
+"""Parameters that are no setting of a training."""
 
 
 @dataclass(frozen=True)
@@ -272,14 +268,8 @@ def _read_one(
         trial = view.trials.get(key)
         if trial is None:
             continue
-        record = Record(
-            values=dict(override.partition("=")[::2] for override in swept),
-            overrides=[*fixed, *swept],
-            state=trial.state,
-            objective=trial.metrics.get(metric) if trial.state == FINISHED else None,
-            run_id=trial.run_id,
-            note=trial.error.strip().rpartition("\n")[2],
-        )
+        values = dict(override.partition("=")[::2] for override in swept)
+        record = record_of(trial, values, [*fixed, *swept], trial.metrics.get(metric))
         seconds = sum(attempt.seconds for attempt in trial.attempts)
         own = runs.get(trial.run_id)
         entries[key] = _entry(record, trial.metrics, seconds, own, trial.made_by)
@@ -348,14 +338,7 @@ def _differing(runs: Sequence[Run]) -> dict[str, str]:
     """The parameters that the runs differ in: name as an axis, and as a parameter."""
     keys = sorted({key for run in runs for key in run.data.params} - set(NO_AXIS))
     differ = [key for key in keys if len({run.data.params.get(key) for run in runs}) > 1]
-    roots = {key for key in differ if "." not in key}
-    axes = {}
-    for key in differ:
-        group, _, name = key.partition(".")
-        if group in ("model", "optimizer", "scheduler") and name in roots:
-            continue  # `optimizer.lr` follows `lr`
-        axes[group if name == "name" else key] = key
-    return axes
+    return {key.removesuffix(".name") if key.count(".") == 1 else key: key for key in differ}
 
 
 def _search(

@@ -20,7 +20,7 @@ from mnist_hydra.sweep.command import Command
 from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import REPORT, Parent
-from mnist_hydra.sweep.results import Record, Results
+from mnist_hydra.sweep.results import Results
 from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
 from mnist_hydra.tracking import Tracker
 
@@ -44,16 +44,10 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         trial = view.trials.get(planned.fingerprint)
         if trial is None:
             continue
-        records.append(
-            Record(
-                values=dict(zip(axes, (p.partition("=")[2] for p in planned.overrides))),
-                overrides=command.arguments.overrides(planned.overrides),
-                state=trial.state,
-                objective=_objective(command, ledger, trial) if trial.state == FINISHED else None,
-                run_id=trial.run_id,
-                note=trial.error.strip().rpartition("\n")[2],
-            )
-        )
+        values = dict(zip(axes, (p.partition("=")[2] for p in planned.overrides)))
+        overrides = command.arguments.overrides(planned.overrides)
+        objective = _objective(command, ledger, trial) if trial.state == FINISHED else None
+        records.append(results.record_of(trial, values, overrides, objective))
     minimize = search.is_minimized(command.objective)
     at = command.settings.objective_at if command.is_search else "last"
     return results.ranked(records, axes, command.objective, minimize=minimize, at=at)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from hydra.core.plugins import Plugins
@@ -26,6 +27,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from mnist_hydra import store
 from mnist_hydra.commands import config_words
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
@@ -275,8 +277,7 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
     Raises:
         UserError: they would be; a network disk is no place for a SQLite file either.
     """
-    in_a_file = tracking_uri is None or tracking_uri.startswith("sqlite:")
-    if on_this_machine(launcher) or not in_a_file:
+    if on_this_machine(launcher) or store.read(tracking_uri, Path.cwd()).path is None:
         return
     raise UserError(
         f"hydra/launcher={name} runs trials on other machines, which cannot share the SQLite "

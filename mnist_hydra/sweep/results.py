@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.commands import shell_command
-from mnist_hydra.sweep.trial import FINISHED, PRUNED
+from mnist_hydra.sweep.trial import FINISHED, PRUNED, Trial
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -86,6 +86,24 @@ class Results:
     def on_test_set(self) -> bool:
         """Whether it is the test set that ranks, so that nothing must be chosen by it."""
         return self.objective.startswith("test/")
+
+
+def record_of(
+    trial: Trial, values: Mapping[str, str], overrides: Sequence[str], objective: float | None
+) -> Record:
+    """A trial as a record; only a finished one has an objective.
+
+    Args:
+        values, overrides: as in `Record`.
+    """
+    return Record(
+        values,
+        overrides,
+        trial.state,
+        objective if trial.state == FINISHED else None,
+        trial.run_id,
+        note=trial.error.strip().rpartition("\n")[2],
+    )
 
 
 def ranked(

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -111,12 +110,7 @@ class RayCluster:
         for pid in self.processes_of_second_node():
             os.kill(pid, signal.SIGKILL)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for started in reversed(self._started):
             if started.poll() is None:
                 process = psutil.Process(started.pid)

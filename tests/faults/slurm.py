@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from types import TracebackType
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 
@@ -38,10 +37,5 @@ class Slurm:
     def __enter__(self) -> Slurm:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         subprocess.run([str(SCRIPT), "stop", str(self.folder)], check=True, timeout=60)
