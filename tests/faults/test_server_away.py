@@ -90,7 +90,7 @@ def assert_whole(training: Training, server: str) -> None:
         assert [row.step for row in rows] == list(range(1, EPOCHS + 1)), name
     assert len(client.get_metric_history(run.info.run_id, "test/acc_last")) == 1
     assert run.data.params["epochs"] == str(EPOCHS)
-    assert "mnist_hydra.fingerprint" in run.data.tags
+    assert "mlflow.mnist_hydra.fingerprint" in run.data.tags
     names = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "checkpoints", "pictures"} <= names
     assert len(client.list_artifacts(run.info.run_id, "pictures")) == 4
