@@ -7,6 +7,7 @@ and end, one after the other. Only pure functions: no disk, no network, no clock
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
@@ -199,7 +200,11 @@ def read_claim(text: str) -> Claim:
 
 def read_end(text: str) -> End:
     """The end that `End.text` wrote."""
-    return End(**json.loads(text))
+    raw = json.loads(text)
+    # Names of metrics and of commits are the same in thousands of ends: each is kept once.
+    metrics = {sys.intern(name): value for name, value in raw.pop("metrics").items()}
+    made_by = {sys.intern(tag): sys.intern(value) for tag, value in raw.pop("made_by").items()}
+    return End(**raw, metrics=metrics, made_by=made_by)
 
 
 def replay(
