@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from mnist_hydra import entry, quality
+from mnist_hydra.cli import entry
 from mnist_hydra.config import DataConfig, resolved
 from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.inference import quality
 from mnist_hydra.typed import read
 
 
@@ -30,7 +31,7 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
     if cfg.split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     from mnist_hydra.data.load import load_dataset
-    from mnist_hydra.exported import load
+    from mnist_hydra.inference.exported import load
 
     model = load(name, place)
     dataset = load_dataset(data, Path(place.output_dir).absolute() / "data")

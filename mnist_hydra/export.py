@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.spool import Spool
+from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import Trainer
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from mnist_hydra import digit_image, entry
+from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError
+from mnist_hydra.inference import digit_image
 
 HEAD = ("image", "digit", "probability", "runner_up", "runner_up_probability")
 
@@ -31,7 +32,7 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     files = list(digit_image.files_in(words))
     if not files:
         raise UserError(f"images: {' '.join(words) or 'none'}; right: files or folders of images")
-    from mnist_hydra.exported import load
+    from mnist_hydra.inference.exported import load
 
     model = load(name, entry.place_of(cfg))
     lines = csv.writer(sys.stdout, lineterminator="\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from mnist_hydra import entry
+from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError
 
 CHAMPION = "champion"
@@ -28,10 +28,10 @@ def register(cfg: DictConfig) -> int:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from mnist_hydra.exported import model_of
-    from mnist_hydra.provenance import DATA_TAG as DATA_HASH_TAG
+    from mnist_hydra.inference.exported import model_of
     from mnist_hydra.report import read
-    from mnist_hydra.tracking import Tracker
+    from mnist_hydra.tracking.provenance import DATA_TAG as DATA_HASH_TAG
+    from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(entry.place_of(cfg), make=False)
     client, name = tracker.client, str(cfg.name)

@@ -25,20 +25,22 @@ from uuid import uuid4
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra import provenance, runtime
+from mnist_hydra import runtime
 from mnist_hydra.build import prepare
-from mnist_hydra.commands import place_words, resume_command, shell_command, ui_command
+from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
-from mnist_hydra.resume import KEPT_ON_RESUME, Begun, begun_run
-from mnist_hydra.secrets import by_reference, hide
-from mnist_hydra.spool import About, Spool, is_at_work, spools
-from mnist_hydra.store import shown_address
-from mnist_hydra.tracking import (
+from mnist_hydra.tracking import provenance
+from mnist_hydra.tracking.journal import About, is_at_work, spools
+from mnist_hydra.tracking.resume import KEPT_ON_RESUME, Begun, begun_run
+from mnist_hydra.tracking.secrets import by_reference, hide
+from mnist_hydra.tracking.spool import Spool
+from mnist_hydra.tracking.store import shown_address
+from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
     MISTAKES_FILE,
     OVERRIDES_TAG,

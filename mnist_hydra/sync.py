@@ -11,12 +11,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_hydra import entry
-from mnist_hydra.commands import shell_command, words_for_place
+from mnist_hydra.cli import entry
+from mnist_hydra.cli.commands import shell_command, words_for_place
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.spool import About, deliver_all, spools
-from mnist_hydra.store import shown_address
-from mnist_hydra.tracking import PARENT_TAG, Tracker
+from mnist_hydra.tracking.deliver import deliver_all
+from mnist_hydra.tracking.journal import About, spools
+from mnist_hydra.tracking.store import shown_address
+from mnist_hydra.tracking.tracker import PARENT_TAG, Tracker
 
 
 def sync(cfg: DictConfig) -> int:

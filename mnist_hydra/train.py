@@ -17,9 +17,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-import mnist_hydra.provenance  # noqa: F401  # finds git before a configuration is composed
-from mnist_hydra import entry
-from mnist_hydra.commands import refuse_moving_folder, written
+import mnist_hydra.tracking.provenance  # noqa: F401  # finds git before a configuration is composed
+from mnist_hydra.cli import entry
+from mnist_hydra.cli.commands import refuse_moving_folder, written
 from mnist_hydra.config import sweep_settings, trusted_modules
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 
 from omegaconf import DictConfig
 
-from mnist_hydra import entry, pages
+from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking import pages
+from mnist_hydra.tracking.tracker import Tracker
 
 HOST = "127.0.0.1"
 PATIENCE_S = 120.0

@@ -22,7 +22,7 @@ from mnist_hydra.sweep.attempt import Watch
 from mnist_hydra.sweep.ledger import Ledger
 from mnist_hydra.sweep.trial import Planned
 from mnist_hydra.sweep.worker import GridSource, Rules, pull, stopping_on_signals
-from mnist_hydra.tracking import CHECKPOINT_TAG
+from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier

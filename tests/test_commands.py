@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.commands import config_words, folder_words, place_words, shell_command
+from mnist_hydra.cli.commands import config_words, folder_words, place_words, shell_command
 
 
 def place(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mnist_hydra.config_files import refused
+from mnist_hydra.cli.config_files import refused
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from mnist_hydra import pages
 from mnist_hydra.sweep import results
 from mnist_hydra.sweep.results import Record, ranked
+from mnist_hydra.tracking import pages
 
 
 def record(dropout: str, seed: str, accuracy: float) -> Record:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mnist_hydra import provenance
+from mnist_hydra.tracking import provenance
 
 ROOT = Path(__file__).parents[1]
-ASK = "import json; from mnist_hydra import provenance as p; print(json.dumps(p.git_state()))"
+ASK = (
+    "import json; from mnist_hydra.tracking.provenance import git_state; "
+    "print(json.dumps(git_state()))"
+)
 
 
 def told(**variables: str) -> dict[str, str]:

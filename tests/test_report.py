@@ -17,13 +17,13 @@ from mlflow.entities import Run
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.provenance import DATA_TAG
 from mnist_hydra.report import answer, questions, read
 from mnist_hydra.report.make import ask, make
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
 from mnist_hydra.sweep.results import Record, ranked
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking.provenance import DATA_TAG
+from mnist_hydra.tracking.tracker import Tracker
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
 SETTINGS = ("model=model1", "data.limit=512", "data.val_size=500", "epochs=2", "threads=1")

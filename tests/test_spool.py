@@ -20,12 +20,14 @@ from hydra import compose, initialize_config_module
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
-from mnist_hydra import spool as spools
 from mnist_hydra.checkpoint import DamagedCheckpoint
+from mnist_hydra.cli.entry import Place
 from mnist_hydra.config import TrackingConfig, settle
-from mnist_hydra.entry import Place
-from mnist_hydra.spool import About, Record, Spool, line_of, record_of
-from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
+from mnist_hydra.tracking import deliver, journal
+from mnist_hydra.tracking import spool as spools
+from mnist_hydra.tracking.journal import About, Record, line_of, record_of
+from mnist_hydra.tracking.spool import Spool
+from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
 
 ABOUT = About("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
 
@@ -81,7 +83,7 @@ def tell_while_locked(folder: Path, *told: str) -> Path:
     """What a process leaves that tells this while the store is locked, and ends; the spool."""
     code = f"""
 from pathlib import Path
-from mnist_hydra import spool as spools
+from mnist_hydra.tracking import spool as spools
 from tests.test_spool import epoch, locked, opened, state
 spools.PATIENCE_S = spools.PATIENCE_AWAY_S = 0.3
 folder = Path({str(folder)!r})
@@ -162,12 +164,12 @@ def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(made: Path) -> N
 
 def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
-    spools.write_about(left, dataclasses.replace(ABOUT, store="http://127.0.0.1:9"))
+    journal.write_about(left, dataclasses.replace(ABOUT, store="http://127.0.0.1:9"))
     command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"run {ABOUT.key} stays: ") and done.stderr.count("\n") == 1
-    assert len(list(spools.records(left))) == 1
+    assert len(list(journal.records(left))) == 1
 
 
 def test_no_run_is_delivered_to_a_store_that_it_is_not_of(made: Path) -> None:
@@ -176,21 +178,21 @@ def test_no_run_is_delivered_to_a_store_that_it_is_not_of(made: Path) -> None:
     command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}", elsewhere]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "right: tracking=local" in done.stderr
-    assert len(list(spools.records(left))) == 1 and not (made / "other.db").exists()
+    assert len(list(journal.records(left))) == 1 and not (made / "other.db").exists()
 
 
 @pytest.mark.parametrize("what", ["run.json", "position"])
 def test_a_flipped_bit_in_what_a_spool_says_of_itself_is_found(made: Path, what: str) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])", "spool.log_epochs([epoch(2)])")
-    spools.skip_next(left)
-    assert len(list(spools.records(left))) == 1
+    deliver.skip_next(left)
+    assert len(list(journal.records(left))) == 1
     whole = (left / what).read_bytes()
     for place in range(len(whole)):
         (left / what).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         if what == "run.json":
-            assert spools.read_about(left) is None
+            assert journal.read_about(left) is None
         else:
-            assert len(list(spools.records(left))) == 2, "all of it is delivered again"
+            assert len(list(journal.records(left))) == 2, "all of it is delivered again"
 
 
 def test_the_next_process_of_a_run_goes_on_behind_what_the_last_one_left(made: Path) -> None:

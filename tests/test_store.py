@@ -18,12 +18,12 @@ import sqlalchemy
 from alembic import command
 from mlflow.store.db import utils
 
-from mnist_hydra import store
+from mnist_hydra.cli.entry import Place
 from mnist_hydra.config import TrackingConfig
-from mnist_hydra.entry import Place
 from mnist_hydra.errors import StoreAway, UserError
-from mnist_hydra.spool import About
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking import store
+from mnist_hydra.tracking.journal import About
+from mnist_hydra.tracking.tracker import Tracker
 
 SECRET = "s3cr3t"
 ABOUT = About("b" * 32, "e", "a run", {}, 1, None)

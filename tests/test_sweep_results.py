@@ -15,7 +15,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console, RenderableType
 
-from mnist_hydra.commands import shell_command
+from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.sweep import trial
 from mnist_hydra.sweep.results import (
     Record,

@@ -19,13 +19,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mnist_hydra.spool import is_away
 from mnist_hydra.sweep.ledger import Ledger, wait_for_store
 from mnist_hydra.sweep.owner import myself, new_token
 from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.trial import Planned, Trial
 from mnist_hydra.sweep.worker import GridSource, Rules, pull
-from mnist_hydra.tracking import CHECKPOINT_TAG
+from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, is_away
 from tests.sweep_process import TinyTrial, ended, new_store, plan, processes, work
 
 pytestmark = pytest.mark.xdist_group("sweep_worker")  # they share a store, which is slow to make

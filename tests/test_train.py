@@ -21,9 +21,10 @@ from mlflow import MlflowClient
 from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
-from mnist_hydra.provenance import DATA_TAG
-from mnist_hydra.spool import About, Spool
-from mnist_hydra.tracking import CHECKPOINT_TAG, Tracker
+from mnist_hydra.tracking.journal import About
+from mnist_hydra.tracking.provenance import DATA_TAG
+from mnist_hydra.tracking.spool import Spool
+from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
 from mnist_hydra.trainer import Listener, StopReason
 
 ROOT = Path(__file__).parents[1]
@@ -470,8 +471,8 @@ def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None
         "from mlflow import MlflowClient\n"
         "from uuid import uuid4\n"
         "from mnist_hydra.config import settle\n"
-        "from mnist_hydra.spool import About\n"
-        "from mnist_hydra.tracking import Tracker\n"
+        "from mnist_hydra.tracking.journal import About\n"
+        "from mnist_hydra.tracking.tracker import Tracker\n"
         "with initialize_config_module('mnist_hydra.conf', version_base='1.3'):\n"
         "    config = settle(compose('config'))\n"
         "children = []\n"

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from mnist_hydra import digit_image, quality
-from mnist_hydra.entry import take_words
+from mnist_hydra.cli.entry import take_words
+from mnist_hydra.inference import digit_image, quality
 
 ROOT = Path(__file__).parents[1]
 Pixels = npt.NDArray[np.uint8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from mnist_hydra.config_files import check_files
+from mnist_hydra.cli.config_files import check_files
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra import entry
+from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, wrong_value
 
 
@@ -27,7 +27,7 @@ def report(cfg: DictConfig) -> int:
     store = entry.place_of(cfg)
     from mnist_hydra.report import make, read
     from mnist_hydra.sweep import results
-    from mnist_hydra.tracking import Tracker
+    from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(store, make=False)
     if names:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
 from mnist_hydra.errors import UserError
-from mnist_hydra.provenance import DATA_TAG
 from mnist_hydra.report.read import Entry
+from mnist_hydra.tracking.provenance import DATA_TAG
 
 MOST = 24
 

@@ -14,7 +14,7 @@ from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Findings, shown
 from mnist_hydra.sweep.parent import REPORT
 from mnist_hydra.sweep.results import SEED, best_command
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

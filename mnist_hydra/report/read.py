@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.provenance import COMMAND_TAG
 from mnist_hydra.report.statistics import Point, number
 from mnist_hydra.sweep.command import OBJECTIVE_TAG
 from mnist_hydra.sweep.ledger import STATUS, Ledger
@@ -24,7 +23,8 @@ from mnist_hydra.sweep.plan import PLANS, read_plan
 from mnist_hydra.sweep.results import SEED, Record, Results, ranked, record_of
 from mnist_hydra.sweep.search import is_minimized
 from mnist_hydra.sweep.trial import FINISHED
-from mnist_hydra.tracking import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
+from mnist_hydra.tracking.provenance import COMMAND_TAG
+from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -16,11 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra import provenance
-from mnist_hydra.commands import PLACE, override_value, refuse_moving_folder, written
+from mnist_hydra.cli.commands import PLACE, override_value, refuse_moving_folder, written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle, sweep_settings
 from mnist_hydra.errors import UserError
-from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import (
     NOT_SWEPT_IN_GROUP,
     Arguments,
@@ -32,7 +30,9 @@ from mnist_hydra.sweep.axes import (
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
 from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, plan_file
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking import provenance
+from mnist_hydra.tracking.secrets import hide_all
+from mnist_hydra.tracking.tracker import Tracker
 
 SWEEPER = "hydra/sweeper"
 MAX_SHOWN = 5

@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from mnist_hydra.cli.refusals import refused
 from mnist_hydra.errors import UserError
-from mnist_hydra.refusals import refused
 
 
 class Composer:

@@ -12,8 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from mnist_hydra import pages
-from mnist_hydra.commands import config_words, same_command
+from mnist_hydra.cli.commands import config_words, same_command
 from mnist_hydra.errors import first_line
 from mnist_hydra.sweep import results, search, torch_tasks
 from mnist_hydra.sweep.command import Command
@@ -22,7 +21,8 @@ from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.sweep.parent import REPORT, Parent
 from mnist_hydra.sweep.results import Results
 from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
-from mnist_hydra.tracking import Tracker
+from mnist_hydra.tracking import pages
+from mnist_hydra.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mnist_hydra.report.make import Report

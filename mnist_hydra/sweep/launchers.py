@@ -27,10 +27,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from mnist_hydra import store
-from mnist_hydra.commands import config_words
+from mnist_hydra.cli.commands import config_words
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
+from mnist_hydra.tracking import store
 
 BAD_INPUT = 2
 """The exit code of a command whose input is wrong; its last line says what."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.provenance import HIDDEN, ORIGIN_TAGS
 from mnist_hydra.sweep.owner import Owner, read_owner
 from mnist_hydra.sweep.parent import book_of, existing_run
 from mnist_hydra.sweep.trial import (
@@ -40,7 +39,8 @@ from mnist_hydra.sweep.trial import (
     stops_of,
     trial_of,
 )
-from mnist_hydra.tracking import CHECKPOINT_TAG, FINGERPRINT_TAG, PARENT_TAG, is_away
+from mnist_hydra.tracking.provenance import HIDDEN, ORIGIN_TAGS
+from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, FINGERPRINT_TAG, PARENT_TAG, is_away
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

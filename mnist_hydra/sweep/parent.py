@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.provenance import HIDDEN
-from mnist_hydra.tracking import find_or_make_experiment
+from mnist_hydra.tracking.provenance import HIDDEN
+from mnist_hydra.tracking.tracker import find_or_make_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

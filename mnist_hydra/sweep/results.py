@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mnist_hydra.commands import shell_command
+from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.sweep.trial import FINISHED, PRUNED, Trial
 
 if TYPE_CHECKING:

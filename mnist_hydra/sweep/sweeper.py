@@ -20,8 +20,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mnist_hydra import pages, provenance
-from mnist_hydra.commands import same_command, ui_command
+from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import trusted_modules
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.sweep import ending, launchers, search, show, torch_tasks, worker
@@ -48,7 +47,8 @@ from mnist_hydra.sweep.trial import (
 )
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
-from mnist_hydra.tracking import NothingRecorded, Tracker, import_mlflow, is_away
+from mnist_hydra.tracking import pages, provenance
+from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
 
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""

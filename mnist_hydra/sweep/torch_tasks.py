@@ -55,9 +55,9 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
-    from mnist_hydra.resume import about_run
-    from mnist_hydra.spool import Spool
-    from mnist_hydra.tracking import Tracker
+    from mnist_hydra.tracking.resume import about_run
+    from mnist_hydra.tracking.spool import Spool
+    from mnist_hydra.tracking.tracker import Tracker
 
     here = OmegaConf.create(dict(raw))
     config = settle(here)

@@ -21,14 +21,14 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from mnist_hydra.commands import override_value
+from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import settle
 from mnist_hydra.errors import first_line
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
 from mnist_hydra.sweep.ledger import Ledger, View, wait_for_store
 from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
 from mnist_hydra.sweep.trial import DIED, RUNNING, Action, Planned, Trial, actions_of, in_order
-from mnist_hydra.tracking import is_away
+from mnist_hydra.tracking.tracker import is_away
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,13 @@ def work(
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
-    from mnist_hydra.resume import about_run, deliver_left
     from mnist_hydra.run import Recording, train_run
-    from mnist_hydra.spool import Spool
     from mnist_hydra.sweep.compose import Composer
     from mnist_hydra.sweep.plan import Plan, plan_file, read_plan
     from mnist_hydra.sweep.search import SearchSource
-    from mnist_hydra.tracking import Tracker
+    from mnist_hydra.tracking.resume import about_run, deliver_left
+    from mnist_hydra.tracking.spool import Spool
+    from mnist_hydra.tracking.tracker import Tracker
 
     config = settle(cfg)
     settings = config.sweep

@@ -18,7 +18,7 @@ import torch
 
 from mnist_hydra import run, train
 from mnist_hydra.progress import Progress
-from mnist_hydra.spool import Spool
+from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import EVALUATION_BATCH, Trainer
 from tests.benchmarks.measure import median
 

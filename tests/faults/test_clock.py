@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mnist_hydra.kernel.compile import compiler
-from mnist_hydra.tracking import FINGERPRINT_TAG
+from mnist_hydra.tracking.tracker import FINGERPRINT_TAG
 from tests.faults.faulty_sweep import FaultySweep, wait_for
 from tests.sweep_entries import claims, entries
 

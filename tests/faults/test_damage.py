@@ -14,12 +14,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from mnist_hydra import spool as spools
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.resume import begun_run
-from mnist_hydra.spool import About, Spool
-from mnist_hydra.tracking import FINGERPRINT_TAG, KEY_TAG, Tracker
+from mnist_hydra.tracking import journal
+from mnist_hydra.tracking.journal import About
+from mnist_hydra.tracking.resume import begun_run
+from mnist_hydra.tracking.spool import Spool
+from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, KEY_TAG, Tracker
 
 KEY = "d" * 32
 PLACES = pytest.mark.parametrize("places", [8, pytest.param(200, marks=pytest.mark.long)])
@@ -68,7 +69,7 @@ def spooled(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     about = About(KEY, "mnist_hydra", None, {}, 0, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spools, "PATIENCE_AWAY_S", 0.0)
+        patch.setattr("mnist_hydra.tracking.spool.PATIENCE_AWAY_S", 0.0)
         with Spool(folder, about, away) as spool:
             tell(spool, config, [1, 2, 3])
     for _ in range(100):  # the thread lets go of the spool after its last try
@@ -133,7 +134,7 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
     folder, config = spooled
     kept = folder / "kept"
     shutil.move(folder / "spool" / KEY, kept)
-    about = spools.read_about(kept)
+    about = journal.read_about(kept)
     assert about is not None
     tracker = Tracker(config)
     client, experiment = tracker.client, tracker.experiment_id
@@ -141,7 +142,7 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
         chance, key = random.Random(place), f"{place:032x}"
         spool = folder / "spool" / key
         shutil.copytree(kept, spool)
-        spools.write_about(spool, replace(about, key=key))
+        journal.write_about(spool, replace(about, key=key))
         files = sorted(p for p in spool.rglob("*") if p.is_file() and p.name != ".lock")
         said = damage(chance.choice(files), chance)
         step = resumed(config, key)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mnist_hydra.tracking import FINGERPRINT_TAG
+from mnist_hydra.tracking.tracker import FINGERPRINT_TAG
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import ends

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from mnist_hydra import store
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
-from mnist_hydra.pages import VIEW_TAG
-from mnist_hydra.provenance import HIDDEN
-from mnist_hydra.secrets import hide, hide_all
+from mnist_hydra.tracking import store
+from mnist_hydra.tracking.pages import VIEW_TAG
+from mnist_hydra.tracking.provenance import HIDDEN
+from mnist_hydra.tracking.secrets import hide, hide_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from mnist_hydra.spool import About
+    from mnist_hydra.tracking.journal import About
 
 PARENT_TAG = "mlflow.parentRunId"
 CHECKPOINT_TAG = HIDDEN + "checkpoint"

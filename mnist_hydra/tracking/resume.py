@@ -14,17 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra import checkpoint
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.provenance import COMMAND_TAG
-from mnist_hydra.spool import (
-    About,
-    Record,
-    deliver_all,
-    records,
-    spools,
-    whole_file,
-)
-from mnist_hydra.store import shown_address
-from mnist_hydra.tracking import FINGERPRINT_TAG, PARENT_TAG, Tracker, is_away
+from mnist_hydra.tracking.deliver import deliver_all
+from mnist_hydra.tracking.journal import About, Record, records, spools, whole_file
+from mnist_hydra.tracking.provenance import COMMAND_TAG
+from mnist_hydra.tracking.store import shown_address
+from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, Tracker, is_away
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mnist_hydra import entry
+from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, first_line
 
 AT_ONCE = 500
@@ -62,7 +62,7 @@ def load(name: str | None, place: entry.Place) -> Exported:
     """
     if name in (None, "", "null"):
         raise UserError(f"model={name} names no model; {RIGHT}")
-    from mnist_hydra.tracking import Tracker, import_mlflow
+    from mnist_hydra.tracking.tracker import Tracker, import_mlflow
 
     import_mlflow()
     import mlflow

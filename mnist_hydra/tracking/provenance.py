@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mnist_hydra
-from mnist_hydra.commands import same_command
+from mnist_hydra.cli.commands import same_command
 
 if TYPE_CHECKING:
     from mnist_hydra.config import DataConfig

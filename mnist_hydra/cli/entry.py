@@ -12,10 +12,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from mnist_hydra.cli.config_files import check_files
+from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, TrackingConfig, resolved
-from mnist_hydra.config_files import check_files
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.refusals import REFUSALS, refused
 from mnist_hydra.typed import check, read
 
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")

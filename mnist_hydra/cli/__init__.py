@@ -1,0 +1,1 @@
+"""How commands are read, started, refused and printed: Hydra's grammar, one line, exit code 2."""

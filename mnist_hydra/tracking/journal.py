@@ -1,0 +1,204 @@
+"""The folder that a run's records wait in: a journal of lines with checksums, and their files.
+
+`<output_dir>/spool/<key>/` holds `run.json`, which says of which run it is; `journal`, a line a
+record; `position`, up to where that is delivered; and a folder for each record that has a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mnist_hydra.errors import UserError
+
+FOLDER = "spool"
+"""Below `output_dir`; in it a folder for each run that has anything undelivered."""
+JOURNAL, POSITION, LOCK, ABOUT = "journal", "position", ".lock", "run.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """The MLflow run that a spool is of; it may not have been made yet."""
+
+    key: str
+    """The run's own name in this program, 32 hexadecimal digits: its id once MLflow has one."""
+    experiment: str
+    name: str | None
+    tags: Mapping[str, str]
+    start_ms: int
+    store: str | None
+    """The address of its store, without a password; `None` for the one below `output_dir`."""
+    run_id: str | None = None
+    config: str | None = None
+    """What it began with, in YAML, for going on with it while the store is away."""
+
+    def is_called(self, run: str) -> bool:
+        """Whether that is its id or its key."""
+        return run in (self.key, self.run_id)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that is to be delivered."""
+
+    number: int
+    """From 0; the folder of its file is called so."""
+    kind: str
+    """`settings`, `data`, `tags`, `metrics`, `file`, `checkpoint`, `model` or `end`."""
+    data: Any
+    """Anything that JSON can hold."""
+    file: str | None = None
+    """Name of its file or folder, below the folder of its number."""
+    sha256: str | None = None
+
+
+def line_of(record: Record) -> bytes:
+    """A record as a line of the journal: its CRC-32 in 8 hexadecimal digits, a blank, JSON."""
+    return _with_checksum(json.dumps(asdict(record), separators=(",", ":")).encode())
+
+
+def record_of(line: bytes) -> Record | None:
+    """The record of a line; `None` for a line that is not as it was written."""
+    text = _checked(line)
+    return None if text is None else Record(**json.loads(text))
+
+
+def records(folder: Path) -> Iterator[Record | None]:
+    """The records of a spool that are not delivered, in order; `None` for a damaged one.
+
+    A last line without an end, where the process was killed as it wrote, is none.
+    """
+    start = position(folder)
+    try:
+        with open(folder / JOURNAL, "rb") as journal:
+            journal.seek(start)
+            for line in journal:
+                if line.endswith(b"\n"):
+                    yield record_of(line)
+    except FileNotFoundError:
+        return
+
+
+def whole_file(folder: Path, record: Record) -> bool:
+    """Whether a record's file is there, and as it was written."""
+    try:
+        return sha256_of(folder / str(record.number) / str(record.file)) == record.sha256
+    except OSError:
+        return False
+
+
+def spools(output_dir: Path) -> list[tuple[Path, About]]:
+    """The spools below `output_dir`, the oldest run first; one that does not say of which run it
+    is, is said and left alone.
+    """
+    found = []
+    for folder in (output_dir / FOLDER).glob("*/"):
+        about = read_about(folder)
+        if about is None and not (folder / JOURNAL).exists():
+            continue  # another process begins it
+        if about is None:
+            say(f"{folder / ABOUT} is damaged; right: delete {folder}, whose run is not known")
+        else:
+            found.append((folder, about))
+    return sorted(found, key=lambda spool: spool[1].start_ms)
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process writes to a spool or delivers it."""
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def remove(folder: Path) -> None:
+    """Remove a spool, and the folder of spools with the last one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def at_work(about: About) -> UserError:
+    """The error of whoever wants a spool that another process has."""
+    return UserError(
+        f"run {about.run_id or about.key} is at work in another process; right: wait for its end"
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 (hex) of a file, or of a folder: of its files' names and hashes, in order."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        told = "".join(f"{p.relative_to(path)} {sha256_of(p)}\n" for p in files)
+        return hashlib.sha256(told.encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def position(folder: Path) -> int:
+    """Up to where the journal is delivered, in bytes; damaged, all of it is delivered again."""
+    try:
+        return int(_checked((folder / POSITION).read_bytes()) or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def set_position(folder: Path, end: int) -> None:
+    """Write down that the journal is delivered up to `end`, in bytes."""
+    write_whole(folder / POSITION, _with_checksum(str(end).encode()))
+
+
+def read_about(folder: Path) -> About | None:
+    """The run that a spool is of; `None` if that is damaged or missing."""
+    try:
+        text = _checked((folder / ABOUT).read_bytes())
+    except FileNotFoundError:
+        return None
+    return None if text is None else About(**json.loads(text))
+
+
+def write_about(folder: Path, about: About) -> None:
+    """Write down which run a spool is of."""
+    write_whole(folder / ABOUT, _with_checksum(json.dumps(asdict(about)).encode()))
+
+
+def _with_checksum(text: bytes) -> bytes:
+    """One line: the CRC-32 of a text in 8 hexadecimal digits, a blank, the text."""
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _checked(line: bytes) -> bytes | None:
+    """The text of such a line; `None` if the line is not as it was written."""
+    text = line[9:-1]
+    return text if line == _with_checksum(text) else None
+
+
+def whole_lines(journal: Path) -> int:
+    """Up to where a journal's lines are whole, in bytes: a killed process leaves part of one."""
+    return journal.read_bytes().rfind(b"\n") + 1
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def say(line: str) -> None:
+    """Print a line on stderr at once."""
+    print(line, file=sys.stderr, flush=True)
