@@ -34,10 +34,10 @@ from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
+from mnist_hydra.secrets import by_reference, hide
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import About, is_at_work, spools
 from mnist_hydra.tracking.resume import KEPT_ON_RESUME, Begun, begun_run
-from mnist_hydra.tracking.secrets import by_reference, hide
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from mnist_hydra.tracking.secrets import by_reference, hide
+from mnist_hydra.secrets import by_reference, hide
 
 SECRET = "s3cr3t-word"
 

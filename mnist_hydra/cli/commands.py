@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.tracking.store import without_password
+from mnist_hydra.secrets import without_password
 
 CONFIG_PATH, CONFIG_NAME = "pkg://mnist_hydra.conf", "config"
 PLACE = {

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from mnist_hydra.secrets import hide
 from mnist_hydra.sweep.ledger import Ledger, wait_for_store
 from mnist_hydra.sweep.trial import FAILED, INTERRUPTED, TIMEOUT, Planned, Trial
-from mnist_hydra.tracking.secrets import hide
 
 if TYPE_CHECKING:
     from mnist_hydra.trainer import StopReason

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra.cli.commands import PLACE, override_value, refuse_moving_folder, written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle, sweep_settings
 from mnist_hydra.errors import UserError
+from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import (
     NOT_SWEPT_IN_GROUP,
     Arguments,
@@ -31,7 +32,6 @@ from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
 from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, plan_file
 from mnist_hydra.tracking import provenance
-from mnist_hydra.tracking.secrets import hide_all
 from mnist_hydra.tracking.tracker import Tracker
 
 SWEEPER = "hydra/sweeper"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking.deliver import deliver_next, skip_next
 from mnist_hydra.tracking.journal import (
     FOLDER,
@@ -41,7 +42,6 @@ from mnist_hydra.tracking.journal import (
     write_about,
     write_whole,
 )
-from mnist_hydra.tracking.secrets import hide, hide_all
 from mnist_hydra.tracking.tracker import Tracker, is_away
 
 if TYPE_CHECKING:

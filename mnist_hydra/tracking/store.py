@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 
 from mnist_hydra.errors import StoreAway, UserError
+from mnist_hydra.secrets import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,15 +133,6 @@ def _check_driver(uri: str, shown: str, name: str) -> None:
         raise _wrong(shown, f"SQLAlchemy knows no driver called {name}") from None
     if dialect.is_async:
         raise _wrong(shown, f"{name} is a driver for asynchronous programs")
-
-
-def without_password(text: str) -> str:
-    """The same text with the passwords of addresses left out.
-
-    A password that is not escaped ends at the last `@` before a blank or a quotation mark.
-    """
-    text = re.sub(r"(://[^/@:\s\"']*):[^\s\"']*@", r"\1@", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", r"\1", text)
 
 
 def shown_address(uri: str | None) -> str | None:

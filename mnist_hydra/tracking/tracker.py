@@ -19,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
+from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
 from mnist_hydra.tracking.pages import VIEW_TAG
 from mnist_hydra.tracking.provenance import HIDDEN
-from mnist_hydra.tracking.secrets import hide, hide_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

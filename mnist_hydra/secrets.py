@@ -12,11 +12,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.tracking.store import without_password
-
 HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
 """Characters of a value that is looked for in a text: shorter ones are in too many words."""
+
+
+def without_password(text: str) -> str:
+    """The same text with the passwords of addresses left out.
+
+    A password that is not escaped ends at the last `@` before a blank or a quotation mark.
+    """
+    text = re.sub(r"(://[^/@:\s\"']*):[^\s\"']*@", r"\1@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", r"\1", text)
 
 
 def hide(text: str) -> str:
