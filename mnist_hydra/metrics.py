@@ -27,3 +27,9 @@ def at_end(split: str) -> tuple[str, ...]:
 def class_accuracy(number: int) -> str:
     """The accuracy on the test images of one class, from 0, recorded after the last epoch."""
     return f"test/acc_class/{number}"
+
+
+def is_minimized(metric: str) -> bool:
+    """Whether less of a metric is better: of losses and of times."""
+    name = metric.rpartition("/")[2]
+    return "loss" in name or name == "epoch_s"

@@ -8,7 +8,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mnist_hydra.sweep.parent import BOOK_TAG
+from mnist_hydra.ledger.parent import BOOK_TAG
 
 
 def entries(client: MlflowClient, parent: Run) -> dict[str, str]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.sweep.attempt import Watch
-from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.trial import Planned
 from mnist_hydra.sweep.worker import GridSource, Rules, pull, stopping_on_signals
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
 

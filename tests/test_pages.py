@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from mnist_hydra.sweep import results
-from mnist_hydra.sweep.results import Record, ranked
+from mnist_hydra.report import results
+from mnist_hydra.report.results import Record, ranked
 from mnist_hydra.tracking import pages
 
 

@@ -21,7 +21,7 @@ from mnist_hydra.report import answer, questions, read
 from mnist_hydra.report.make import ask, make
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
-from mnist_hydra.sweep.results import Record, ranked
+from mnist_hydra.report.results import Record, ranked
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import Tracker
 

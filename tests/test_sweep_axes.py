@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Span, check_grid, check_search, parse, title
+from mnist_hydra.ledger.plan import Span, title
+from mnist_hydra.sweep.axes import check_grid, check_search, parse
 
 GROUPS = {"model": ["model1", "model2", "model3"], "db/engine": ["innodb", "memory"]}
 

@@ -8,8 +8,16 @@ import sys
 
 import pytest
 
-from mnist_hydra.sweep.owner import HIDDEN, Observer, Owner, is_gone, myself, read_owner, start_time
-from mnist_hydra.sweep.trial import (
+from mnist_hydra.ledger.owner import (
+    HIDDEN,
+    Observer,
+    Owner,
+    is_gone,
+    myself,
+    read_owner,
+    start_time,
+)
+from mnist_hydra.ledger.trial import (
     Action,
     Attempt,
     Trial,
@@ -172,7 +180,7 @@ def test_time_in_which_nobody_looked_hardly_counts() -> None:
 def test_a_process_is_told_by_its_own_pid_start_and_boot_and_a_child_of_it_is_another() -> None:
     here = myself("token")
     assert (here.token, here.pid, here.start_time) == ("token", os.getpid(), start_time(here.pid))
-    script = "from mnist_hydra.sweep.owner import myself; print(myself().text())"
+    script = "from mnist_hydra.ledger.owner import myself; print(myself().text())"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     other = read_owner(child.stdout)
     assert other.host == here.host

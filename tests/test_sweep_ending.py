@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.owner import Owner, Working
+from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.sweep import ending
 from mnist_hydra.sweep.ending import COMPLETE, COMPLETED, claim_completion
-from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.owner import Owner, Working
-from mnist_hydra.sweep.parent import elect_parent
 from tests.sweep_process import new_store
 
 pytestmark = pytest.mark.xdist_group("sweep_ending")  # they share a store, which is slow to make
@@ -83,7 +83,7 @@ def test_who_died_while_completing_is_taken_over_from(
 def test_a_silent_process_of_another_machine_is_taken_over_from(
     parent: Ledger, owner: Owner, run_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mnist_hydra.sweep.owner.SILENT_S", 0.3)
+    monkeypatch.setattr("mnist_hydra.ledger.owner.SILENT_S", 0.3)
     monkeypatch.setattr(ending, "LOOK_EVERY_S", 0.1)
     elsewhere = replace(owner, host="another machine", token="elsewhere")
     assert claim_completion(again(parent), run_id, elsewhere)

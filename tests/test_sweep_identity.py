@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Axis, parse
+from mnist_hydra.ledger.plan import Axis
+from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.command import base_settings, check_same_base, identity_of
 
 BASE = {

@@ -17,10 +17,10 @@ from mlflow.entities import Metric, Run, ViewType
 from mlflow.store.entities import PagedList
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.ledger import CREATOR_TAG, Ledger
-from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here, myself, new_token
-from mnist_hydra.sweep.parent import SWEEP_TAG, Parent, elect_parent, find_parent
-from mnist_hydra.sweep.trial import End, Point, Trial, end_key
+from mnist_hydra.ledger.ledger import CREATOR_TAG, Ledger
+from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here, myself, new_token
+from mnist_hydra.ledger.parent import SWEEP_TAG, Parent, elect_parent, find_parent
+from mnist_hydra.ledger.trial import End, Point, Trial, end_key
 from mnist_hydra.sweep.worker import finish_half_done, mark_dead
 from mnist_hydra.tracking.provenance import COMMIT_TAG
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG

@@ -11,10 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Arguments, parse
-from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, read_plan
-from mnist_hydra.sweep.trial import Planned
+from mnist_hydra.ledger.plan import Arguments, Plan, Planned, read_plan
+from mnist_hydra.sweep.axes import parse
+from mnist_hydra.sweep.command import objective_of
+from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +107,20 @@ def test_an_end_of_an_interval_that_no_trial_can_have_is_named(composer: Compose
 def test_a_grid_ranks_by_the_hold_out_where_there_is_one(composer: Composer) -> None:
     settings = SweepConfig()
     with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
-    assert objective(settings, "grid", with_val) == "val/acc"
-    assert objective(settings, "grid", trials_of(composer, "seed=1,2")) == "test/acc_last"
+    assert objective_of(settings, "grid", with_val) == "val/acc"
+    assert objective_of(settings, "grid", trials_of(composer, "seed=1,2")) == "test/acc_last"
     some = trials_of(composer, "data.val_size=0,5000")
-    assert objective(settings, "grid", some) == "test/acc_last"
+    assert objective_of(settings, "grid", some) == "test/acc_last"
 
 
 def test_a_search_never_chooses_on_the_test_set(composer: Composer) -> None:
     without = trials_of(composer, "seed=1,2")
     with pytest.raises(UserError, match="data.val_size=0; right: data.val_size=5000"):
-        objective(SweepConfig(), "search", without)
+        objective_of(SweepConfig(), "search", without)
     with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
-    assert objective(SweepConfig(), "search", with_val) == "val/acc"
+    assert objective_of(SweepConfig(), "search", with_val) == "val/acc"
     with pytest.raises(UserError, match="test set"):
-        objective(SweepConfig(objective="test/acc"), "search", with_val)
+        objective_of(SweepConfig(objective="test/acc"), "search", with_val)
 
 
 @pytest.mark.parametrize("kind", ["grid", "search"])
@@ -137,15 +137,15 @@ def test_an_objective_that_no_trial_records_is_refused(
 ) -> None:
     with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
     with pytest.raises(UserError, match=message):
-        objective(SweepConfig(**settings), kind, with_val)  # type: ignore[arg-type]
+        objective_of(SweepConfig(**settings), kind, with_val)  # type: ignore[arg-type]
 
 
 def test_a_pruner_needs_a_metric_of_each_epoch(composer: Composer) -> None:
     with_val = trials_of(composer, "seed=1,2", "data.val_size=5000")
     last = SweepConfig(objective="val/acc_best")
-    assert objective(last, "search", with_val) == "val/acc_best"
+    assert objective_of(last, "search", with_val) == "val/acc_best"
     with pytest.raises(UserError, match="pruner=median needs a metric of each epoch"):
-        objective(SweepConfig(objective="val/acc_best", pruner="median"), "search", with_val)
+        objective_of(SweepConfig(objective="val/acc_best", pruner="median"), "search", with_val)
 
 
 @pytest.mark.parametrize("kind", ["grid", "search"])

@@ -16,8 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console, RenderableType
 
 from mnist_hydra.cli.commands import shell_command
-from mnist_hydra.sweep import trial
-from mnist_hydra.sweep.results import (
+from mnist_hydra.ledger import trial
+from mnist_hydra.report.results import (
     Record,
     Results,
     best_command,
@@ -322,7 +322,7 @@ def test_an_interval_needs_two_values_and_is_zero_for_equal_ones() -> None:
 
 def test_no_mlflow_and_no_torch_is_needed() -> None:
     code = (
-        "import sys; from mnist_hydra.sweep import results\n"
+        "import sys; from mnist_hydra.report import results\n"
         "found = {'mlflow', 'torch', 'scipy', 'hydra', 'rich'} & set(sys.modules)\n"
         "assert not found, found"
     )

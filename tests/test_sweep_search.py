@@ -14,16 +14,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from mnist_hydra.config import SweepConfig
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.owner import Working
+from mnist_hydra.ledger.parent import elect_parent
+from mnist_hydra.metrics import is_minimized
 from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.ledger import Ledger
-from mnist_hydra.sweep.owner import Working
-from mnist_hydra.sweep.parent import elect_parent
 from mnist_hydra.sweep.search import (
     Result,
     SearchSource,
-    is_minimized,
     is_to_prune,
     objective_value,
     propose,

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mnist_hydra.sweep.owner import Owner
+from mnist_hydra.ledger.owner import Owner
+from mnist_hydra.ledger.trial import Action, Attempt, Trial
 from mnist_hydra.sweep.show import (
     Display,
     Shown,
@@ -22,7 +23,6 @@ from mnist_hydra.sweep.show import (
     time_left,
     trial_line,
 )
-from mnist_hydra.sweep.trial import Action, Attempt, Trial
 
 ONE = Shown("model=model1", "waiting", epochs=4)
 TWO = Shown("model=model2", "running", epochs=4, epoch=1, accuracy=0.98, ends=(None,))

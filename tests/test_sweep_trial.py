@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from mnist_hydra.sweep.owner import Owner
-from mnist_hydra.sweep.trial import (
+from mnist_hydra.ledger.owner import Owner
+from mnist_hydra.ledger.trial import (
     MAX_ENTRY,
     Claim,
     End,

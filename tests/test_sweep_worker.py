@@ -19,10 +19,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mnist_hydra.sweep.ledger import Ledger, wait_for_store
-from mnist_hydra.sweep.owner import myself, new_token
-from mnist_hydra.sweep.parent import elect_parent
-from mnist_hydra.sweep.trial import Planned, Trial
+from mnist_hydra.ledger.ledger import Ledger, wait_for_store
+from mnist_hydra.ledger.owner import myself, new_token
+from mnist_hydra.ledger.parent import elect_parent
+from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.trial import Trial
 from mnist_hydra.sweep.worker import GridSource, Rules, pull
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, is_away
 from tests.sweep_process import TinyTrial, ended, new_store, plan, processes, work

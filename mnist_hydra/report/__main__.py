@@ -25,8 +25,7 @@ def report(cfg: DictConfig) -> int:
             "sweep=NAME, a sweep's name or its run's id"
         )
     store = entry.place_of(cfg)
-    from mnist_hydra.report import make, read
-    from mnist_hydra.sweep import results
+    from mnist_hydra.report import make, read, results
     from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(store, make=False)

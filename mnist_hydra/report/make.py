@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnist_hydra.ledger.parent import REPORT
 from mnist_hydra.report import answer, hard, origin, page, published, questions, read, table
 from mnist_hydra.report.importance import importances
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Findings, shown
-from mnist_hydra.sweep.parent import REPORT
-from mnist_hydra.sweep.results import SEED, best_command
+from mnist_hydra.report.results import SEED, best_command
 from mnist_hydra.tracking.tracker import Tracker
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mnist_hydra.report.read import Entry
-from mnist_hydra.sweep.results import Results
+from mnist_hydra.report.results import Results
 from mnist_hydra.tracking.provenance import COMMAND_TAG, COMMIT_TAG, DATA_TAG, DIRTY_TAG
 
 SETTINGS = ("precision", "threads")

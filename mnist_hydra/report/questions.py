@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mnist_hydra.report.read import Findings
+from mnist_hydra.report.results import SEED, Row
 from mnist_hydra.report.statistics import (
     Difference,
     Scores,
@@ -18,7 +19,6 @@ from mnist_hydra.report.statistics import (
     level_means,
     number,
 )
-from mnist_hydra.sweep.results import SEED, Row
 
 MAX_VALUES = 8
 """An axis of numbers with more values than this is one of a search: its values are not compared."""

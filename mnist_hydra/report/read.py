@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.ledger.ledger import STATUS, Ledger
+from mnist_hydra.ledger.parent import OBJECTIVE_TAG, SWEEP_TAG
+from mnist_hydra.ledger.plan import PLANS, read_plan
+from mnist_hydra.ledger.trial import FINISHED
+from mnist_hydra.metrics import is_minimized
+from mnist_hydra.report.results import SEED, Record, Results, ranked, record_of
 from mnist_hydra.report.statistics import Point, number
-from mnist_hydra.sweep.command import OBJECTIVE_TAG
-from mnist_hydra.sweep.ledger import STATUS, Ledger
-from mnist_hydra.sweep.parent import SWEEP_TAG
-from mnist_hydra.sweep.plan import PLANS, read_plan
-from mnist_hydra.sweep.results import SEED, Record, Results, ranked, record_of
-from mnist_hydra.sweep.search import is_minimized
-from mnist_hydra.sweep.trial import FINISHED
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
 

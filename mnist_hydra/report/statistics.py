@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mnist_hydra.sweep.results import half_width
+from mnist_hydra.report.results import half_width
 
 LEVEL = 0.05
 Point = tuple[str, ...]

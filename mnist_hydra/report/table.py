@@ -11,8 +11,8 @@ from mnist_hydra.report.answer import gain, interval, value, verdict
 from mnist_hydra.report.origin import facts
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Entry, Findings, shown
+from mnist_hydra.report.results import Row
 from mnist_hydra.report.statistics import Difference, summary
-from mnist_hydra.sweep.results import Row
 
 Rows = list[list[str]]
 

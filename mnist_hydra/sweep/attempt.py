@@ -18,9 +18,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
 
+from mnist_hydra.ledger.ledger import Ledger, wait_for_store
+from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.trial import FAILED, INTERRUPTED, TIMEOUT, Trial
 from mnist_hydra.secrets import hide
-from mnist_hydra.sweep.ledger import Ledger, wait_for_store
-from mnist_hydra.sweep.trial import FAILED, INTERRUPTED, TIMEOUT, Planned, Trial
 
 if TYPE_CHECKING:
     from mnist_hydra.trainer import StopReason

@@ -1,11 +1,10 @@
-"""From Hydra's override grammar to a sweep's axes and points; it never composes a configuration."""
+"""From Hydra's override grammar to a sweep's axes; it never composes a configuration."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,97 +19,13 @@ from hydra.errors import HydraException
 
 from mnist_hydra.config import NO_EFFECT_ON_RESULT
 from mnist_hydra.errors import UserError
+from mnist_hydra.ledger.plan import Arguments, Axis, Span
 
 MAX_POINTS = 100_000
 NOT_SWEPT_IN_GROUP = ("data.root", "data.offline")
 
 Options = Callable[[str], list[str]]
 """The entries of a config group by its name (`model`, `db/engine`); none where it is no group."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """The numbers from `low` to `high`, both of them included."""
-
-    low: float
-    high: float
-    step: float | None
-    """Distance between neighbours; `None` where every number is allowed."""
-    integer: bool
-    log: bool
-    """Whether ratios count and not differences: `tag(log, interval(...))`."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One swept key and what it is swept over."""
-
-    key: str
-    """As typed: `lr`, `+model.width`, `db/engine`, `model@teacher`."""
-    text: str
-    """What was typed behind the `=`."""
-    values: tuple[str, ...]
-    """Texts for overrides, in the order asked for; empty for a continuous axis."""
-    span: Span | None
-    """For an interval or a range."""
-    tags: frozenset[str] = frozenset()
-
-    def space(self) -> dict[str, Any]:
-        """The axis as `search.Space` wants it: texts to choose from, or numbers."""
-        if self.span is None:
-            return {"type": "categorical", "choices": list(self.values)}
-        kind = "int" if self.span.integer else "float"
-        span = self.span
-        return {
-            "type": kind,
-            "low": span.low,
-            "high": span.high,
-            "log": span.log,
-            "step": span.step,
-        }
-
-    def override(self, value: str | float) -> str:
-        """The override that sets `value`; a number on a discrete axis picks the nearest value."""
-        if not isinstance(value, str) and self.values:
-            number = float(value)
-            value = min(self.values, key=lambda text: abs(float(text) - number))
-        return f"{self.key}={value}"
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """A sweep's command line: overrides that are the same in every trial, and axes."""
-
-    items: tuple[str | Axis, ...]
-    """In the order in which Hydra applies them."""
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """The swept keys, in the order of the command line."""
-        return tuple(item for item in self.items if isinstance(item, Axis))
-
-    @property
-    def fixed(self) -> tuple[str, ...]:
-        """The overrides that every trial has."""
-        return tuple(item for item in self.items if isinstance(item, str))
-
-    def count(self) -> int:
-        """How many points the grid has."""
-        return math.prod(len(axis.values) for axis in self.axes)
-
-    def points(self) -> Iterator[tuple[str, ...]]:
-        """Every combination of the axes' values as overrides, the last axis fastest."""
-        return itertools.product(*([f"{a.key}={v}" for v in a.values] for a in self.axes))
-
-    def overrides(self, point: Sequence[str]) -> list[str]:
-        """All overrides of the trial at `point`, in the order of the command line."""
-        swept = iter(point)
-        return [next(swept) if isinstance(item, Axis) else item for item in self.items]
-
-
-def title(point: Sequence[str]) -> str:
-    """A trial's name for people: `model=model3, dropout=0.02`."""
-    return ", ".join(part.lstrip("+") for part in point) or "no axis"
 
 
 def parse(

@@ -16,21 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_hydra import metrics
 from mnist_hydra.cli.commands import PLACE, override_value, refuse_moving_folder, written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle, sweep_settings
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, did_you_mean
+from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
+from mnist_hydra.ledger.plan import Arguments, Axis, Plan, plan_file
 from mnist_hydra.secrets import hide_all
-from mnist_hydra.sweep.axes import (
-    NOT_SWEPT_IN_GROUP,
-    Arguments,
-    Axis,
-    check_grid,
-    check_search,
-    parse,
-)
-from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.parent import Parent, elect_parent, find_parent
-from mnist_hydra.sweep.plan import Plan, Trials, check_points, corners, objective, plan_file
+from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP, check_grid, check_search, parse
+from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -38,7 +32,6 @@ SWEEPER = "hydra/sweeper"
 MAX_SHOWN = 5
 BASE_TAG = provenance.HIDDEN + "base/"
 AXES_TAG = provenance.HIDDEN + "axes"
-OBJECTIVE_TAG = "objective"
 PART = 4_000
 """Characters of a tag that every MLflow store keeps."""
 
@@ -143,11 +136,45 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
         arguments,
         trials,
         config,
-        objective(config.sweep, job.kind, trials),
+        objective_of(config.sweep, job.kind, trials),
         base,
         identity_of(config.sweep.name, base, arguments.axes),
         place_overrides(without_axes, config),
     )
+
+
+def objective_of(settings: SweepConfig, kind: str, trials: Trials) -> str:
+    """The metric by which trials are ranked: a search's own, a grid's by its hold-out.
+
+    Raises:
+        UserError: `sweep.objective` is no metric of a trial, or of the test set; a search has no
+            hold-out.
+    """
+    chosen = settings.objective
+    if chosen.startswith("test/"):
+        raise UserError(
+            f"sweep.objective={chosen} would choose by the test set; right: a metric of the "
+            "hold-out, such as sweep.objective=val/acc"
+        )
+    each_epoch = metrics.of_epoch("val")
+    known = [name for name in (*each_epoch, *metrics.at_end("val")) if name[:5] != "test/"]
+    if chosen not in known:
+        near = did_you_mean(chosen, known)
+        right = ", ".join(known)
+        raise UserError(f"sweep.objective={chosen} is no metric{near}; right: one of {right}")
+    if kind == "grid":
+        return "val/acc" if trials.holdout else "test/acc_last"
+    if settings.pruner != "none" and chosen not in each_epoch:
+        raise UserError(
+            f"sweep.pruner={settings.pruner} needs a metric of each epoch, got "
+            f"sweep.objective={chosen}; right: one of {', '.join(each_epoch)}"
+        )
+    if not trials.holdout:
+        raise UserError(
+            f"a search by sweep.objective={chosen} needs a hold-out, got data.val_size=0; right: "
+            "data.val_size=5000"
+        )
+    return chosen
 
 
 def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:

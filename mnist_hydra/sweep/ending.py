@@ -14,13 +14,16 @@ from rich.console import Console
 
 from mnist_hydra.cli.commands import config_words, same_command
 from mnist_hydra.errors import first_line
-from mnist_hydra.sweep import results, search, torch_tasks
+from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
+from mnist_hydra.ledger.owner import Observer, Owner, Working, read_owner
+from mnist_hydra.ledger.parent import REPORT, Parent
+from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.trial import FINISHED, Action, Trial
+from mnist_hydra.metrics import is_minimized
+from mnist_hydra.report import results
+from mnist_hydra.report.results import Results
+from mnist_hydra.sweep import search, torch_tasks
 from mnist_hydra.sweep.command import Command
-from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
-from mnist_hydra.sweep.owner import Observer, Owner, Working, read_owner
-from mnist_hydra.sweep.parent import REPORT, Parent
-from mnist_hydra.sweep.results import Results
-from mnist_hydra.sweep.trial import FINISHED, Action, Planned, Trial
 from mnist_hydra.tracking import pages
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -48,7 +51,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         overrides = command.arguments.overrides(planned.overrides)
         objective = _objective(command, ledger, trial) if trial.state == FINISHED else None
         records.append(results.record_of(trial, values, overrides, objective))
-    minimize = search.is_minimized(command.objective)
+    minimize = is_minimized(command.objective)
     at = command.settings.objective_at if command.is_search else "last"
     return results.ranked(records, axes, command.objective, minimize=minimize, at=at)
 
@@ -125,7 +128,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
     """
     finished = [record for row in found.rows for record in row.finished]
     best_first = sorted(
-        finished, key=lambda r: r.objective or 0.0, reverse=not search.is_minimized(found.objective)
+        finished, key=lambda r: r.objective or 0.0, reverse=not is_minimized(found.objective)
     )
     chosen = [record.run_id for record in best_first[: command.settings.keep]]
     with Working() as owner:
@@ -190,6 +193,6 @@ def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
 def _objective(command: Command, ledger: Ledger, trial: Trial) -> float | None:
     if command.is_search and command.settings.objective_at == "best":
         history = ledger.history(trial, command.objective)
-        minimize = search.is_minimized(command.objective)
+        minimize = is_minimized(command.objective)
         return search.objective_value(history, "best", minimize)
     return trial.metrics.get(command.objective)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_hydra.config import SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import Arguments, title
-from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.ledger import Ledger, View
-from mnist_hydra.sweep.trial import (
+from mnist_hydra.ledger.ledger import Ledger, View
+from mnist_hydra.ledger.plan import Arguments, Axis, Planned, title
+from mnist_hydra.ledger.trial import (
     DIED,
     DONE,
     FAILED,
@@ -28,10 +27,11 @@ from mnist_hydra.sweep.trial import (
     FINISHED,
     PRUNED,
     RUNNING,
-    Planned,
     Point,
     Trial,
 )
+from mnist_hydra.metrics import is_minimized
+from mnist_hydra.sweep.compose import Composer
 
 if TYPE_CHECKING:
     import optuna
@@ -64,6 +64,15 @@ class Result:
     """For a finished one."""
     history: Mapping[int, float] = field(default_factory=dict)
     """The objective's metric by epoch."""
+
+
+def space_of(axis: Axis) -> dict[str, Any]:
+    """What a search may choose on an axis: one of its texts, or a number."""
+    span = axis.span
+    if span is None:
+        return {"type": "categorical", "choices": list(axis.values)}
+    kind = "int" if span.integer else "float"
+    return {"type": kind, "low": span.low, "high": span.high, "log": span.log, "step": span.step}
 
 
 def propose(
@@ -142,12 +151,6 @@ def is_to_prune(
     return _replay(study, Result({}, RUNNING, None, own))
 
 
-def is_minimized(metric: str) -> bool:
-    """Whether less of a metric is better: of losses and of times."""
-    name = metric.rpartition("/")[2]
-    return "loss" in name or name == "epoch_s"
-
-
 def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> float | None:
     """A trial's objective from its metric by epoch; `None` if it has none or it is not finite.
 
@@ -188,7 +191,7 @@ class SearchSource:
         self._settings = settings
         self._seed = seed
         self._minimize = is_minimized(settings.objective)
-        self._space = {axis.key: axis.space() for axis in arguments.axes}
+        self._space = {axis.key: space_of(axis) for axis in arguments.axes}
         self._histories: dict[tuple[str, int], Mapping[int, float]] = {}
 
     def wanted(self, view: View) -> Sequence[Planned]:

@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View
-from mnist_hydra.sweep.trial import (
+from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
+from mnist_hydra.ledger.trial import (
     DIED,
     DONE,
     FAILURES,

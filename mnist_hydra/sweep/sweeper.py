@@ -23,8 +23,19 @@ from rich.console import Console
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import trusted_modules
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.sweep import ending, launchers, search, show, torch_tasks, worker
-from mnist_hydra.sweep.axes import title
+from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
+from mnist_hydra.ledger.owner import Observer, new_token
+from mnist_hydra.ledger.plan import Planned, title
+from mnist_hydra.ledger.trial import (
+    DONE,
+    RUNNING,
+    TO_DO,
+    Action,
+    actions_of,
+    next_action,
+)
+from mnist_hydra.metrics import is_minimized
+from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import (
     Command,
     Job,
@@ -33,18 +44,7 @@ from mnist_hydra.sweep.command import (
     read_command,
     write_plan,
 )
-from mnist_hydra.sweep.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
-from mnist_hydra.sweep.owner import Observer, new_token
 from mnist_hydra.sweep.show import Display, Follower, Shown, shown
-from mnist_hydra.sweep.trial import (
-    DONE,
-    RUNNING,
-    TO_DO,
-    Action,
-    Planned,
-    actions_of,
-    next_action,
-)
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
 from mnist_hydra.tracking import pages, provenance
@@ -272,7 +272,7 @@ class Sweep:
 
 def _view(command: Command, parent_id: str) -> str:
     """How MLflow's list shows the command's trials."""
-    minimize = search.is_minimized(command.objective)
+    minimize = is_minimized(command.objective)
     axes = [axis.key for axis in command.arguments.axes]
     return pages.trials_view(parent_id, command.objective, minimize, axes)
 

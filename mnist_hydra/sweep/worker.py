@@ -24,10 +24,11 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import settle
 from mnist_hydra.errors import first_line
+from mnist_hydra.ledger.ledger import Ledger, View, wait_for_store
+from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here
+from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.trial import DIED, RUNNING, Action, Trial, actions_of, in_order
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
-from mnist_hydra.sweep.ledger import Ledger, View, wait_for_store
-from mnist_hydra.sweep.owner import Observer, Owner, Working, made_here
-from mnist_hydra.sweep.trial import DIED, RUNNING, Action, Planned, Trial, actions_of, in_order
 from mnist_hydra.tracking.tracker import is_away
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ def work(
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
+    from mnist_hydra.ledger.plan import Plan, plan_file, read_plan
     from mnist_hydra.run import Recording, train_run
     from mnist_hydra.sweep.compose import Composer
-    from mnist_hydra.sweep.plan import Plan, plan_file, read_plan
     from mnist_hydra.sweep.search import SearchSource
     from mnist_hydra.tracking.resume import about_run, deliver_left
     from mnist_hydra.tracking.spool import Spool

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = HIDDEN + "sweep"
 GENERATION_TAG = HIDDEN + "generation"
+OBJECTIVE_TAG = "objective"
 ELECTED_TAG = "mnist_hydra.parent"
 BOOK_TAG = HIDDEN + "book"
 """On the parent: experiment and id of the run that holds the sweep's entries."""

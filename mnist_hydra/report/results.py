@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import shell_command
-from mnist_hydra.sweep.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.sweep.owner import Owner, read_owner
-from mnist_hydra.sweep.parent import book_of, existing_run
-from mnist_hydra.sweep.trial import (
+from mnist_hydra.ledger.owner import Owner, read_owner
+from mnist_hydra.ledger.parent import book_of, existing_run
+from mnist_hydra.ledger.trial import (
     CLAIM,
     DIED,
     FAILURES,

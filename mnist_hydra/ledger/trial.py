@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
-from mnist_hydra.sweep.owner import Owner
+from mnist_hydra.ledger.owner import Owner
+from mnist_hydra.ledger.plan import Planned
 
 FINISHED = "finished"
 PRUNED = "pruned"
@@ -144,19 +145,6 @@ class Trial:
     def error(self) -> str:
         """The last lines of what went wrong in the last attempt."""
         return self.attempts[-1].error if self.attempts else ""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A trial that the sweep is to have."""
-
-    fingerprint: str
-    overrides: tuple[str, ...]
-    """The swept ones."""
-    name: str
-    """For people: `model=model3, dropout=0.02`."""
-    epochs: int | None = None
-    """How many it is to have; `None` where that is not known before it is composed."""
 
 
 @dataclass(frozen=True)
