@@ -14,7 +14,7 @@ import torch
 
 from mnist_hydra import runtime, targets
 from mnist_hydra.augment import Augmentation
-from mnist_hydra.augment.build import build_augmentation
+from mnist_hydra.augment.pipeline import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError, shown, wrong_value

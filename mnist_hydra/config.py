@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.typed import Limits, Pattern, check, read
+from mnist_hydra.typed import Limits, Pattern, check_setting, read_settings
 
 GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking")
 AT_THE_ROOT = ("lr", "dropout", "momentum", "weight_decay")
@@ -40,7 +40,7 @@ Count = Annotated[int, Limits(at_least=1)]
 Number = Annotated[int, Limits(at_least=0)]
 Positive = Annotated[float, Limits(above=0)]
 NotNegative = Annotated[float, Limits(at_least=0)]
-Share = Annotated[float, Limits(at_least=0, below=1)]
+Fraction = Annotated[float, Limits(at_least=0, below=1)]
 Name = Annotated[str, Pattern(r"(?=.*\S).{1,200}", "a name of at most 200 characters")]
 Word = Annotated[str, Pattern(r"[\w.-]+", "letters, digits, _, . and -")]
 Folder = Annotated[str, Pattern(r".*\S.*", "a folder")]
@@ -134,9 +134,9 @@ class Config:
     epochs: Annotated[int, Limits(at_least=1, at_most=MOST_EPOCHS)]
     batch_size: Count
     lr: Positive
-    dropout: Share | None
+    dropout: Fraction | None
     """`None` where the model takes none."""
-    momentum: Share | None
+    momentum: Fraction | None
     """SGD's momentum or Adam's beta1; `None` where the optimizer takes none."""
     weight_decay: NotNegative | None
     device: Annotated[
@@ -185,11 +185,11 @@ def settle(cfg: DictConfig) -> Config:
         "momentum": _settle_momentum(raw.get("momentum"), optimizer),
     }
     groups: dict[str, Any] = {
-        "data": read(DataConfig, raw["data"], "data."),
+        "data": read_settings(DataConfig, raw["data"], "data."),
         "model": _component("model", model),
         "optimizer": _component("optimizer", optimizer),
         "scheduler": _component("scheduler", scheduler),
-        "tracking": read(TrackingConfig, raw["tracking"], "tracking."),
+        "tracking": read_settings(TrackingConfig, raw["tracking"], "tracking."),
         "sweep": _sweep_settings(raw),
     }
     for part in ("model", "optimizer", "scheduler"):
@@ -199,7 +199,7 @@ def settle(cfg: DictConfig) -> Config:
                     f"{name} is no name that MLflow keeps; right: at most 250 letters, digits, "
                     "spaces and _ - . : / in it, and no empty, . or .. between two slashes"
                 )
-    return read(Config, raw | filled_in | groups | {"composed": cfg})
+    return read_settings(Config, raw | filled_in | groups | {"composed": cfg})
 
 
 def trusted_modules(cfg: DictConfig) -> list[str]:
@@ -210,7 +210,7 @@ def trusted_modules(cfg: DictConfig) -> list[str]:
     """
     value = OmegaConf.select(cfg, "trusted", default=[])
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    modules: list[str] = check("trusted", plain, list[Word])
+    modules: list[str] = check_setting("trusted", plain, list[Word])
     return modules
 
 
@@ -338,7 +338,7 @@ def _sweep_settings(raw: Mapping[str, Any]) -> SweepConfig:
     sweep = raw.get("sweep")
     if not isinstance(sweep, dict):
         raise wrong_value("sweep", sweep, "its keys, such as sweep.name=NAME")
-    return read(SweepConfig, sweep, "sweep.")
+    return read_settings(SweepConfig, sweep, "sweep.")
 
 
 def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any:
@@ -373,7 +373,7 @@ def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
         return _settle_value("momentum", root, optimizer, "optimizer")
     if not isinstance(betas, list) or len(betas) != 2:
         raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")
-    optimizer["betas"] = [check("optimizer.betas", beta, Share) for beta in betas]
+    optimizer["betas"] = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
     if root is not None:
         optimizer["betas"][0] = root
     return optimizer["betas"][0]
@@ -384,5 +384,5 @@ def _component(group: str, raw: dict[str, Any]) -> Component:
     target = raw.get("_target_")
     if not isinstance(target, str):
         raise wrong_value(f"{group}._target_", target, "the dotted path of a class")
-    name = check(f"{group}.name", raw.get("name"), Name | None)
+    name = check_setting(f"{group}.name", raw.get("name"), Name | None)
     return Component(name or target.rsplit(".", 1)[-1], target, arguments)

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+BAD_INPUT = 2
+"""The exit code of a command whose input is wrong; the last line that it prints says what."""
 MOST_SHOWN = 300
 """Characters of a value or of somebody else's message in an error of ours."""
 

@@ -12,7 +12,7 @@ from mnist_hydra.cli import entry
 from mnist_hydra.config import DataConfig, resolved
 from mnist_hydra.errors import UserError, wrong_value
 from mnist_hydra.inference import quality
-from mnist_hydra.typed import read
+from mnist_hydra.typed import read_settings
 
 
 def evaluate(cfg: DictConfig, name: str | None) -> int:
@@ -27,13 +27,13 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
     raw = resolved(cfg).get("data")
     if not isinstance(raw, dict):
         raise wrong_value("data", raw, "an entry of the group conf/data")
-    data = read(DataConfig, raw, "data.")
+    data = read_settings(DataConfig, raw, "data.")
     if cfg.split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     from mnist_hydra.data.load import load_dataset
-    from mnist_hydra.inference.exported import load
+    from mnist_hydra.inference.exported import load_model
 
-    model = load(name, place)
+    model = load_model(name, place)
     dataset = load_dataset(data, Path(place.output_dir).absolute() / "data")
     split = dataset.test if cfg.split == "test" else dataset.val
     assert split is not None

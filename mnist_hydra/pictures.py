@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.floating[Any]]
-Images = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Integers = NDArray[np.integer[Any]]
 
 LINES = {  # colour, dash and marker: apart without any colour, too
@@ -173,7 +173,7 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
 
 
 def misclassified_grid(
-    images: Images,
+    images: Pixels,
     true: Integers,
     predicted: Integers,
     confidence: Floats,
@@ -220,7 +220,7 @@ def misclassified_grid(
     return sheet.finish()
 
 
-def augmentation_grid(before: Images, after: Images) -> Figure:
+def augmentation_grid(before: Pixels, after: Pixels) -> Figure:
     """Draw what the augmentation does: each original, and to its right what became of it.
 
     A draw that differs from its original has a blue frame; the title counts them. At most 12

@@ -32,15 +32,15 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     files = list(digit_image.files_in(words))
     if not files:
         raise UserError(f"images: {' '.join(words) or 'none'}; right: files or folders of images")
-    from mnist_hydra.inference.exported import load
+    from mnist_hydra.inference.exported import load_model
 
-    model = load(name, entry.place_of(cfg))
+    model = load_model(name, entry.place_of(cfg))
     lines = csv.writer(sys.stdout, lineterminator="\n")
     unreadable = 0
     shown = _followed(files)
     for number, path in enumerate(shown):
         try:
-            found = list(digit_image.read(path, model.side))
+            found = list(digit_image.read_pictures(path, model.side))
         except digit_image.Unreadable as problem:
             unreadable += 1
             print(problem, file=sys.stderr)

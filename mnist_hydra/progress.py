@@ -102,10 +102,10 @@ class Progress:
 
     def _write(self, words: Sequence[tuple[int, str]]) -> None:
         if self._live is not None:
-            line = fit(words, self._live.console.width)
+            line = fit_words(words, self._live.console.width)
             self._live.console.print(line, markup=False, emoji=False, highlight=False, crop=True)
         elif self._output is not None:
-            self._output.write(fit(words, sys.maxsize) + "\n")
+            self._output.write(fit_words(words, sys.maxsize) + "\n")
             self._output.flush()
 
     def _epoch_words(self, epoch: int) -> list[tuple[int, str]]:
@@ -154,7 +154,7 @@ class Progress:
         return time_left_s(self._marks, time.monotonic(), self._steps, total, self._steps_per_epoch)
 
 
-def fit(words: Iterable[tuple[int, str]], width: int) -> str:
+def fit_words(words: Iterable[tuple[int, str]], width: int) -> str:
     """Join words by two spaces, leaving out the lowest ranks until the line fits the width.
 
     One word always stays, cut where it must be. Empty words are left out.
@@ -255,7 +255,7 @@ class _Bar:
         from rich.text import Text
 
         progress, width = self._progress, options.max_width
-        words = fit(progress._bar_words(), width)
+        words = fit_words(progress._bar_words(), width)
         room = width - len(words) - GAP
         label = progress._label if len(progress._label) + GAP + 10 <= room else ""
         room = min(room - (len(label) + GAP if label else 0), BAR_WIDTH)

@@ -11,7 +11,7 @@ from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError
 
 CHAMPION = "champion"
-METRIC_TAG, VALUE_TAG, DATA_TAG = "chosen_by", "value", "data"
+METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG = "chosen_by", "value", "data"
 
 
 def register(cfg: DictConfig) -> int:
@@ -30,7 +30,7 @@ def register(cfg: DictConfig) -> int:
 
     from mnist_hydra.inference.exported import model_of
     from mnist_hydra.report import read
-    from mnist_hydra.tracking.provenance import DATA_TAG as DATA_HASH_TAG
+    from mnist_hydra.tracking.provenance import DATA_TAG
     from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(entry.place_of(cfg), make=False)
@@ -47,7 +47,7 @@ def register(cfg: DictConfig) -> int:
     best = better(counted, key=lambda record: record.objective or 0.0)
     value = float(best.objective or 0.0)
     run = client.get_run(best.run_id)
-    split = run.data.tags.get(DATA_HASH_TAG, "")
+    split = run.data.tags.get(DATA_TAG, "")
     model_id = model_of(tracker, run.info.experiment_id, best.run_id)
     told = f"run {best.run_id}, {metric} {value:.4f}"
     try:
@@ -55,7 +55,7 @@ def register(cfg: DictConfig) -> int:
     except MlflowException:
         before = None
     if before is not None:
-        if (before.tags.get(METRIC_TAG), before.tags.get(DATA_TAG)) != (metric, split):
+        if (before.tags.get(METRIC_TAG), before.tags.get(CHOSEN_ON_TAG)) != (metric, split):
             raise UserError(
                 f"name={name}: its champion was chosen by {before.tags.get(METRIC_TAG)} on other "
                 f"data or another metric than {metric}; right: another name"
@@ -72,7 +72,7 @@ def register(cfg: DictConfig) -> int:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise UserError(f"name={name}: {str(error).splitlines()[0]}") from None
     mlflow.set_tracking_uri(tracker.uri)  # where MLflow itself looks for the model
-    tags = {METRIC_TAG: metric, VALUE_TAG: repr(value), DATA_TAG: split}
+    tags = {METRIC_TAG: metric, VALUE_TAG: repr(value), CHOSEN_ON_TAG: split}
     made = client.create_model_version(
         name, f"models:/{model_id}", best.run_id, tags=tags, model_id=model_id
     )

@@ -57,7 +57,7 @@ class Pattern:
         return self.words
 
 
-def read(kind: type[T], raw: Mapping[Any, Any], prefix: str = "") -> T:
+def read_settings(kind: type[T], raw: Mapping[Any, Any], prefix: str = "") -> T:
     """Make a dataclass of settings, each checked by its field's type.
 
     Digits are fine where text is meant. A flag is no number, and a whole number with a decimal
@@ -80,10 +80,10 @@ def read(kind: type[T], raw: Mapping[Any, Any], prefix: str = "") -> T:
     for name, field in known.items():
         if name not in raw and field.default is field.default_factory is MISSING:
             raise UserError(f"{prefix}{name} is missing; right: {words(types[name])}")
-    return kind(**{name: check(prefix + name, value, types[name]) for name, value in raw.items()})
+    return kind(**{name: check_setting(prefix + name, raw[name], types[name]) for name in raw})
 
 
-def check(key: str, value: Any, type_: Any) -> Any:
+def check_setting(key: str, value: Any, type_: Any) -> Any:
     """The value of a setting, as its type has it.
 
     Raises:
@@ -92,7 +92,7 @@ def check(key: str, value: Any, type_: Any) -> Any:
     for option in _options(type_):
         if get_origin(option) is dict and isinstance(value, Mapping):
             of = get_args(option)[1]
-            return {str(name): check(f"{key}.{name}", one, of) for name, one in value.items()}
+            return {str(k): check_setting(f"{key}.{k}", inner, of) for k, inner in value.items()}
     try:
         return _value(value, type_)
     except ValueError:
@@ -133,7 +133,7 @@ def _value(value: Any, type_: Any) -> Any:
         value = _value(value, inner[0])
         return _insist(value, all(limit.allow(value) for limit in inner[1:]))
     if origin in (Union, UnionType):
-        for option in inner:  # a dict among them was seen to by `check`
+        for option in inner:  # a dict among them was seen to by `check_setting`
             try:
                 return _value(value, option)
             except ValueError:

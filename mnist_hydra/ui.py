@@ -24,7 +24,7 @@ from mnist_hydra.tracking import pages
 from mnist_hydra.tracking.tracker import Tracker
 
 HOST = "127.0.0.1"
-PATIENCE_S = 120.0
+START_TIMEOUT_S = 120.0
 """Until the server answers; on a busy machine it takes half a minute."""
 
 
@@ -108,7 +108,7 @@ def server(uri: str, port: int | None = None) -> Iterator[tuple[subprocess.Popen
         try:
             began = time.monotonic()
             while not _answers(f"{address}/health"):
-                if process.poll() is not None or time.monotonic() - began > PATIENCE_S:
+                if process.poll() is not None or time.monotonic() - began > START_TIMEOUT_S:
                     log.seek(0)
                     last = (log.read().decode(errors="replace").strip().splitlines() or ["-"])[-1]
                     raise UserError(f"MLflow's server does not start: {last}")

@@ -18,8 +18,8 @@ from scipy import stats
 
 from mnist_hydra.augment import Augmentation, affine
 from mnist_hydra.augment.affine import Affine
-from mnist_hydra.augment.build import build_augmentation, read_steps
 from mnist_hydra.augment.per_image import PerImage
+from mnist_hydra.augment.pipeline import build_augmentation, read_steps
 from mnist_hydra.augment.warp import Warp, backward_maps, choose_images, draw_matrices, warp_images
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import LET_IN
@@ -63,7 +63,7 @@ def built(*steps: Any) -> Augmentation:
 
 
 def batched(name: str, **given: Any) -> Affine:
-    step = affine.read(name, given)
+    step = affine.read_step(name, given)
     assert step is not None
     return step
 
@@ -113,7 +113,7 @@ def test_no_augmentation_is_nothing_to_call() -> None:
 def test_a_batched_pipeline_imports_neither_albumentations_nor_opencv() -> None:
     code = (
         "import sys\n"
-        "from mnist_hydra.augment.build import build_augmentation, read_steps\n"
+        "from mnist_hydra.augment.pipeline import build_augmentation, read_steps\n"
         "aug = {'name': 'x', 'steps': [{'ShiftScaleRotate': {'p': 0.5}}, {'HorizontalFlip': {}}]}\n"
         "assert all(step.batched for step in read_steps(aug['steps'], 'aug.steps'))\n"
         "assert 'torch' not in sys.modules\n"
@@ -190,7 +190,7 @@ def test_affine_reads_its_ranges_as_albumentations_does(given: Any) -> None:
     ],
 )
 def test_what_has_no_exact_batched_form_is_left_to_albumentations(name: str, given: Any) -> None:
-    assert affine.read(name, given) is None
+    assert affine.read_step(name, given) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mnist_hydra.cli.config_files import refused
+from mnist_hydra.cli.config_files import refused_settings
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from mnist_hydra.cli.config_files import refused
     ],
 )
 def test_a_file_may_choose_how_a_sweep_runs(hydra: dict[str, Any]) -> None:
-    assert not list(refused({"hydra": hydra, "seed": 1}))
+    assert not list(refused_settings({"hydra": hydra, "seed": 1}))
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_a_file_may_choose_how_a_sweep_runs(hydra: dict[str, Any]) -> None:
     ],
 )
 def test_a_file_has_nothing_run(content: dict[str, Any], key: str) -> None:
-    assert [name for name, _ in refused(content)] == [key]
+    assert [name for name, _ in refused_settings(content)] == [key]

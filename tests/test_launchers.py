@@ -22,7 +22,7 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
-from hydra_plugins.mnist_hydra.registration import register
+from hydra_plugins.mnist_hydra.registration import register_plugins
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import last_line
 
@@ -61,7 +61,7 @@ class ScriptLauncher(JoblibLauncher):
 @pytest.fixture
 def launcher(tmp_path: Path) -> Iterator[Any]:
     """A function that makes a launcher with settings."""
-    register()
+    register_plugins()
 
     def made(**settings: Any) -> ScriptLauncher:
         launcher = ScriptLauncher(**settings)

@@ -58,8 +58,8 @@ def test_a_descriptions_text_is_shown_as_it_is_typed() -> None:
 
 
 def test_the_parents_metrics_are_the_best_trial_and_the_mean_of_all() -> None:
-    found = results.summary(ranked(SEEDS, ["dropout", "seed"], "val/acc"))
+    found = results.sweep_metrics(ranked(SEEDS, ["dropout", "seed"], "val/acc"))
     assert found["val/acc"] == found["val/acc/best"] == 0.99
     assert round(found["val/acc/mean"], 6) == 0.98
-    losses = results.summary(ranked(SEEDS, ["dropout", "seed"], "val/loss", minimize=True))
+    losses = results.sweep_metrics(ranked(SEEDS, ["dropout", "seed"], "val/loss", minimize=True))
     assert losses["val/loss/best"] == 0.97

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mnist_hydra.progress import Progress, clock, fit, time_left_s
+from mnist_hydra.progress import Progress, clock, fit_words, time_left_s
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -343,8 +343,8 @@ def test_no_thread_outlives_the_block() -> None:
 )
 def test_words_of_the_lowest_rank_are_left_out_first(width: int, line: str) -> None:
     words = [(1, "label"), (9, "epoch 1/2"), (5, "loss 0.1"), (7, "")]
-    assert fit(words, width) == line
-    assert fit([], width) == ""
+    assert fit_words(words, width) == line
+    assert fit_words([], width) == ""
 
 
 @pytest.mark.parametrize(

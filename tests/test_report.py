@@ -171,7 +171,10 @@ def test_the_command_makes_it_again_by_the_runs_id_without_torch(swept: Swept) -
 
 def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> None:
     done = command("report", "sweep=mien", cwd=swept.folder)
-    expected = "error: sweep=mien: no such sweep in this store; the nearest: mine\n"
+    expected = (
+        "error: sweep=mien: no such sweep in this store (did you mean mine?); right: the name or "
+        "the run's id of one, such as mine\n"
+    )
     assert (done.returncode, done.stderr) == (2, expected)
     nowhere = command("report", "sweep=mine", "output_dir=elsewhere", cwd=swept.folder)
     assert nowhere.returncode == 2 and nowhere.stderr.count("\n") == 1

@@ -52,7 +52,7 @@ def place(folder: Path, uri: str | None = None) -> Place:
 def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
     uri: str | None, kind: str, shown: str
 ) -> None:
-    read = store.read(uri, Path("/out"))
+    read = store.read_address(uri, Path("/out"))
     assert (read.kind, read.shown) == (kind, shown)
     assert (read.artifacts is None) == (kind == "server")
     if kind == "server":
@@ -80,7 +80,7 @@ def test_an_odd_address_is_refused_in_one_line_without_its_password(
     uri: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refused:
-        store.read(uri, tmp_path)
+        store.read_address(uri, tmp_path)
     said = str(refused.value)
     assert said.startswith("tracking.uri=") and "right: " in said and SECRET not in said
     assert not list(tmp_path.iterdir())
@@ -214,7 +214,7 @@ def test_first_starts_at_once_never_refuse_a_good_folder(tmp_path: Path) -> None
             folder = tmp_path / str(turn) / "b" / "outputs"
             together.wait()
             try:
-                store.check(store.read(None, folder), folder)
+                store.check_usable(store.read_address(None, folder), folder)
             except UserError as error:
                 refused.append(error)
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> No
     for uri in (f"http://me:{SECRET}@127.0.0.1:9", f"postgresql://me:{SECRET}@127.0.0.1:9/db"):
         began = time.monotonic()
         with pytest.raises(StoreAway) as away:
-            store.check(store.read(uri, tmp_path), tmp_path)
+            store.check_usable(store.read_address(uri, tmp_path), tmp_path)
         assert SECRET not in str(away.value) and time.monotonic() - began < 10
 
 

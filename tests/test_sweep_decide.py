@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mnist_hydra.ledger.owner import (
-    HIDDEN,
+    NOT_READABLE,
     Observer,
     Owner,
     is_gone,
@@ -21,8 +21,8 @@ from mnist_hydra.ledger.trial import (
     Action,
     Attempt,
     Trial,
+    attempt_order,
     deaths_in_a_row,
-    in_order,
     next_action,
 )
 
@@ -126,13 +126,13 @@ def test_interrupted_trials_come_first_and_those_that_broke_something_last() -> 
         "f": Action.START,
         "g": Action.GIVE_UP,
     }
-    order = in_order(list(actions), actions.__getitem__)
+    order = attempt_order(list(actions), actions.__getitem__)
     assert [fingerprint for fingerprint, _ in order] == ["d", "c", "f", "b"]
 
 
 def test_workers_that_begin_together_reach_for_different_trials() -> None:
     actions = dict.fromkeys("abc", Action.START)
-    first = [in_order("abc", actions.__getitem__, worker)[0][0] for worker in range(4)]
+    first = [attempt_order("abc", actions.__getitem__, worker)[0][0] for worker in range(4)]
     assert first == ["a", "b", "c", "a"]
 
 
@@ -142,8 +142,8 @@ def test_workers_that_begin_together_reach_for_different_trials() -> None:
         (Owner("t", HERE.host, 7, 300.0), 300.0, False, 1e9, False),
         (Owner("t", HERE.host, 7, 300.0), None, False, 0.0, True),
         (Owner("t", HERE.host, 7, 300.0), 301.0, False, 0.0, True),
-        (Owner("t", HERE.host, 7, 300.0), HIDDEN, False, 59.0, False),
-        (Owner("t", HERE.host, 7, 300.0), HIDDEN, False, 60.0, True),
+        (Owner("t", HERE.host, 7, 300.0), NOT_READABLE, False, 59.0, False),
+        (Owner("t", HERE.host, 7, 300.0), NOT_READABLE, False, 60.0, True),
         (Owner("t", HERE.host, 100, 5000.0), 5000.0, True, 1e9, False),
         (Owner("t", HERE.host, 100, 5000.0), 5000.0, False, 0.0, True),
         (Owner("t", "boot-2 4026531836", 7, 300.0), 300.0, False, 59.0, False),

@@ -21,12 +21,12 @@ from mnist_hydra.report.results import (
     Record,
     Results,
     best_command,
-    csv_text,
     footer,
     half_width,
     heading,
     lines,
     ranked,
+    ranking_csv,
     table,
 )
 
@@ -232,7 +232,7 @@ def test_the_best_command_names_no_seed_where_there_were_several() -> None:
 def test_the_csv_has_every_configuration_and_trial_unrounded() -> None:
     results = over_seeds({"model1": [0.1, 0.2], "a,b": [0.25, None], "model3": [None]})
     first, second = results.rows
-    rows = list(csv.DictReader(io.StringIO(csv_text(results))))
+    rows = list(csv.DictReader(io.StringIO(ranking_csv(results))))
     assert list(rows[0]) == [
         *("rank", "model", "seed", "n", "val/acc", "half_width_95", "state", "run_id")
     ]
@@ -249,7 +249,7 @@ def test_the_csv_has_every_configuration_and_trial_unrounded() -> None:
 
 
 def test_the_csv_without_seeds_has_no_columns_for_them() -> None:
-    header, line = csv_text(by_dropout(("0.0", 0.98))).splitlines()
+    header, line = ranking_csv(by_dropout(("0.0", 0.98))).splitlines()
     assert header == "rank,dropout,n,val/acc,state,run_id"
     assert line.startswith("1,0.0,1,0.98,finished,run")
 
@@ -267,7 +267,7 @@ def test_a_long_table_is_cut_and_says_where_the_rest_is() -> None:
     assert len(lines(results)) == 22
     assert printed(table(results)).count("%") == 20
     assert "80 more in results.csv" in footer(results)
-    assert len(csv_text(results).splitlines()) == 101
+    assert len(ranking_csv(results).splitlines()) == 101
     assert len(lines(results, limit=None)) == 102
     assert not any("more in" in text for text in footer(results, limit=None))
 

@@ -13,13 +13,13 @@ from mnist_hydra.ledger.trial import Action, Attempt, Trial
 from mnist_hydra.sweep.show import (
     Display,
     Shown,
+    counts,
     duration,
     events,
     other_origin,
     outcome,
     overview,
-    shown,
-    summary,
+    shown_of,
     time_left,
     trial_line,
 )
@@ -123,8 +123,9 @@ def test_what_a_trial_is_shown_as_follows_from_the_ledger() -> None:
     attempts = (Attempt(1, OWNER, "by", -1, "died"), Attempt(2, OWNER, "by", 8))
     metrics = {"test/acc": 0.5, "val/acc": 0.75}
     running = Trial("f", "run", "x", attempts, epoch=2, metrics=metrics)
-    assert shown("lr=0.1", 4, running) == Shown("lr=0.1", "running", 4, 2, 0.75, ("died", None), "")
-    assert shown("lr=0.1", 4, None) == Shown("lr=0.1", "waiting", 4)
+    expected = Shown("lr=0.1", "running", 4, 2, 0.75, ("died", None), "")
+    assert shown_of("lr=0.1", 4, running) == expected
+    assert shown_of("lr=0.1", 4, None) == Shown("lr=0.1", "waiting", 4)
 
 
 def test_the_time_left_follows_from_the_pace_so_far() -> None:
@@ -150,7 +151,7 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 def test_the_summary_counts_trials_that_the_ledger_does_not_know_yet_as_waiting() -> None:
     stopped = replace(ONE, state="interrupted")
     pruned = replace(TWO, state="pruned")
-    line = summary([ONE, TWO, stopped, pruned], total=10, left_s=61)
+    line = counts([ONE, TWO, stopped, pruned], total=10, left_s=61)
     assert line == "1 of 10 done (1 pruned), 1 running, 0 failed, 8 waiting, about 1 min 1 s left"
 
 

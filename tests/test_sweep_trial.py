@@ -13,11 +13,11 @@ from mnist_hydra.ledger.trial import (
     End,
     claim_key,
     end_key,
-    points_of,
+    proposed_points,
     read_claim,
     read_end,
     replay,
-    stops_of,
+    stop_reasons,
     trial_of,
 )
 
@@ -111,5 +111,5 @@ def test_an_end_fits_into_an_entry_however_much_there_is_to_say() -> None:
 def test_points_are_read_up_to_the_first_gap_and_stops_by_sweeper() -> None:
     point = json.dumps({"fingerprint": "f", "overrides": ["lr=0.1"], "values": {"lr": 0.1}})
     found = {"point/0": point, "point/1": point, "point/3": point, "stop/me": "Ctrl-C"}
-    assert [point.number for point in points_of(found)] == [0, 1]
-    assert stops_of(found) == {"me": "Ctrl-C"}
+    assert [point.number for point in proposed_points(found)] == [0, 1]
+    assert stop_reasons(found) == {"me": "Ctrl-C"}

@@ -1,6 +1,6 @@
 """Random changes to batches of images: here stands what the trainer knows of them, no more.
 
-`build.py` makes one from a configuration. This file imports nothing, so that every other file of
+`pipeline.py` makes one from a configuration. This file imports nothing, so that every other file of
 the package may import it.
 """
 

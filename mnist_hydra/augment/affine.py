@@ -84,7 +84,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def read(name: str, given: Mapping[str, Any]) -> Affine | None:
+def read_step(name: str, given: Mapping[str, Any]) -> Affine | None:
     """Read the arguments of one step as albumentations 2.0.8 would.
 
     Returns `None` for a step or an argument that has no exact batched form (another interpolation,

@@ -85,7 +85,7 @@ def check_files() -> None:
     vars(hydra_main)["ConfigLoaderImpl"] = CheckedLoader
 
 
-def refused(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+def refused_settings(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     """What a file's content may not set: each such key with its value.
 
     Args:
@@ -139,7 +139,7 @@ def _judge(result: ConfigResult, config: Container) -> None:
     if not result.path.startswith("file://"):
         return
     content = OmegaConf.to_container(config, resolve=False)
-    for key, value in refused(content) if isinstance(content, dict) else ():
+    for key, value in refused_settings(content) if isinstance(content, dict) else ():
         raise ConfigCompositionException(
             f"{key}={shown(value)} stands in a configuration file below "
             f"{result.path.removeprefix('file://')}; right: on the command line, if it is yours"

@@ -16,7 +16,7 @@ from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, TrackingConfig, resolved
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.typed import check, read
+from mnist_hydra.typed import check_setting, read_settings
 
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
@@ -39,8 +39,8 @@ def place_of(cfg: DictConfig) -> Place:
     tracking = raw.get("tracking")
     if not isinstance(tracking, dict):
         raise wrong_value("tracking", tracking, "an entry of the group conf/tracking")
-    folder: str = check("output_dir", raw.get("output_dir"), Folder)
-    return Place(folder, read(TrackingConfig, tracking, "tracking."))
+    folder: str = check_setting("output_dir", raw.get("output_dir"), Folder)
+    return Place(folder, read_settings(TrackingConfig, tracking, "tracking."))
 
 
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

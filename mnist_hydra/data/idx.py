@@ -27,7 +27,7 @@ FILES = (
 )
 # Hashes of fetched files, in `sha256sum`'s format; checked where the configuration knows none.
 SUMS = "SHA256SUMS"
-CLASSES = 10
+LABELS = 10
 IMAGES_OFFSET = 16
 LABELS_OFFSET = 8
 
@@ -143,6 +143,6 @@ def _flaw(path: Path) -> str:
         return "it is empty"
     if not images:
         highest = int(np.fromfile(path, np.uint8, offset=offset).max())
-        if highest >= CLASSES:
-            return f"it holds the label {highest}, labels are 0 to {CLASSES - 1}"
+        if highest >= LABELS:
+            return f"it holds the label {highest}, labels are 0 to {LABELS - 1}"
     return ""

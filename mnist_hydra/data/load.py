@@ -60,7 +60,7 @@ class Dataset:
     """One hash (hex) over those of the four files."""
     source: str
     """Which way the files were found, for people."""
-    classes: int = idx.CLASSES
+    classes: int = idx.LABELS
 
 
 def inputs(config: DataConfig, dataset: Dataset) -> list[dict[str, str]]:

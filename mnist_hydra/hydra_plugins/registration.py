@@ -8,7 +8,7 @@ from hydra.core.plugins import Plugins
 from mnist_hydra.cli.config_files import check_files
 
 
-def register() -> None:
+def register_plugins() -> None:
     """Register them all; to be called before Hydra composes.
 
     An installed plugin of another project with a launcher of the same name would otherwise have

@@ -13,7 +13,7 @@ from mnist_hydra.data.idx import opened
 
 BOX = 20
 """The longer side of an MNIST digit, in pixels."""
-INK = 32
+INK_LEVEL = 32
 """Grey levels from which on a pixel is no background."""
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -36,7 +36,7 @@ def files_in(words: list[str]) -> Iterator[Path]:
                 yield inner
 
 
-def read(path: Path, side: int) -> Iterator[tuple[str, Grey]]:
+def read_pictures(path: Path, side: int) -> Iterator[tuple[str, Grey]]:
     """Each image of a file with its name: light on dark, uint8 [side, side].
 
     Raises:
@@ -62,7 +62,7 @@ def fit(grey: Grey, side: int) -> Grey:
     light = light_on_dark(grey)
     if light.shape == (side, side):
         return light
-    rows, columns = (np.flatnonzero((light >= INK).any(axis=axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((light >= INK_LEVEL).any(axis=axis)) for axis in (1, 0))
     canvas = np.zeros((side, side), np.uint8)
     if len(rows) == 0:
         return canvas

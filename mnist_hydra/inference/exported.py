@@ -17,7 +17,7 @@ from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, first_line
 
 AT_ONCE = 500
-RIGHT = "right: model=RUN_ID, model=NAME@ALIAS, or the folder of a model"
+RIGHT_MODEL = "right: model=RUN_ID, model=NAME@ALIAS, or the folder of a model"
 
 Images = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
@@ -54,14 +54,14 @@ class Exported:
         return np.concatenate(parts).astype(np.float32)
 
 
-def load(name: str | None, place: entry.Place) -> Exported:
+def load_model(name: str | None, place: entry.Place) -> Exported:
     """The model of a finished run, of a registered name and alias, or in a folder.
 
     Raises:
         UserError: there is none of that name, or it cannot be read.
     """
     if name in (None, "", "null"):
-        raise UserError(f"model={name} names no model; {RIGHT}")
+        raise UserError(f"model={name} names no model; {RIGHT_MODEL}")
     from mnist_hydra.tracking.tracker import Tracker, import_mlflow
 
     import_mlflow()
@@ -80,7 +80,8 @@ def load(name: str | None, place: entry.Place) -> Exported:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged or foreign folder makes MLflow raise
-        raise UserError(f"model={name} cannot be read ({first_line(error)}); {RIGHT}") from None
+        why = first_line(error)
+        raise UserError(f"model={name} cannot be read ({why}); {RIGHT_MODEL}") from None
 
 
 def address_of(tracker: Any, name: str) -> str:

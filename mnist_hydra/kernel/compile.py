@@ -145,7 +145,7 @@ class Kernel:
     backward: list[Call]
 
 
-def load(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None = None) -> Kernel:
+def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None = None) -> Kernel:
     """Each stage's functions, compiled unless `folder` has them already.
 
     A damaged file is compiled anew. Processes that ask at the same time compile once. The file's

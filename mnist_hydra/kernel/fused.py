@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.kernel.compile import load
+from mnist_hydra.kernel.compile import load_kernel
 from mnist_hydra.kernel.stages import stages
 from mnist_hydra.kernel.workspace import Workspace
 from mnist_hydra.models import log_probabilities
 
-EVALUATION_BATCH = 32
+IMAGES_PER_THREAD = 32
 """Images a thread that an evaluation takes at a time: what lies between two stages stays cached."""
 
 
@@ -38,7 +38,7 @@ class Fused:
         self, model: nn.Module, folder: Path, cpu: Sequence[str] | None = None
     ) -> None:
         self.stages = stages(model)
-        self.kernel = load([stage.shape for stage in self.stages], folder, cpu)
+        self.kernel = load_kernel([stage.shape for stage in self.stages], folder, cpu)
         norms = [stage.norm for stage in self.stages if stage.norm is not None]
         weights = [stage.conv.weight for stage in self.stages if stage.conv is not None]
         self.parameters = [*weights, *(n.weight for n in norms), *(n.bias for n in norms)]
@@ -56,7 +56,7 @@ class Fused:
     @torch.no_grad()
     def evaluate(self, images: Tensor) -> Tensor:
         """images: float32 [B, 1, 28, 28] -> log-probabilities float32 [B, 10], without gradient."""
-        together = EVALUATION_BATCH * torch.get_num_threads()
+        together = IMAGES_PER_THREAD * torch.get_num_threads()
         workspace = self.workspace(min(len(images), together), backward=False)
         workspace.load(self.parameters)
         workspace.use_statistics(self.running)

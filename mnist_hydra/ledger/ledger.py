@@ -34,9 +34,9 @@ from mnist_hydra.ledger.trial import (
     Trial,
     claim_key,
     end_key,
-    points_of,
+    proposed_points,
     replay,
-    stops_of,
+    stop_reasons,
     trial_of,
 )
 from mnist_hydra.tracking.provenance import HIDDEN, ORIGIN_TAGS
@@ -52,7 +52,7 @@ STATE_TAG = "state"
 ERROR_TAG = "error"
 STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
-PAGE = 500
+RUNS_PER_PAGE = 500
 MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
@@ -139,7 +139,7 @@ class Ledger:
                     del trials[fingerprint]
                 else:
                     trials[fingerprint] = now
-        return View(trials, points_of(self._entries), stops_of(self._entries))
+        return View(trials, proposed_points(self._entries), stop_reasons(self._entries))
 
     def write_once(self, key: str, text: str) -> str:
         """Write an entry that nobody has written, and return the text that stands.
@@ -389,7 +389,7 @@ class Ledger:
                 [self.experiment_id],
                 f"{which} and {condition}" if condition else which,
                 run_view_type=view,
-                max_results=PAGE,
+                max_results=RUNS_PER_PAGE,
                 page_token=token,
             )
             yield from page

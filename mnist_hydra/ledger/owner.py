@@ -18,7 +18,7 @@ SILENT_S = 60.0
 """An owner elsewhere whose heartbeat has stood still for so long is gone."""
 LONGEST_GAP_S = 10.0
 """A pause between two looks counts for at most so long: the store itself may have been away."""
-HIDDEN = -1.0
+NOT_READABLE = -1.0
 """Start time of a process that is there but may not be looked at (another user's)."""
 
 _made_here: dict[str, int] = {}
@@ -98,7 +98,7 @@ def is_gone(
         working_here: whether a worker with the owner's token is at work in this process.
         silent_s: how long its heartbeat has been watched standing still.
     """
-    if owner.host != here.host or started == HIDDEN:
+    if owner.host != here.host or started == NOT_READABLE:
         return silent_s >= SILENT_S
     if (owner.pid, owner.start_time) == (here.pid, here.start_time):
         return not working_here
@@ -135,7 +135,7 @@ class Observer:
 def start_time(pid: int) -> float | None:
     """When a process of this host began, on the host's own scale.
 
-    `None` if there is none or only its corpse is left, `HIDDEN` if it may not be looked at.
+    `None` if there is none or only its corpse is left, `NOT_READABLE` if it may not be looked at.
     """
     if not Path("/proc/self/stat").exists():
         return _start_time_without_proc(pid)
@@ -143,7 +143,7 @@ def start_time(pid: int) -> float | None:
         # Behind the command's name, which may hold anything: the state, and 19 further the start.
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return HIDDEN if _exists(pid) else None
+        return NOT_READABLE if _exists(pid) else None
     return None if words[0] in ("Z", "X") else float(words[19])
 
 
@@ -156,7 +156,7 @@ def _start_time_without_proc(pid: int) -> float | None:
     except psutil.NoSuchProcess:
         return None
     except psutil.Error:
-        return HIDDEN
+        return NOT_READABLE
 
 
 def _exists(pid: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.tracking.provenance import HIDDEN
-from mnist_hydra.tracking.tracker import find_or_make_experiment
+from mnist_hydra.tracking.tracker import find_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -180,7 +180,7 @@ def _elect(
 def _make_book(client: MlflowClient, experiment: str, name: str) -> Book:
     """A new run of bookkeeping; it has no time of its own, so it is closed at once."""
     note = "The entries by which a sweep knows what is done. Without them it is begun anew."
-    books = find_or_make_experiment(client, experiment + BOOKS)
+    books = str(find_experiment(client, experiment + BOOKS).experiment_id)
     run = client.create_run(books, tags={"mlflow.note.content": note}, run_name=name)
     client.set_terminated(run.info.run_id)
     return Book(books, run.info.run_id)

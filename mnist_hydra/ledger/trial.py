@@ -234,7 +234,7 @@ def claims_of(fingerprint: str, entries: Mapping[str, str]) -> list[tuple[int, C
     return found
 
 
-def points_of(entries: Mapping[str, str]) -> list[Point]:
+def proposed_points(entries: Mapping[str, str]) -> list[Point]:
     """What a search has proposed, in order."""
     found: list[Point] = []
     while (text := entries.get(f"{POINT}{len(found)}")) is not None:
@@ -244,7 +244,7 @@ def points_of(entries: Mapping[str, str]) -> list[Point]:
     return found
 
 
-def stops_of(entries: Mapping[str, str]) -> dict[str, str]:
+def stop_reasons(entries: Mapping[str, str]) -> dict[str, str]:
     """Why a sweeper's trials are to stop, by its token."""
     return {k.removeprefix(STOP): text for k, text in entries.items() if k.startswith(STOP)}
 
@@ -326,7 +326,7 @@ def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
     return count
 
 
-def in_order(
+def attempt_order(
     wanted: Sequence[str],
     action: Callable[[str], Action],
     offset: int = 0,

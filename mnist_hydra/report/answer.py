@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from mnist_hydra.report.questions import Contrast, Layout, Lead
-from mnist_hydra.report.read import Findings, shown
+from mnist_hydra.report.read import Findings, short
 from mnist_hydra.report.statistics import Difference, Summary, summary
 
 NOTHING_APART = (
@@ -59,7 +59,7 @@ def verdict(found: Difference) -> str:
 
 def name(axes: Sequence[str], values: Sequence[str]) -> str:
     """A configuration: `model=model3, dropout=0.04`."""
-    return ", ".join(f"{axis}={shown(text)}" for axis, text in zip(axes, values, strict=True))
+    return ", ".join(f"{axis}={short(text)}" for axis, text in zip(axes, values, strict=True))
 
 
 def winner(findings: Findings, others: Sequence[Lead]) -> list[str]:
@@ -225,38 +225,38 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
     for one in (one for one in found if one.difference.is_real):
         gap = one.difference
         told.append(
-            f"beats {shown(one.worse)} by {gain(of, gap.mean)} (paired over {gap.n} seeds, 95 % "
+            f"beats {short(one.worse)} by {gain(of, gap.mean)} (paired over {gap.n} seeds, 95 % "
             f"interval {interval(of, gap)})"
         )
-    words = [f"{axis}={shown(best)} {' and '.join(told)}"] if told else []
-    same = [shown(one.worse) for one in found if one.difference.is_identical]
+    words = [f"{axis}={short(best)} {' and '.join(told)}"] if told else []
+    same = [short(one.worse) for one in found if one.difference.is_identical]
     if same:
-        words.append(f"{shown(best)} and {', '.join(same)} came out exactly the same")
+        words.append(f"{short(best)} and {', '.join(same)} came out exactly the same")
     hints = [
-        f"{shown(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
+        f"{short(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
         for one in found
         if one.difference.is_hint
     ]
     if hints:
         words.append(
-            f"a hint only that {axis}={shown(best)} is better than {' and '.join(hints)}, not "
+            f"a hint only that {axis}={short(best)} is better than {' and '.join(hints)}, not "
             "beyond the correction"
         )
     none = [
-        f"{shown(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
+        f"{short(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
         for one in found
         if one.difference.p is not None and not (one.difference.is_real or one.difference.is_hint)
     ]
     if none:
-        words.append(f"no difference shows between {axis}={shown(best)} and {' or '.join(none)}")
+        words.append(f"no difference shows between {axis}={short(best)} and {' or '.join(none)}")
     untold = [
-        f"{shown(one.worse)} by {gain(of, one.difference.mean)}"
+        f"{short(one.worse)} by {gain(of, one.difference.mean)}"
         for one in found
         if one.difference.p is None and not one.difference.is_identical
     ]
     if untold:
         words.append(
-            f"{axis}={shown(best)} is ahead of {' and '.join(untold)}, which cannot be told from "
+            f"{axis}={short(best)} is ahead of {' and '.join(untold)}, which cannot be told from "
             "chance"
         )
     return "; ".join(words)

@@ -12,7 +12,7 @@ from mnist_hydra.ledger.parent import REPORT
 from mnist_hydra.report import answer, hard, origin, page, published, questions, read, table
 from mnist_hydra.report.importance import importances
 from mnist_hydra.report.questions import Contrast, Layout, Lead
-from mnist_hydra.report.read import Findings, shown
+from mnist_hydra.report.read import Findings, short
 from mnist_hydra.report.results import SEED, best_command
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from mnist_hydra.report import plots
 
-MAX_ROWS = 300
+MAX_TABLE_ROWS = 300
 """Rows of a table on the page; the CSV has all."""
 MAX_CURVES = 6
-DPI = 110
+PICTURE_DPI = 110
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -72,14 +72,14 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for picture, figure in _pictures(tracker, findings, answers):
-        figure.savefig(folder / f"{picture.name}.png", dpi=DPI)
+        figure.savefig(folder / f"{picture.name}.png", dpi=PICTURE_DPI)
         drawn = page.svg(figure, picture.name)
         pictures.append(page.Picture(picture.name, picture.heading, picture.caption, drawn))
     thumbnails = []
     for thumbnail, sheet in _hard(tracker, findings, data_dir):
         thumbnails.append(thumbnail)
         if sheet is not None:
-            sheet.savefig(folder / "hard_images.png", dpi=DPI)
+            sheet.savefig(folder / "hard_images.png", dpi=PICTURE_DPI)
     whole = _page(findings, answers, pictures, thumbnails)
     (folder / "report.html").write_text(page.html(whole), encoding="utf-8")
     (folder / "report.csv").write_text(table.csv_text(findings), encoding="utf-8")
@@ -148,7 +148,7 @@ def _pictures(
                 "Do they still improve?",
                 f"{what}: {metric} by epoch; the band goes from the least to the most of them.",
             ),
-            plots.learning_curves(curves, metric),
+            plots.trial_curves(curves, metric),
         )
     costs = table.costs(findings, _best_of(chosen), chosen)
     costs = {kind: points for kind, points in costs.items() if len({x for x, _, _ in points}) > 1}
@@ -280,7 +280,7 @@ def _page(
         for name in ("commit", "data SHA-256", "versions")
         if name in differing
     ]
-    header, rows = table.configurations(findings, answers.leads, MAX_ROWS)
+    header, rows = table.configurations(findings, answers.leads, MAX_TABLE_ROWS)
     tables = {"configurations": page.Table(header, rows, _left_out(len(found.rows), len(rows)))}
     if answers.contrasts:
         compared = table.comparisons(found.objective, answers.contrasts)
@@ -319,10 +319,10 @@ def _trials(
     header = [*found.axes, *(["seed"] if named else []), "state", found.objective, "test/acc_last"]
     header += ["seconds", *differing, "run"]
     rows = []
-    for entry, facts in list(zip(findings.entries, origins, strict=True))[:MAX_ROWS]:
+    for entry, facts in list(zip(findings.entries, origins, strict=True))[:MAX_TABLE_ROWS]:
         swept = {axis.lstrip("+~"): text for axis, text in entry.record.values.items()}
         rows.append(
-            [shown(swept.get(axis, "")) for axis in found.axes]
+            [short(swept.get(axis, "")) for axis in found.axes]
             + ([entry.seed] if named else [])
             + [entry.record.state, _number(found.objective, entry.record.objective)]
             + [_number("test/acc", entry.metrics.get("test/acc_last"))]

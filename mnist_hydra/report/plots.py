@@ -25,7 +25,7 @@ from mnist_hydra.canvas import (
 )
 from mnist_hydra.report.answer import is_share
 from mnist_hydra.report.questions import Layout
-from mnist_hydra.report.read import shown
+from mnist_hydra.report.read import short
 from mnist_hydra.report.statistics import Scores, Summary, number
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 12
 """A heat map of more rows or columns than this is drawn as points."""
-MAX_LINES = 500
+MOST_CURVES = 500
 """Trials in the parallel coordinates, the best and the rest evenly chosen."""
 ON_DARK, ON_LIGHT = "#fffffe", "#222223"
 """Text in a cell of a heat map, the same in light and dark; so not the canvas's own colours."""
@@ -132,7 +132,7 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
         else:
             image = _cells(axes_, pairs, values, (xs, ys), (lowest, highest), colours)
         if panel is not None:
-            axes_.set_title(f"{chosen.panels}={shown(panel)}", loc="left", fontsize=10, color=INK)
+            axes_.set_title(f"{chosen.panels}={short(panel)}", loc="left", fontsize=10, color=INK)
         _quiet(axes_, ticks=as_points)
         axes_.set_xlabel(chosen.columns, fontsize=9.5, color=INK)
         if column == 0:
@@ -191,7 +191,7 @@ def main_effects(
             capsize=0 if many else 3,
         )
         if not many:
-            axes_.set_xticks(where, [shown(name) for name in names])
+            axes_.set_xticks(where, [short(name) for name in names])
             axes_.set_xlim(-0.5, len(names) - 0.5)
         axes_.set_title(axis, loc="left", fontsize=11, color=INK)
         if first is None:
@@ -217,7 +217,7 @@ def main_effects(
     return figure
 
 
-def learning_curves(curves: Sequence[Curve], metric: str) -> Figure:
+def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
     """Draw a metric by epoch, a line for each configuration, a band from least to most."""
     from matplotlib.ticker import MaxNLocator
 
@@ -321,7 +321,7 @@ def parallel_coordinates(
     from matplotlib.collections import LineCollection
 
     order = np.argsort(objectives)[:: 1 if minimize else -1]
-    chosen = order if len(order) <= MAX_LINES else order[_spread(len(order), MAX_LINES)]
+    chosen = order if len(order) <= MOST_CURVES else order[_spread(len(order), MOST_CURVES)]
     chosen = chosen[::-1]  # the best on top
     scale = np.asarray(objectives, dtype=np.float64)
     low, high = float(scale.min()), float(scale.max())
@@ -351,7 +351,7 @@ def parallel_coordinates(
         if axis == objective:
             ticks = [(0.0, f"{times * low:.4g}"), (1.0, f"{times * high:.4g}")]
         else:
-            ticks = [(spot, shown(value)) for value, spot in _spots(values[axis]).items()]
+            ticks = [(spot, short(value)) for value, spot in _spots(values[axis]).items()]
             if len(ticks) > MAX_CELLS:
                 ticks = [ticks[0], ticks[-1]]
         for spot, text in ticks:
@@ -433,8 +433,8 @@ def _cells(
         axes_.text(
             column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=colour
         )
-    axes_.set_xticks([i + 0.5 for i in range(len(xs))], [shown(x) for x in xs])
-    axes_.set_yticks([i + 0.5 for i in range(len(ys))], [shown(y) for y in ys])
+    axes_.set_xticks([i + 0.5 for i in range(len(xs))], [short(x) for x in xs])
+    axes_.set_yticks([i + 0.5 for i in range(len(ys))], [short(y) for y in ys])
     return image
 
 

@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +13,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, SWEEP_TAG
 from mnist_hydra.ledger.plan import PLANS, read_plan
 from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.metrics import is_minimized
-from mnist_hydra.report.results import SEED, Record, Results, ranked, record_of
-from mnist_hydra.report.statistics import Point, number
+from mnist_hydra.report.results import SEED, Results, TrialRecord, ranked, record_of_trial
+from mnist_hydra.report.statistics import Values, number
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-PAGE = 1_000
+RUNS_PER_REQUEST = 1_000
 MAX_RUNS = 1_000
 """Of so many trials, the best, the runs are read; of others the ledger says what made them."""
 MAX_MISTAKES = 50
@@ -42,7 +41,7 @@ NO_AXIS = ("device", "threads")
 class Entry:
     """One trial, as it stands in the report."""
 
-    record: Record
+    record: TrialRecord
     seed: str
     """Empty where it is not known."""
     metrics: Mapping[str, float]
@@ -81,10 +80,10 @@ class Findings:
         """What was varied, but for the seed."""
         return self.results.axes
 
-    def scores(self) -> dict[Point, dict[str, float]]:
+    def scores(self) -> dict[Values, dict[str, float]]:
         """The objective by seed of every configuration, of the trials that count, in order."""
         counted = {record.run_id: row for row in self.results.rows for record in row.finished}
-        found: dict[Point, dict[str, float]] = {}
+        found: dict[Values, dict[str, float]] = {}
         for entry in self.entries:
             if (row := counted.get(entry.record.run_id)) is not None:
                 found.setdefault(row.values, {})[entry.seed] = entry.record.objective or 0.0
@@ -175,7 +174,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
         objective = run.data.metrics.get("val/acc" if on_holdout else "test/acc_last")
         values = {axis: run.data.params.get(key, "") for axis, key in axes.items()}
         done = run.info.status == STATUS[FINISHED]
-        record = Record(
+        record = TrialRecord(
             values=values,
             overrides=[f"{key}={value}" for key, value in values.items()],
             state=FINISHED if done else run.info.status.lower(),
@@ -236,9 +235,10 @@ def _find(there: Sequence[Run], name: str) -> Run:
     if not there:
         raise UserError(f"sweep={name}: this store holds no sweep; right: run one first")
     names = list(dict.fromkeys(run.info.run_name or run.info.run_id for run in there))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    known = f"the nearest: {', '.join(near)}" if near else f"there are: {', '.join(names[:5])}"
-    raise UserError(f"sweep={name}: no such sweep in this store; {known}")
+    raise UserError(
+        f"sweep={name}: no such sweep in this store{did_you_mean(name, names)}; right: the name or "
+        f"the run's id of one, such as {', '.join(names[:5])}"
+    )
 
 
 def _read_one(
@@ -268,7 +268,7 @@ def _read_one(
         if trial is None:
             continue
         values = dict(override.partition("=")[::2] for override in swept)
-        record = record_of(trial, values, [*fixed, *swept], trial.metrics.get(metric))
+        record = record_of_trial(trial, values, [*fixed, *swept], trial.metrics.get(metric))
         seconds = sum(attempt.seconds for attempt in trial.attempts)
         own = runs.get(trial.run_id)
         entries[key] = _entry(record, trial.metrics, seconds, own, trial.made_by)
@@ -281,7 +281,7 @@ def _at_best(parent: Run) -> bool:
 
 
 def _entry(
-    record: Record,
+    record: TrialRecord,
     metrics: Mapping[str, float],
     seconds: float | None,
     run: Run | None,
@@ -306,7 +306,7 @@ def _completed(entry: Entry, axes: Sequence[str]) -> Entry:
         for axis, value in values.items()
     }
     record = entry.record
-    same = Record(
+    same = TrialRecord(
         whole, record.overrides, record.state, record.objective, record.run_id, record.note
     )
     return Entry(same, entry.seed, entry.metrics, entry.seconds, entry.params, entry.tags)
@@ -353,7 +353,7 @@ def _search(
         page = tracker.client.search_runs(
             list(experiments),
             query,
-            max_results=PAGE,
+            max_results=RUNS_PER_REQUEST,
             order_by=list(order) or None,
             page_token=token,
         )
@@ -363,7 +363,7 @@ def _search(
             return found[:limit]
 
 
-def shown(value: str) -> str:
+def short(value: str) -> str:
     """A value of an axis for people: of a number four digits that count."""
     found = number(value)
     return value if found is None or len(value) <= 6 else f"{found:.4g}"

@@ -25,7 +25,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Record:
+class TrialRecord:
     """One trial."""
 
     values: Mapping[str, str]
@@ -54,7 +54,7 @@ class Row:
     """From 1; equal means share a rank."""
     values: tuple[str, ...]
     """One for each of `Results.axes`."""
-    finished: tuple[Record, ...]
+    finished: tuple[TrialRecord, ...]
     """The trials that the mean is of, at least one."""
     trials: int
     """How many trials there are, finished or not."""
@@ -77,7 +77,7 @@ class Results:
     """Whether the seed was an axis."""
     rows: tuple[Row, ...]
     """The best first."""
-    apart: tuple[Record, ...]
+    apart: tuple[TrialRecord, ...]
     """Trials that failed, were pruned, did not end, or have no finite objective."""
     minimize: bool = False
     """Whether less of the objective is better."""
@@ -88,15 +88,15 @@ class Results:
         return self.objective.startswith("test/")
 
 
-def record_of(
+def record_of_trial(
     trial: Trial, values: Mapping[str, str], overrides: Sequence[str], objective: float | None
-) -> Record:
+) -> TrialRecord:
     """A trial as a record; only a finished one has an objective.
 
     Args:
-        values, overrides: as in `Record`.
+        values, overrides: as in `TrialRecord`.
     """
-    return Record(
+    return TrialRecord(
         values,
         overrides,
         trial.state,
@@ -107,7 +107,7 @@ def record_of(
 
 
 def ranked(
-    records: Sequence[Record],
+    records: Sequence[TrialRecord],
     axes: Sequence[str],
     objective: str,
     *,
@@ -121,13 +121,13 @@ def ranked(
 
     Args:
         records: the sweep's trials, in the order in which they are to be listed.
-        axes: the keys of `Record.values`, as they were typed.
+        axes: the keys of `TrialRecord.values`, as they were typed.
         objective: the metric's name.
         minimize: whether less of it is better.
         at: the epoch that it was taken at, `last` or `best`.
     """
     others = [axis for axis in axes if _plain(axis) != SEED]
-    groups: dict[tuple[str, ...], list[Record]] = {}
+    groups: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in records:
         groups.setdefault(tuple(record.values.get(axis, "") for axis in others), []).append(record)
     scored = []
@@ -184,7 +184,7 @@ def best_command(results: Results, flags: Sequence[str] = ()) -> str | None:
     return shell_command("train", [*flags, *overrides])
 
 
-def csv_text(results: Results) -> str:
+def ranking_csv(results: Results) -> str:
     """The table as CSV, unrounded, with the trials that have no rank below it.
 
     Accuracies are shares (0 to 1). Beyond the table's columns it has each row's state and runs,
@@ -215,7 +215,7 @@ def csv_text(results: Results) -> str:
     return file.getvalue()
 
 
-def summary(results: Results) -> dict[str, float]:
+def sweep_metrics(results: Results) -> dict[str, float]:
     """What the parent run is given as metrics; at least one trial has finished.
 
     The objective itself is the mean of the first configuration, `best` the best trial's, and
@@ -369,7 +369,7 @@ def _cells(results: Results, row: Row) -> list[str]:
     ]
 
 
-def _without_rank(record: Record, objective: str) -> str:
+def _without_rank(record: TrialRecord, objective: str) -> str:
     swept = ", ".join(f"{_plain(axis)}={value}" for axis, value in record.values.items())
     why = f"no finite {objective}" if record.state == FINISHED else record.state
     note = f": {record.note}" if record.note else ""
@@ -380,7 +380,7 @@ def _plain(key: str) -> str:
     return key.lstrip("+~")
 
 
-def _seed(record: Record) -> str:
+def _seed(record: TrialRecord) -> str:
     return next((value for axis, value in record.values.items() if _plain(axis) == SEED), "")
 
 

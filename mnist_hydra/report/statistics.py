@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from mnist_hydra.report.results import half_width
 
 LEVEL = 0.05
-Point = tuple[str, ...]
+Values = tuple[str, ...]
 """A configuration: one value for each axis, in the order of the axes."""
-Scores = Mapping[Point, Mapping[str, float]]
+Scores = Mapping[Values, Mapping[str, float]]
 """Of each configuration the objective by seed."""
 
 
@@ -129,7 +129,7 @@ def level_means(scores: Scores, place: int, values: Sequence[str]) -> dict[str, 
     Args:
         values: of the axis, at least one.
     """
-    others: dict[str, set[tuple[Point, str]]] = {value: set() for value in values}
+    others: dict[str, set[tuple[Values, str]]] = {value: set() for value in values}
     for point, seeds in scores.items():
         rest = point[:place] + point[place + 1 :]
         others[point[place]] |= {(rest, seed) for seed in seeds}

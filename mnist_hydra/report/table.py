@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from mnist_hydra.report.answer import gain, interval, value, verdict
 from mnist_hydra.report.origin import facts
 from mnist_hydra.report.questions import Contrast, Layout, Lead
-from mnist_hydra.report.read import Entry, Findings, shown
+from mnist_hydra.report.read import Entry, Findings, short
 from mnist_hydra.report.results import Row
 from mnist_hydra.report.statistics import Difference, summary
 
@@ -33,7 +33,7 @@ def configurations(
         seconds = [entry.seconds for entry in mine if entry.seconds is not None]
         sizes = sorted({entry.parameters for entry in mine if entry.parameters is not None})
         rows.append(
-            [str(row.rank), *map(shown, row.values)]
+            [str(row.rank), *map(short, row.values)]
             + [str(scores.n) if scores.n == row.trials else f"{scores.n} of {row.trials}"]
             + [value(found.objective, scores.mean)]
             + [_width(found.objective, scores.half_width)]
@@ -56,7 +56,7 @@ def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tupl
         for one in contrasts:
             gap = one.difference
             rows.append(
-                [axis, one.within or "all", shown(one.better), shown(one.worse)]
+                [axis, one.within or "all", short(one.better), short(one.worse)]
                 + [gain(objective, gap.mean), interval(objective, gap) or "–", str(gap.n)]
                 + [_p(gap.p), _p(gap.corrected), verdict(gap)]
             )
@@ -104,7 +104,7 @@ def costs(
     found: dict[str, list[tuple[float, float, str]]] = {}
 
     def add(kind: str, row: Row, numbers: Sequence[float]) -> None:
-        named = f"{group}={shown(row.values[place])}" if place is not None else ""
+        named = f"{group}={short(row.values[place])}" if place is not None else ""
         if numbers:
             found.setdefault(kind, []).append((statistics.fmean(numbers), row.mean, named))
 

@@ -29,7 +29,7 @@ from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.tracker import Tracker
 
 SWEEPER = "hydra/sweeper"
-MAX_SHOWN = 5
+MAX_CHANGES = 5
 BASE_TAG = provenance.HIDDEN + "base/"
 AXES_TAG = provenance.HIDDEN + "axes"
 PART = 4_000
@@ -334,10 +334,10 @@ def check_same_base(
         if before.get(key) != after.get(key)
     ]
     if changed:
-        more = f" and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+        more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
         raise UserError(
             f"sweep.name={name} is taken by a sweep with another base configuration "
-            f"({'; '.join(changed[:MAX_SHOWN])}{more}); right: that configuration, another "
+            f"({'; '.join(changed[:MAX_CHANGES])}{more}); right: that configuration, another "
             "sweep.name, or sweep.fresh=true to start over"
         )
 

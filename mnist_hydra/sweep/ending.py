@@ -50,7 +50,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         values = dict(zip(axes, (p.partition("=")[2] for p in planned.overrides)))
         overrides = command.arguments.overrides(planned.overrides)
         objective = _objective(command, ledger, trial) if trial.state == FINISHED else None
-        records.append(results.record_of(trial, values, overrides, objective))
+        records.append(results.record_of_trial(trial, values, overrides, objective))
     minimize = is_minimized(command.objective)
     at = command.settings.objective_at if command.is_search else "last"
     return results.ranked(records, axes, command.objective, minimize=minimize, at=at)
@@ -74,11 +74,11 @@ def record_results(
     interrupted: bool,
 ) -> None:
     """Put the results on the parent run and close it, unless others go on with the sweep."""
-    tracker.log_text(parent.run_id, results.csv_text(found), "results.csv")
+    tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
     best = results.best_command(found, config_words(HydraConfig.get()))
     if best is not None:
         tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
-        for name, value in results.summary(found).items():
+        for name, value in results.sweep_metrics(found).items():
             tracker.client.log_metric(parent.run_id, name, value)
     if Action.WAIT in actions.values():
         return
@@ -149,7 +149,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             ledger.write_once(COMPLETED + run_id, owner.token)
 
 
-def report(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> Report | None:
+def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> Report | None:
     """Make the sweep's report and say where it is; without one the results stand all the same.
 
     Args:

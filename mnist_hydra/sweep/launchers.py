@@ -29,11 +29,9 @@ from omegaconf import DictConfig
 
 from mnist_hydra.cli.commands import config_words
 from mnist_hydra.config import SweepConfig
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import BAD_INPUT, UserError
 from mnist_hydra.tracking import store
 
-BAD_INPUT = 2
-"""The exit code of a command whose input is wrong; its last line says what."""
 POLL_S = 0.2
 
 
@@ -236,7 +234,7 @@ def last_line(text: str) -> str:
     return (errors or lines or [""])[-1]
 
 
-def make(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:
+def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:
     """The launcher that `hydra/launcher=` names.
 
     Raises:
@@ -277,7 +275,7 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
     Raises:
         UserError: they would be; a network disk is no place for a SQLite file either.
     """
-    if on_this_machine(launcher) or store.read(tracking_uri, Path.cwd()).path is None:
+    if on_this_machine(launcher) or store.read_address(tracking_uri, Path.cwd()).path is None:
         return
     raise UserError(
         f"hydra/launcher={name} runs trials on other machines, which cannot share the SQLite "

@@ -31,7 +31,7 @@ from mnist_hydra.ledger.trial import (
     Trial,
 )
 
-MAX_ROWS = 20
+MAX_RUNNING_SHOWN = 20
 
 WORDS = {
     Action.START: "to run",
@@ -137,7 +137,7 @@ class Shown:
     """The last lines of a failure."""
 
 
-def shown(title: str, epochs: int, trial: Trial | None) -> Shown:
+def shown_of(title: str, epochs: int, trial: Trial | None) -> Shown:
     """What is shown of a trial, which the ledger may not know yet."""
     if trial is None:
         return Shown(title, WAITING, epochs)
@@ -192,7 +192,7 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def summary(views: Sequence[Shown], total: int, left_s: float | None) -> str:
+def counts(views: Sequence[Shown], total: int, left_s: float | None) -> str:
     """One line of counts and the time left.
 
     Args:
@@ -270,13 +270,13 @@ class Display:
         for heading in ("running", "epoch", "accuracy"):
             table.add_column(heading, justify="left" if heading == "running" else "right")
         running = [view for view in self._views.values() if view.state == RUNNING]
-        for view in running[:MAX_ROWS]:
+        for view in running[:MAX_RUNNING_SHOWN]:
             accuracy = "" if view.accuracy is None else f"{view.accuracy:.2%}"
             table.add_row(Text(view.title), f"{view.epoch}/{view.epochs}", accuracy)
-        if len(running) > MAX_ROWS:
-            table.add_row(f"and {len(running) - MAX_ROWS} more", "", "")
+        if len(running) > MAX_RUNNING_SHOWN:
+            table.add_row(f"and {len(running) - MAX_RUNNING_SHOWN} more", "", "")
         parts = [table] if running else []
-        return Group(*parts, Text(summary(list(self._views.values()), self._total, left_s)))
+        return Group(*parts, Text(counts(list(self._views.values()), self._total, left_s)))
 
 
 def _begin(view: Shown) -> str:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import trusted_modules
-from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.errors import BAD_INPUT, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import Planned, title
@@ -44,7 +44,7 @@ from mnist_hydra.sweep.command import (
     read_command,
     write_plan,
 )
-from mnist_hydra.sweep.show import Display, Follower, Shown, shown
+from mnist_hydra.sweep.show import Display, Follower, Shown, shown_of
 from mnist_hydra.sweep.worker import mark_dead
 from mnist_hydra.targets import import_user_code_from
 from mnist_hydra.tracking import pages, provenance
@@ -52,7 +52,7 @@ from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow
 
 MAX_IDLE_LAUNCHES = 3
 """So many launches in a row that changed nothing end the command."""
-SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
+SUCCESS, FAILURE = 0, 1
 OF_SIGNAL = 128
 """Is added to a signal's number where that ended the command: 130 after Ctrl-C, 143 after SIGTERM.
 """
@@ -92,7 +92,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     command = read_command(job, arguments)
     if (told := command.trials.same_as_others()) is not None:
         _say(console, told)
-    launcher = launchers.make(job.context, job.task, job.config)
+    launcher = launchers.make_launcher(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
     launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
     tracker = _existing_store(command)
@@ -185,7 +185,7 @@ class Sweep:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, ledger, found, in_process)
             if self.command.settings.report and found.rows:
-                report = ending.report(self.command, self.tracker, self.parent, anew)
+                report = ending.report_on(self.command, self.tracker, self.parent, anew)
         if anew or pages.NOTE_TAG not in self.parent.tags:
             try:
                 ending.describe(self.tracker, self.parent, found, report)
@@ -257,7 +257,7 @@ class Sweep:
     def _shown(self, view: View) -> dict[str, Shown]:
         most = self.command.trials.epochs
         return {
-            p.fingerprint: shown(p.name, p.epochs or most, view.trials.get(p.fingerprint))
+            p.fingerprint: shown_of(p.name, p.epochs or most, view.trials.get(p.fingerprint))
             for p in wanted_of(self.command, view)
         }
 

@@ -27,7 +27,7 @@ from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import Ledger, View, wait_for_store
 from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DIED, RUNNING, Action, Trial, actions_of, in_order
+from mnist_hydra.ledger.trial import DIED, RUNNING, Action, Trial, actions_of, attempt_order
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
 from mnist_hydra.tracking.tracker import is_away
 
@@ -266,7 +266,7 @@ def _take(
     """Claim a trial, the first that can be had.
 
     Args:
-        turn: see `in_order`.
+        turn: see `attempt_order`.
         fresh: see `Ledger.read`.
     """
     view = mark_dead(ledger, ledger.read(fresh), observer)
@@ -278,7 +278,7 @@ def _take(
     if rules.fail_fast and given_up:
         ledger.stop(rules.by, f"sweep.fail_fast: {wanted[given_up[0]].name}")
         return _None.STOPPED
-    first = next(iter(in_order(list(wanted), actions.__getitem__, turn)), None)
+    first = next(iter(attempt_order(list(wanted), actions.__getitem__, turn)), None)
     if (first is None or first[1] is Action.RETRY) and source.propose(view):
         return _None.GOT
     if first is None:

@@ -19,7 +19,7 @@ WORKFLOW = "workflowType=machine_learning"
 """Without it MLflow 3.17 opens any experiment on the pages for GenAI, whatever its kind:
 https://github.com/mlflow/mlflow/issues/24498
 """
-GROUPS = ("data", "model", "aug", "optimizer", "scheduler")
+NAMED_GROUPS = ("data", "model", "aug", "optimizer", "scheduler")
 
 
 def runs_page(experiment_id: str, view: str | None = None) -> str:
@@ -59,7 +59,7 @@ def trials_view(parent_id: str, objective: str, minimize: bool, axes: Sequence[s
 def parameter_of(axis: str) -> str:
     """The parameter that a swept key is recorded as."""
     plain = axis.lstrip("+~")
-    return f"{plain}.name" if plain in GROUPS else plain
+    return f"{plain}.name" if plain in NAMED_GROUPS else plain
 
 
 def sweep_note(

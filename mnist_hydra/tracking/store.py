@@ -59,7 +59,7 @@ class Store:
     """Of a server; MLflow takes them from the environment."""
 
 
-def read(uri: str | None, output_dir: Path) -> Store:
+def read_address(uri: str | None, output_dir: Path) -> Store:
     """Read `tracking.uri`; nothing is looked up.
 
     Args:
@@ -137,10 +137,10 @@ def _check_driver(uri: str, shown: str, name: str) -> None:
 
 def shown_address(uri: str | None) -> str | None:
     """An address without its password; `None` for the store below `output_dir`."""
-    return None if uri is None else read(uri, Path.cwd()).shown
+    return None if uri is None else read_address(uri, Path.cwd()).shown
 
 
-def check(store: Store, output_dir: Path) -> None:
+def check_usable(store: Store, output_dir: Path) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:

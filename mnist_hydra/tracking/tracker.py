@@ -26,7 +26,7 @@ from mnist_hydra.tracking.provenance import HIDDEN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
     from mnist_hydra.tracking.journal import About
 
@@ -48,7 +48,7 @@ FINAL_CODES = (
 """MLflow's error codes after which to ask again is of no use, such as for a deleted run."""
 
 
-class Place(Protocol):
+class HasPlace(Protocol):
     """What a tracker has to know of a configuration."""
 
     @property
@@ -79,10 +79,10 @@ class Tracker:
         UserError: if the server does not answer or the folder cannot be written.
     """
 
-    def __init__(self, place: Place, *, make: bool = True) -> None:
+    def __init__(self, place: HasPlace, *, make: bool = True) -> None:
         output_dir = Path(place.output_dir).absolute()
         self.experiment_name = place.tracking.experiment_name
-        self.store = store.read(place.tracking.uri, output_dir)
+        self.store = store.read_address(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
         path = self.store.path
         if not make and path is not None and (not path.exists() or store.is_half_made(path)):
@@ -90,19 +90,15 @@ class Tracker:
                 f"output_dir={place.output_dir} holds no runs; right: the folder that an earlier "
                 f"run wrote to"
             )
-        store.check(self.store, output_dir)
+        store.check_usable(self.store, output_dir)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
-        if not make and self.client.get_experiment_by_name(self.experiment_name) is None:
-            raise NothingRecorded(
-                f"tracking.experiment_name={self.experiment_name} is not in this store; right: "
-                "the name of an experiment that an earlier run made"
-            )
-        self.experiment_id = find_or_make_experiment(
-            self.client, self.experiment_name, self.store.artifacts
+        experiment = find_experiment(
+            self.client, self.experiment_name, self.store.artifacts, make=make
         )
+        self.experiment_id = str(experiment.experiment_id)
         if place.tracking.uri is None:
-            check_not_moved(self.client, self.experiment_id, output_dir)
+            check_not_moved(experiment, output_dir)
 
     @property
     def uri(self) -> str:
@@ -348,7 +344,7 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
-def check_store(place: Place) -> None:
+def check_store(place: HasPlace) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:
@@ -356,7 +352,7 @@ def check_store(place: Place) -> None:
         UserError: `output_dir` cannot be written, or the store cannot be used.
     """
     output_dir = Path(place.output_dir).absolute()
-    store.check(store.read(place.tracking.uri, output_dir), output_dir)
+    store.check_usable(store.read_address(place.tracking.uri, output_dir), output_dir)
 
 
 def import_mlflow() -> None:
@@ -376,22 +372,31 @@ def import_mlflow() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
-def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | None = None) -> str:
-    """The id of the experiment of that name; any number of processes may ask at once.
+def find_experiment(
+    client: MlflowClient, name: str, artifacts: str | None = None, *, make: bool = True
+) -> Experiment:
+    """The experiment of that name; any number of processes may ask at once.
 
     Args:
         artifacts: where its artifacts go if it is made; `None` leaves that to MLflow.
+        make: whether it is made where there is none.
 
     Raises:
-        UserError: if it was deleted.
+        NothingRecorded: there is none, and it may not be made.
+        UserError: it was deleted.
     """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
+    if found is None and not make:
+        raise NothingRecorded(
+            f"tracking.experiment_name={name} is not in this store; right: the name of an "
+            "experiment that an earlier run made"
+        )
     if found is None:
         try:
             made = client.create_experiment(name, artifact_location=artifacts, tags=TRAINING_KIND)
-            return str(made)
+            return client.get_experiment(made)
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -401,10 +406,10 @@ def find_or_make_experiment(client: MlflowClient, name: str, artifacts: str | No
             f"tracking.experiment_name={name} was deleted in this store; right: another name, or "
             f"restore it with `mlflow experiments restore -x {found.experiment_id}`"
         )
-    return str(found.experiment_id)
+    return found
 
 
-def check_not_moved(client: MlflowClient, experiment_id: str, output_dir: Path) -> None:
+def check_not_moved(experiment: Experiment, output_dir: Path) -> None:
     """See that what is recorded in the store below `output_dir` lies there, too.
 
     MLflow writes down where an experiment's artifacts are, and would go on with writing there.
@@ -412,7 +417,7 @@ def check_not_moved(client: MlflowClient, experiment_id: str, output_dir: Path) 
     Raises:
         UserError: the folder was moved or copied.
     """
-    recorded = urlsplit(client.get_experiment(experiment_id).artifact_location)
+    recorded = urlsplit(experiment.artifact_location)
     there = Path(unquote(recorded.path)).resolve()
     if recorded.scheme == "file" and not there.is_relative_to(output_dir.resolve()):
         raise UserError(

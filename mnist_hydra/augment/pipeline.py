@@ -36,7 +36,7 @@ class Step:
     @property
     def batched(self) -> affine.Affine | None:
         """Its batched form, where there is an exact one."""
-        return None if self.own else affine.read(self.name, self.given)
+        return None if self.own else affine.read_step(self.name, self.given)
 
 
 def build_augmentation(
