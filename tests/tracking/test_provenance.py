@@ -12,7 +12,7 @@ import pytest
 
 from mnist_hydra.tracking import provenance
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ASK = (
     "import json; from mnist_hydra.tracking.provenance import git_state; "
     "print(json.dumps(git_state()))"

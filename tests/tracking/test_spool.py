@@ -84,7 +84,7 @@ def tell_while_locked(folder: Path, *told: str) -> Path:
     code = f"""
 from pathlib import Path
 from mnist_hydra.tracking import spool as spools
-from tests.test_spool import epoch, locked, opened, state
+from tests.tracking.test_spool import epoch, locked, opened, state
 spools.PATIENCE_S = spools.PATIENCE_AWAY_S = 0.3
 folder = Path({str(folder)!r})
 with locked(folder):
@@ -207,7 +207,7 @@ def test_the_next_process_of_a_run_goes_on_behind_what_the_last_one_left(made: P
 def test_a_process_killed_as_it_tells_loses_nothing_that_it_wrote_down(made: Path) -> None:
     code = f"""
 import time
-from tests import test_spool as t
+from tests.tracking import test_spool as t
 from pathlib import Path
 with t.locked(Path({str(made)!r})), t.opened(Path({str(made)!r})) as spool:
     for number in range(1, 1000):

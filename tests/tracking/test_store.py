@@ -238,7 +238,7 @@ def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> No
 FIRST = """
 import sys
 from pathlib import Path
-from tests.test_store import ABOUT, Tracker, place
+from tests.tracking.test_store import ABOUT, Tracker, place
 print("begins", flush=True)
 Tracker(place(Path(sys.argv[1]))).create_run(ABOUT)
 """

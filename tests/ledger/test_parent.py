@@ -1,0 +1,136 @@
+"""A sweep's parent run: made exactly once, found again, refused where it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+
+from mnist_hydra.errors import UserError
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.parent import SWEEP_TAG, Parent, elect_parent, find_parent
+from tests.ledger.others import again, delete_for_good
+from tests.sweep_process import processes, race
+
+
+def _elect(client: MlflowClient, experiment: str, path: str) -> None:
+    parent = elect_parent(client, experiment, "feedfeedfeedfeed", name="s", tags={"k": "v"})
+    with open(path, "a") as file:
+        file.write(f"{parent.run_id} {parent.made_now}\n")
+
+
+def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
+    store: tuple[str, MlflowClient], experiment: str, tmp_path: Path
+) -> None:
+    context = processes()
+    start = context.Barrier(4)
+    journal = tmp_path / "journal"
+    racers = [
+        context.Process(target=race, args=(store[0], start, _elect, experiment, str(journal)))
+        for _ in range(4)
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+        assert racer.exitcode == 0
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    assert len({run_id for run_id, _ in lines}) == 1
+    assert sum(made_now == "True" for _, made_now in lines) == 1
+    assert len(store[1].search_runs([experiment])) == 1
+    name = store[1].get_experiment(experiment).name
+    books = store[1].get_experiment_by_name(f"{name}.ledger")
+    assert books is not None
+    assert len(store[1].search_runs([books.experiment_id])) == 1, "the losers' are deleted"
+    names = [e.name for e in store[1].search_experiments(view_type=ViewType.ACTIVE_ONLY)]
+    assert not [name for name in names if ".sweep." in name]
+
+
+def test_starting_over_passes_over_the_parent_that_there_is(
+    store: tuple[str, MlflowClient], experiment: str
+) -> None:
+    def elect(fresh: bool = False) -> Parent:
+        return elect_parent(store[1], experiment, "abc", name="s", tags={}, fresh=fresh)
+
+    assert find_parent(store[1], experiment, "abc") is None
+    first = elect()
+    assert first.made_now
+    assert elect().run_id == first.run_id
+    assert not elect().made_now
+    second = elect(fresh=True)
+    assert (second.generation, second.made_now) == (1, True)
+    found = find_parent(store[1], experiment, "abc")
+    assert found is not None
+    assert found.run_id == second.run_id
+    assert found.run_id != first.run_id
+
+
+def test_a_parent_that_was_deleted_is_made_anew(
+    store: tuple[str, MlflowClient], experiment: str
+) -> None:
+    first = elect_parent(store[1], experiment, "abc", name="s", tags={})
+    store[1].delete_run(first.run_id)
+    second = elect_parent(store[1], experiment, "abc", name="s", tags={})
+    assert second.made_now
+    assert second.run_id != first.run_id
+
+
+def test_an_elected_parent_whose_maker_died_at_once_is_still_the_parent(
+    store: tuple[str, MlflowClient], experiment: str
+) -> None:
+    made = elect_parent(store[1], experiment, "abc", name="s", tags={})
+    store[1].delete_tag(made.run_id, SWEEP_TAG)  # as if it had died before
+    assert find_parent(store[1], experiment, "abc") is None
+    assert elect_parent(store[1], experiment, "abc", name="s", tags={}).run_id == made.run_id
+    found = find_parent(store[1], experiment, "abc")
+    assert found is not None
+    assert found.run_id == made.run_id
+
+
+def test_a_sweep_that_the_version_before_began_is_refused_and_can_be_begun_anew(
+    store: tuple[str, MlflowClient], experiment: str
+) -> None:
+    name = store[1].get_experiment(experiment).name
+    tags = {"mnist_hydra.sweep": "abc", "mnist_hydra.generation": "0"}
+    old = store[1].create_run(experiment, tags=tags, run_name="s").info.run_id
+    tag = {"mnist_hydra.parent": old}
+    register = store[1].create_experiment(f"{name}.sweep.abc.0", tags=tag)
+    store[1].delete_experiment(register)
+    store[1].log_param(old, "trial/0123456789abcdef", "0" * 32)
+    for ask in (
+        lambda: elect_parent(store[1], experiment, "abc", name="s", tags={}),
+        lambda: Ledger(store[1], old),
+    ):
+        with pytest.raises(UserError, match="earlier version.*right: sweep.fresh=true"):
+            ask()
+    fresh = elect_parent(store[1], experiment, "abc", name="s", tags={}, fresh=True)
+    assert fresh.generation == 1
+    found = find_parent(store[1], experiment, "abc")
+    assert found is not None and found.run_id == fresh.run_id
+
+
+def test_a_parent_that_is_gone_for_good_is_made_anew(
+    store: tuple[str, MlflowClient], ledger: Ledger, experiment: str
+) -> None:
+    ledger.read()
+    delete_for_good(store[1], ledger.parent_id)
+    parent = elect_parent(store[1], experiment, "0123456789abcdef", name="sweep", tags={})
+    assert parent.made_now and parent.run_id != ledger.parent_id
+    with pytest.raises(UserError, match=f"{ledger.parent_id}. was deleted in MLflow"):
+        again(ledger)
+    with pytest.raises(UserError, match="was deleted in MLflow"):
+        ledger.read(fresh=True)
+
+
+def test_a_sweep_whose_experiment_was_renamed_says_which_name_goes_on_with_it(
+    store: tuple[str, MlflowClient], ledger: Ledger, experiment: str
+) -> None:
+    client, name = store[1], store[1].get_experiment(experiment).name
+    client.rename_experiment(experiment, "renamed")
+    other = client.create_experiment(name)
+    with pytest.raises(UserError, match="tracking.experiment_name=renamed"):
+        elect_parent(client, other, "0123456789abcdef", name="sweep", tags={})
+    fresh = elect_parent(client, other, "0123456789abcdef", name="sweep", tags={}, fresh=True)
+    assert fresh.made_now and client.get_run(fresh.run_id).info.experiment_id == other
