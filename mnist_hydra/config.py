@@ -33,6 +33,7 @@ NO_EFFECT_ON_RESULT = (
     "tracking",
     "sweep",
 )
+NO_EFFECT_IN_GROUP = ("data.root", "data.offline")
 MOST_EPOCHS = 1_000_000
 
 Seed = Annotated[int, Limits(at_least=0, at_most=2**63 - 1)]

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any
 
 from mnist_hydra.ledger.owner import Owner
-from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.plan import Planned, title
 
 FINISHED = "finished"
 PRUNED = "pruned"
@@ -157,6 +157,11 @@ class Point:
     """The swept ones."""
     values: Mapping[str, Any]
     """What was chosen, by the axis's key."""
+
+    @property
+    def planned(self) -> Planned:
+        """The trial at this point."""
+        return Planned(self.fingerprint, self.overrides, title(self.overrides))
 
     def text(self) -> str:
         content = asdict(self)

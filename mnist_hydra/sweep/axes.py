@@ -17,12 +17,11 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from mnist_hydra.config import NO_EFFECT_ON_RESULT
+from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Axis, Span
 
 MAX_POINTS = 100_000
-NOT_SWEPT_IN_GROUP = ("data.root", "data.offline")
 
 Options = Callable[[str], list[str]]
 """The entries of a config group by its name (`model`, `db/engine`); none where it is no group."""
@@ -143,7 +142,7 @@ def _axis(override: Override, options: Options) -> Axis:
     key, text = override.get_key_element(), override.get_value_string()
     target = _target(override)
     root = target.replace("/", ".").replace("@", ".").split(".")[0]
-    if root in NO_EFFECT_ON_RESULT or target in NOT_SWEPT_IN_GROUP:
+    if root in NO_EFFECT_ON_RESULT or target in NO_EFFECT_IN_GROUP:
         raise UserError(
             f"{key}={text}: {target} changes no trial's result, so it cannot be an axis; "
             f"right: one value, {target}=VALUE"

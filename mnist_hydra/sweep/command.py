@@ -5,7 +5,6 @@ It knows no ledger and no launcher.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +13,21 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_hydra import metrics
 from mnist_hydra.cli.commands import PLACE, override_value, refuse_moving_folder, written
-from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, SweepConfig, settle, sweep_settings
+from mnist_hydra.config import Config, SweepConfig, settle, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
+from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
-from mnist_hydra.ledger.plan import Arguments, Axis, Plan, plan_file
+from mnist_hydra.ledger.plan import Arguments, Plan, plan_file
 from mnist_hydra.secrets import hide_all
-from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP, check_grid, check_search, parse
+from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.tracker import Tracker
 
-SWEEPER = "hydra/sweeper"
-MAX_CHANGES = 5
 BASE_TAG = provenance.HIDDEN + "base/"
 AXES_TAG = provenance.HIDDEN + "axes"
 PART = 4_000
@@ -269,97 +267,3 @@ def _axes(parent: Parent) -> Mapping[str, str]:
     except json.JSONDecodeError:  # cut off: too long for a tag
         return {}
     return axes
-
-
-def base_settings(master: DictConfig, kind: str) -> dict[str, str]:
-    """What every trial of a sweep starts from, by dotted name, as text.
-
-    Interpolations stay as they are written. What changes no trial's result is left out.
-
-    Args:
-        master: the configuration composed without the axes.
-        kind: `grid` or `search`; stands in the result under `hydra/sweeper`.
-    """
-    raw = OmegaConf.to_container(master, resolve=False)
-    assert isinstance(raw, dict)
-    flat = {SWEEPER: kind}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
-
-    for key, value in raw.items():
-        if key != "hydra" and key not in NO_EFFECT_ON_RESULT:
-            walk(str(key), value)
-    for key in NOT_SWEPT_IN_GROUP:
-        flat.pop(key, None)
-    return flat
-
-
-def identity_of(name: str | None, base: Mapping[str, str], axes: Sequence[Axis]) -> str:
-    """The sweep's identity: 16 hexadecimal digits.
-
-    A name alone decides where there is one. Otherwise the base configuration and the axes do; the
-    order of axes and of their values does not count, nor does what the base holds at a swept key.
-    """
-    content: Any = ["name", name]
-    if name is None:
-        swept = sorted([_place(axis.key), sorted(axis.values), _span(axis)] for axis in axes)
-        content = ["axes", _outside(base, [axis.key for axis in axes]), swept]
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def check_same_base(
-    name: str, old: Mapping[str, str], new: Mapping[str, str], swept: Iterable[str]
-) -> None:
-    """Check that a command goes on with the sweep that has its name already.
-
-    Args:
-        name: the sweep's name.
-        old: base settings of the command that began the sweep.
-        new: base settings of this command.
-        swept: keys of the axes of both; what the bases hold there plays no part.
-    Raises:
-        UserError: the base settings differ; shows where.
-    """
-    keys = list(swept)
-    before, after = _outside(old, keys), _outside(new, keys)
-    changed = [
-        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    if changed:
-        more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
-        raise UserError(
-            f"sweep.name={name} is taken by a sweep with another base configuration "
-            f"({'; '.join(changed[:MAX_CHANGES])}{more}); right: that configuration, another "
-            "sweep.name, or sweep.fresh=true to start over"
-        )
-
-
-def _place(key: str) -> str:
-    """Where a key's value ends up: `db/engine` in `db.engine`, `model@teacher` in `teacher`."""
-    return key.lstrip("+").split("@")[-1].replace("/", ".")
-
-
-def _outside(settings: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]:
-    places = [_place(key) for key in keys]
-    return {
-        key: value
-        for key, value in settings.items()
-        if not any(key == place or key.startswith(place + ".") for place in places)
-    }
-
-
-def _span(axis: Axis) -> list[Any]:
-    """Ends and scale of a continuous axis; a discrete one is said by its values, but for `log`."""
-    if axis.span is None:
-        return []
-    if axis.values:
-        return ["log"] if axis.span.log else []
-    return [axis.span.low, axis.span.high, axis.span.integer, axis.span.log]

@@ -45,9 +45,6 @@ MAX_LISTED = 100_000
 
 log = logging.getLogger(__name__)
 
-Space = Mapping[str, Mapping[str, Any]]
-"""By key: `{"type": "float" | "int", "low": , "high": , "log": , "step": }`, both ends included, or
-`{"type": "categorical", "choices": }`."""
 Refused = Callable[[Mapping[str, Any]], bool]
 """Whether a proposed point is one that there is already, or of no use."""
 
@@ -66,17 +63,8 @@ class Result:
     """The objective's metric by epoch."""
 
 
-def space_of(axis: Axis) -> dict[str, Any]:
-    """What a search may choose on an axis: one of its texts, or a number."""
-    span = axis.span
-    if span is None:
-        return {"type": "categorical", "choices": list(axis.values)}
-    kind = "int" if span.integer else "float"
-    return {"type": kind, "low": span.low, "high": span.high, "log": span.log, "step": span.step}
-
-
 def propose(
-    space: Space,
+    axes: Sequence[Axis],
     results: Sequence[Result],
     *,
     sampler: str,
@@ -90,28 +78,27 @@ def propose(
     several processes do not crowd where one looks already.
 
     Args:
-        space: what is searched.
+        axes: what is searched.
         results: of all points so far, in the order in which they were proposed.
         sampler: `tpe` or `random`.
         minimize: whether less is better.
         seed: of the search.
         refused: asked for each candidate that is not in `results`.
     """
-    distributions = {key: _distribution(axis) for key, axis in space.items()}
     taken = {_point_key(result.values) for result in results}
-    # A named sweep may have been begun over other axes or ranges.
-    past = [_past(result, distributions) for result in results if _fits(result.values, space)]
+    space = {axis.key: _distribution(axis) for axis in axes}
+    past = [_past(result, space) for result in results if _fits(result.values, axes)]
     for attempt in range(TRIES):
         # A sampler seeded anew for each point and try never repeats itself.
         chosen = _sampler(sampler, _mixed(seed, len(results), attempt))
         study = _study(minimize, sampler=chosen)
         study.add_trials(past)
-        params = study.ask(distributions).params
-        values = {key: _readable(params[key], axis) for key, axis in space.items()}
+        params = study.ask(space).params
+        values = {axis.key: _readable(params[axis.key], axis) for axis in axes}
         if _point_key(values) not in taken and not refused(values):
             return values
         taken.add(_point_key(values))
-    rest = _all_points(space)
+    rest = _all_points(axes)
     random.Random(_mixed(seed, len(results), TRIES)).shuffle(rest)
     for values in rest:
         if _point_key(values) not in taken and not refused(values):
@@ -191,11 +178,10 @@ class SearchSource:
         self._settings = settings
         self._seed = seed
         self._minimize = is_minimized(settings.objective)
-        self._space = {axis.key: space_of(axis) for axis in arguments.axes}
         self._histories: dict[tuple[str, int], Mapping[int, float]] = {}
 
     def wanted(self, view: View) -> Sequence[Planned]:
-        return [Planned(p.fingerprint, p.overrides, title(p.overrides)) for p in view.points]
+        return [point.planned for point in view.points]
 
     def propose(self, view: View) -> bool:
         number = len(view.points)
@@ -212,7 +198,7 @@ class SearchSource:
             return False
 
         propose(
-            self._space,
+            self._arguments.axes,
             [self._result(point, view) for point in view.points],
             sampler=self._settings.sampler,
             minimize=self._minimize,
@@ -320,7 +306,7 @@ def _pruner(name: str) -> BasePruner:
 
 
 def _past(
-    result: Result, distributions: Mapping[str, BaseDistribution]
+    result: Result, space: Mapping[str, BaseDistribution]
 ) -> optuna.trial.FrozenTrial:
     """A point as Optuna knows it; what can tell nothing any more is failed."""
     from optuna.trial import TrialState, create_trial
@@ -336,29 +322,29 @@ def _past(
     return create_trial(
         state=state,
         value=value,
-        params={key: result.values[key] for key in distributions},
-        distributions=dict(distributions),
+        params={key: result.values[key] for key in space},
+        distributions=dict(space),
         intermediate_values=dict(result.history),
     )
 
 
-def _fits(values: Mapping[str, Any], space: Space) -> bool:
-    for key, axis in space.items():
-        if key not in values:
-            return False
-        if axis["type"] == "categorical":
-            if values[key] not in axis["choices"]:
-                return False
-        elif isinstance(values[key], str) or not axis["low"] <= values[key] <= axis["high"]:
-            return False
-    return values.keys() == space.keys()
+def _fits(values: Mapping[str, Any], axes: Sequence[Axis]) -> bool:
+    """Whether a point lies on the axes: a named sweep may have been begun over other ones."""
+
+    def holds(axis: Axis, value: Any) -> bool:
+        if axis.span is None:
+            return value in axis.values
+        return not isinstance(value, str) and bool(axis.span.low <= value <= axis.span.high)
+
+    same_keys = values.keys() == {axis.key for axis in axes}
+    return same_keys and all(holds(axis, values[axis.key]) for axis in axes)
 
 
-def _readable(value: Any, axis: Mapping[str, Any]) -> Any:
-    """A continuous value to about four digits more than its range needs to be told apart."""
-    if axis["type"] != "float" or axis.get("step"):
+def _readable(value: Any, axis: Axis) -> Any:
+    """A continuous value, rounded to four digits more than its range needs to be told apart."""
+    if axis.span is None or axis.span.step is not None:
         return value
-    low, high = float(axis["low"]), float(axis["high"])
+    low, high = axis.span.low, axis.span.high
     needed = math.log10(max(abs(low), abs(high)) / (high - low)) if high > low else 0.0
     rounded = float(f"{value:.{4 + max(0, math.floor(needed))}g}")
     return min(max(rounded, low), high)
@@ -382,38 +368,40 @@ def _replay(study: optuna.Study, result: Result) -> bool:
     return verdict
 
 
-def _distribution(axis: Mapping[str, Any]) -> BaseDistribution:
+def _distribution(axis: Axis) -> BaseDistribution:
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,
         IntDistribution,
     )
 
-    if axis["type"] == "categorical":
-        return CategoricalDistribution(list(axis["choices"]))
-    log = bool(axis.get("log", False))
-    step = None if log else axis.get("step")
-    if axis["type"] == "int":
-        return IntDistribution(int(axis["low"]), int(axis["high"]), log=log, step=int(step or 1))
-    return FloatDistribution(float(axis["low"]), float(axis["high"]), log=log, step=step)
+    span = axis.span
+    if span is None:
+        return CategoricalDistribution(list(axis.values))
+    step = None if span.log else span.step
+    if span.integer:
+        low, high = int(span.low), int(span.high)
+        return IntDistribution(low, high, log=span.log, step=int(step or 1))
+    return FloatDistribution(span.low, span.high, log=span.log, step=step)
 
 
-def _all_points(space: Space) -> list[dict[str, Any]]:
-    """Every point of a space that is finite and small; of another, none."""
+def _all_points(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """Every point of axes that are finite and small; of others, none."""
     choices: list[Sequence[Any]] = []
-    for axis in space.values():
-        if axis["type"] == "categorical":
-            choices.append(list(axis["choices"]))
-        elif axis.get("step"):
-            count = math.floor((axis["high"] - axis["low"]) / axis["step"] + 1e-9) + 1
-            choices.append([axis["low"] + i * axis["step"] for i in range(min(count, MAX_LISTED))])
-        elif axis["type"] == "int":
-            choices.append(range(int(axis["low"]), int(axis["high"]) + 1))
+    for axis in axes:
+        span = axis.span
+        if span is None:
+            choices.append(axis.values)
+        elif axis.values:
+            choices.append([int(v) if span.integer else float(v) for v in axis.values])
+        elif span.integer:
+            choices.append(range(int(span.low), int(span.high) + 1))
         else:
             return []
-    if math.prod(len(choice) for choice in choices) > MAX_LISTED:
+    if math.prod(map(len, choices)) > MAX_LISTED:
         return []
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*choices)]
+    keys = [axis.key for axis in axes]
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*choices)]
 
 
 def _point_key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

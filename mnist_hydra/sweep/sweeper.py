@@ -25,7 +25,7 @@ from mnist_hydra.config import trusted_modules
 from mnist_hydra.errors import BAD_INPUT, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.owner import Observer, new_token
-from mnist_hydra.ledger.plan import Planned, title
+from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import (
     DONE,
     RUNNING,
@@ -280,7 +280,7 @@ def _view(command: Command, parent_id: str) -> str:
 def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known by now, in order."""
     if command.is_search:
-        return [Planned(p.fingerprint, p.overrides, title(p.overrides)) for p in view.points]
+        return [point.planned for point in view.points]
     return list(command.trials.planned.values())
 
 

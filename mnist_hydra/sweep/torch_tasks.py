@@ -15,9 +15,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
+from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.axes import NOT_SWEPT_IN_GROUP
 from mnist_hydra.targets import LET_IN, let_in
 
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
@@ -64,7 +63,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
     tracker, output_dir = Tracker(config), Path(config.output_dir).absolute()
     for run_id in run_ids:
         cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
-        for key in (*NO_EFFECT_ON_RESULT, *NOT_SWEPT_IN_GROUP):
+        for key in (*NO_EFFECT_ON_RESULT, *NO_EFFECT_IN_GROUP):
             OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
         trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
         about = about_run(config, run_id)

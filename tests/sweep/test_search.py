@@ -17,6 +17,7 @@ from mnist_hydra.config import SweepConfig
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import Working
 from mnist_hydra.ledger.parent import elect_parent
+from mnist_hydra.ledger.plan import Axis
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import parse
@@ -31,16 +32,19 @@ from mnist_hydra.sweep.search import (
 from tests.sweep_process import new_store
 
 pytestmark = pytest.mark.xdist_group("sweep_search")  # they share a store, which is slow to make
-SPACE: Mapping[str, Mapping[str, Any]] = {
-    "lr": {"type": "float", "low": 0.02, "high": 0.5, "log": True},
-    "dropout": {"type": "float", "low": 0.0, "high": 0.1},
-    "batch_size": {"type": "int", "low": 64, "high": 512, "step": 64},
-    "model": {"type": "categorical", "choices": ["model2", "model3"]},
-}
-SMALL: Mapping[str, Mapping[str, Any]] = {
-    "batch_size": {"type": "int", "low": 64, "high": 192, "step": 64},
-    "dropout": {"type": "float", "low": 0.0, "high": 0.1, "step": 0.05},
-}
+
+
+def space(*arguments: str) -> tuple[Axis, ...]:
+    return parse(arguments, lambda group: []).axes
+
+
+SPACE = space(
+    "lr=tag(log,interval(0.02,0.5))",
+    "dropout=interval(0.0,0.1)",
+    "batch_size=range(64,513,64)",
+    "model=choice(model2,model3)",
+)
+SMALL = space("batch_size=range(64,193,64)", "dropout=range(0.0,0.11,0.05)")
 
 
 def accuracy(values: Mapping[str, Any]) -> float:
@@ -128,6 +132,21 @@ def test_a_finite_space_is_listed_to_its_last_point_and_then_ends() -> None:
     assert len(results) == 9
 
 
+def test_a_finite_space_on_a_logarithmic_scale_is_listed_too() -> None:
+    axes = space("lr=tag(log,range(0.1,0.5,0.1))")
+    listed, tried = {float(text) for text in axes[0].values}, set[float]()
+
+    def refused(values: Mapping[str, Any]) -> bool:
+        return values["lr"] not in listed - tried
+
+    for _ in listed:
+        values = propose(axes, [], sampler="tpe", minimize=False, seed=1, refused=refused)
+        assert values is not None
+        tried.add(values["lr"])
+    assert tried == listed
+    assert propose(axes, [], sampler="tpe", minimize=False, seed=1, refused=refused) is None
+
+
 def test_what_is_refused_is_not_proposed() -> None:
     def refused(values: Mapping[str, Any]) -> bool:
         return values["batch_size"] != 128
@@ -155,7 +174,7 @@ def test_numbers_are_proposed_as_a_person_would_write_them() -> None:
     values = propose(SPACE, [], sampler="random", minimize=False, seed=1)
     assert values is not None
     assert len(repr(values["lr"])) <= 7
-    narrow = {"lr": {"type": "float", "low": 0.1, "high": 0.100001}}
+    narrow = space("lr=interval(0.1,0.100001)")
     values = propose(narrow, [], sampler="random", minimize=False, seed=1)
     assert values is not None
     assert 0.1 < values["lr"] < 0.100001

@@ -6,9 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
 from mnist_hydra.ledger.plan import Axis
 from mnist_hydra.sweep.axes import parse
-from mnist_hydra.sweep.command import base_settings, check_same_base, identity_of
 
 BASE = {
     "hydra/sweeper": "grid",

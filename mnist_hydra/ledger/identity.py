@@ -1,0 +1,115 @@
+"""Which sweep a command belongs to: a hash of its name, or of its base configuration and its axes.
+
+Pure functions: no store, no disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT
+from mnist_hydra.errors import UserError
+from mnist_hydra.ledger.plan import Axis
+
+SWEEPER = "hydra/sweeper"
+MAX_CHANGES = 5
+"""Differences that an error names."""
+
+
+def base_settings(master: DictConfig, kind: str) -> dict[str, str]:
+    """What every trial of a sweep starts from, by dotted name, as text.
+
+    Interpolations stay as they are written. What changes no trial's result is left out.
+
+    Args:
+        master: the configuration composed without the axes.
+        kind: `grid` or `search`; stands in the result under `hydra/sweeper`.
+    """
+    raw = OmegaConf.to_container(master, resolve=False)
+    assert isinstance(raw, dict)
+    flat = {SWEEPER: kind}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
+
+    for key, value in raw.items():
+        if key != "hydra" and key not in NO_EFFECT_ON_RESULT:
+            walk(str(key), value)
+    for key in NO_EFFECT_IN_GROUP:
+        flat.pop(key, None)
+    return flat
+
+
+def identity_of(name: str | None, base: Mapping[str, str], axes: Sequence[Axis]) -> str:
+    """The sweep's identity: 16 hexadecimal digits.
+
+    A name alone decides where there is one. Otherwise the base configuration and the axes do; the
+    order of axes and of their values does not count, nor does what the base holds at a swept key.
+    """
+    content: Any = ["name", name]
+    if name is None:
+        swept = sorted([_place(axis.key), sorted(axis.values), _span(axis)] for axis in axes)
+        content = ["axes", _outside(base, [axis.key for axis in axes]), swept]
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_same_base(
+    name: str, old: Mapping[str, str], new: Mapping[str, str], swept: Iterable[str]
+) -> None:
+    """Check that a command goes on with the sweep that has its name already.
+
+    Args:
+        name: the sweep's name.
+        old: base settings of the command that began the sweep.
+        new: base settings of this command.
+        swept: keys of the axes of both; what the bases hold there plays no part.
+    Raises:
+        UserError: the base settings differ; shows where.
+    """
+    keys = list(swept)
+    before, after = _outside(old, keys), _outside(new, keys)
+    changed = [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
+        raise UserError(
+            f"sweep.name={name} is taken by a sweep with another base configuration "
+            f"({'; '.join(changed[:MAX_CHANGES])}{more}); right: that configuration, another "
+            "sweep.name, or sweep.fresh=true to start over"
+        )
+
+
+def _place(key: str) -> str:
+    """Where a key's value ends up: `db/engine` in `db.engine`, `model@teacher` in `teacher`."""
+    return key.lstrip("+").split("@")[-1].replace("/", ".")
+
+
+def _outside(settings: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]:
+    places = [_place(key) for key in keys]
+    return {
+        key: value
+        for key, value in settings.items()
+        if not any(key == place or key.startswith(place + ".") for place in places)
+    }
+
+
+def _span(axis: Axis) -> list[Any]:
+    """Ends and scale of a continuous axis; a discrete one is said by its values, but for `log`."""
+    if axis.span is None:
+        return []
+    if axis.values:
+        return ["log"] if axis.span.log else []
+    return [axis.span.low, axis.span.high, axis.span.integer, axis.span.log]
