@@ -8,12 +8,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mnist_hydra.ledger.parent import BOOK_TAG
+from mnist_hydra.ledger.parent import ENTRIES_TAG
 
 
 def entries(client: MlflowClient, parent: Run) -> dict[str, str]:
     """All entries of the sweep that has this parent run."""
-    book = parent.data.tags[BOOK_TAG].partition("/")[2]
+    book = parent.data.tags[ENTRIES_TAG].partition("/")[2]
     found: dict[str, str] = client.get_run(book).data.params
     return found
 

@@ -23,7 +23,7 @@ from mnist_hydra.sweep.launchers import (
 )
 
 MPS = "mps"
-"""Stands for the one GPU of an Apple machine, which needs no choosing."""
+"""Stands for the GPU of an Apple machine, which has only one."""
 LOG_TAIL = 8_192
 """Bytes at the end of a log among which the last line is looked for."""
 
@@ -48,7 +48,7 @@ class JoblibLauncher(CommandLauncher):
         return room(self.gpus(), trials_per_gpu=self.trials_per_gpu, cores=_cores())
 
     def gpus(self) -> list[str]:
-        """The GPUs that are shared out, looked up once."""
+        """The GPUs for the workers, looked up once."""
         if self._gpus is None:
             device = str(OmegaConf.select(self.config, "device", default="auto"))
             self._gpus = visible_gpus(device, os.environ)
@@ -78,13 +78,13 @@ class JoblibLauncher(CommandLauncher):
         return Ended(code, f"{said} ({self._log(number)})" if code < 0 else said)
 
     def ask_to_stop(self, running: Collection[Handle]) -> None:
-        """The end of their standard input asks them."""
+        """Close their standard input, which asks them to stop."""
         for process in running:
             assert process.stdin is not None
             process.stdin.close()
 
     def close(self, running: Collection[Handle]) -> None:
-        """End what still runs; there is something only when the launch itself was interrupted."""
+        """Kill workers that still run, which is so only if the launch itself was interrupted."""
         for process in running:
             process.kill()
         self._count = 0
@@ -99,11 +99,10 @@ def room(gpus: Sequence[str], *, trials_per_gpu: int, cores: int) -> int:
 
 
 def placement(worker: int, workers: int, *, gpus: Sequence[str], cores: int) -> dict[str, str]:
-    """The environment that gives worker number `worker` of `workers` its part of the machine.
+    """The environment variables that give a worker its GPU and its number of CPU threads.
 
-    GPUs are dealt out in turn, so neighbours in number sit on different ones; the cores are
-    divided evenly, and every worker has at least one thread. Where there is but one GPU, or none,
-    nothing has to be chosen and the environment says nothing of it.
+    Workers take GPUs in turn, by their number. Cores are divided evenly, and every worker has at
+    least one thread. With one GPU or none, no GPU is named.
 
     Args:
         worker: the worker's number, from 0.
@@ -137,7 +136,7 @@ def visible_gpus(device: str, environment: Mapping[str, str]) -> list[str]:
 
 
 def _gpus_in(text: str) -> list[str]:
-    """The entries of `CUDA_VISIBLE_DEVICES`; as for CUDA, the first bad one ends the list."""
+    """The entries of `CUDA_VISIBLE_DEVICES`; as in CUDA, the first bad one ends the list."""
     gpus: list[str] = []
     for entry in (part.strip() for part in text.split(",")):
         if not entry or entry.startswith("-") or not (entry.isdigit() or "-" in entry):

@@ -33,7 +33,7 @@ LOCAL = "local"
 ANSWER_WITHIN_S = 3.0  # to a TCP connection
 JOIN_WITHIN_S = 11.0  # by a driver; Ray's own client would try for two minutes
 JOIN = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
-OBJECT_STORE_BYTES = 100 * 2**20  # nothing but commands and their ends goes through it
+OBJECT_STORE_BYTES = 100 * 2**20  # only commands and how they ended pass through it
 
 SUFFIXES = (".yaml", ".yml", ".py")
 MAX_BYTES = 10 * 2**20
@@ -65,7 +65,7 @@ class RayLauncher(CommandLauncher):
         self.trials_per_gpu = trials_per_gpu
 
     def room(self) -> int:
-        """What the whole cluster takes; joins it first."""
+        """How many workers the whole cluster has room for; connects to it first."""
         if gpus := self._gpus():
             return gpus * self.trials_per_gpu
         cpus = joined(self.address).cluster_resources().get("CPU", 0)
@@ -78,7 +78,7 @@ class RayLauncher(CommandLauncher):
         return int(joined(self.address).cluster_resources().get("GPU", 0))
 
     def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Any]:
-        """Submit the workers as tasks; each has a process of its own, which ends with it."""
+        """Submit the workers as tasks, each in a process of its own."""
         ray = joined(self.address)
         needs = {"num_cpus": self.cpus_per_worker}
         if self._gpus():
@@ -94,7 +94,7 @@ class RayLauncher(CommandLauncher):
         return started
 
     def ended(self, number: int, handle: Any) -> Ended | None:
-        """What the task gave back, or why it could not."""
+        """What the task returned, or why it failed."""
         ray = joined(self.address)
         if not ray.wait([handle], timeout=0)[0]:
             return None
@@ -107,12 +107,12 @@ class RayLauncher(CommandLauncher):
         return ended
 
     def drop_waiting(self, running: Collection[Any]) -> None:
-        """Cancel the tasks; those that have begun ignore the interrupt that Ray sends them."""
+        """Cancel the tasks; those that run ignore the interrupt that Ray sends them."""
         for handle in running:
             joined(self.address).cancel(handle, force=False, recursive=False)
 
     def close(self, running: Collection[Any]) -> None:
-        """Leave the cluster, which ends what still runs for this sweep; a local one ends too."""
+        """Leave the cluster, which ends this sweep's tasks; a local cluster ends too."""
         joined(self.address).shutdown()
 
 
@@ -130,7 +130,7 @@ def pack_folder(folder: Path) -> Files:
     """The configuration and code files of a folder, hidden folders left out.
 
     Raises:
-        UserError: where the folder holds more than could be meant.
+        UserError: the folder holds more than configuration and code would.
     """
     files: Files = {}
     for here, below, names in os.walk(folder):
@@ -147,10 +147,10 @@ def pack_folder(folder: Path) -> Files:
 
 
 def unpack_folder(files: Files, folder: Path, spare: Path) -> Path:
-    """The folder that holds the files: the one they come from, or else `spare`, written now.
+    """The folder that holds the files: the original one, or `spare`, where they are written now.
 
     Args:
-        folder: where they were packed; it is used as it is where the same files are there.
+        folder: where they were packed; it is used if this machine has the same files there.
     """
     there = {name: folder / name for name in files}
     if all(path.is_file() and path.read_bytes() == files[name] for name, path in there.items()):
@@ -163,9 +163,9 @@ def unpack_folder(files: Files, folder: Path, spare: Path) -> Path:
 
 
 def joined(address: str) -> Any:
-    """The module `ray`, connected to the cluster; does nothing more when it is connected already.
+    """The module `ray`, connected to the cluster (at once if it is connected already).
 
-    A local cluster listens on loopback only and reports nothing to Ray's makers.
+    A local cluster listens on loopback only and sends no usage statistics.
 
     Args:
         address: `host:port` of the head, `auto` for this machine's cluster, or `local`.
@@ -192,7 +192,7 @@ def joined(address: str) -> Any:
 
 
 def check_address(address: str) -> None:
-    """Try a connection, then to join from a process that can be given up on.
+    """Connect to the address, then join the cluster from a process that can be killed.
 
     Raises:
         UserError: no Ray cluster is there, or it refuses.

@@ -1,4 +1,4 @@
-"""Makes this project's sweepers and launchers known to Hydra, whose scan misses some installs."""
+"""Registers this project's sweepers and launchers with Hydra, whose own scan may miss them."""
 
 from __future__ import annotations
 

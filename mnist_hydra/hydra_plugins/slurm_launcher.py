@@ -1,7 +1,7 @@
 """Workers as one array of Slurm jobs, by submitit; or as processes that submitit starts here.
 
-Whether a job lives is not asked of submitit: it asks `sacct`, which a cluster without accounting
-refuses, and would then wait for a dead job for ever. Every Slurm answers `squeue`.
+Whether a job is alive is asked of `squeue`, which every Slurm has. Submitit asks `sacct`, which a
+cluster without accounting refuses, and would then wait for a dead job for ever.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULT_MAY_LAG_S = 5.0
 
 
 class SlurmLauncher(CommandLauncher):
-    """Jobs that begin as the cluster has room for them.
+    """Workers as Slurm jobs, which start when the cluster has room for them.
 
     Args:
         cluster: `slurm`, or `local` for processes of this machine.
@@ -103,7 +103,7 @@ class SlurmLauncher(CommandLauncher):
         return dict(zip(jobs, handles, strict=True))
 
     def ended(self, number: int, handle: Any) -> Ended | None:
-        """What the job wrote before it ended, or that it is gone without a word."""
+        """The result that the job wrote, or the end of its log if it died without one."""
         if handle.paths.result_pickle.exists():
             try:
                 ended: Ended = handle.result()
@@ -118,7 +118,7 @@ class SlurmLauncher(CommandLauncher):
         return Ended(None, f"{said} (job {handle.job_id}, log in {handle.paths.stdout})")
 
     def _is_gone(self, handle: Any) -> bool:
-        """Whether a job has left for so long that its result, if it had one, would be here."""
+        """Whether a job left the queue so long ago that its result, if any, would be here."""
         if self.on_this_machine:
             return bool(handle.done()) and not handle.paths.result_pickle.exists()
         now = time.monotonic()
@@ -131,14 +131,14 @@ class SlurmLauncher(CommandLauncher):
         return now > self._queued[handle.job_id] + ASK_EVERY_S + RESULT_MAY_LAG_S
 
     def drop_waiting(self, running: Collection[Any]) -> None:
-        """Cancel what still waits in Slurm's queue."""
+        """Cancel the jobs that still wait in Slurm's queue."""
         self._dropped = True
         if running and not self.on_this_machine:
             jobs = {handle.job_id.split("_")[0] for handle in running}
             subprocess.run(["scancel", "--state=PENDING", *jobs], capture_output=True)
 
     def close(self, running: Collection[Any]) -> None:
-        """Cancel what still runs, which there is only when the launch itself was interrupted."""
+        """Cancel jobs that still run, which is so only if the launch itself was interrupted."""
         for handle in running:
             if not self.on_this_machine:
                 subprocess.run(["scancel", handle.job_id], capture_output=True)
@@ -148,10 +148,10 @@ class SlurmLauncher(CommandLauncher):
 
 
 class WorkerJob:
-    """What submitit runs: a worker, which goes back to the queue as it is when its time is over.
+    """What submitit runs: a worker, whose job is requeued when its time is over.
 
-    Submitit's own handler would requeue it in the middle of a step: the worker ends first, with a
-    checkpoint. No dataclass: Hydra's scan of plugins runs this file where no module has its name.
+    Submitit's own handler would requeue it in the middle of a step; here the worker first writes a
+    checkpoint and ends. It is no dataclass, since Hydra's scan runs this file under no module name.
 
     Args:
         arguments: `python`'s.

@@ -22,9 +22,9 @@ MAX_CHANGES = 5
 
 
 def base_settings(master: DictConfig, kind: str) -> dict[str, str]:
-    """What every trial of a sweep starts from, by dotted name, as text.
+    """The settings that all trials of a sweep share, by dotted name, as text.
 
-    Interpolations stay as they are written. What changes no trial's result is left out.
+    Interpolations are not resolved. Settings that change no result are left out.
 
     Args:
         master: the configuration composed without the axes.
@@ -52,8 +52,8 @@ def base_settings(master: DictConfig, kind: str) -> dict[str, str]:
 def identity_of(name: str | None, base: Mapping[str, str], axes: Sequence[Axis]) -> str:
     """The sweep's identity: 16 hexadecimal digits.
 
-    A name alone decides where there is one. Otherwise the base configuration and the axes do; the
-    order of axes and of their values does not count, nor does what the base holds at a swept key.
+    With a name it follows from that alone, else from the base configuration and the axes. The order
+    of axes and values does not count, nor does what the base holds at a swept key.
     """
     content: Any = ["name", name]
     if name is None:
@@ -66,13 +66,13 @@ def identity_of(name: str | None, base: Mapping[str, str], axes: Sequence[Axis])
 def check_same_base(
     name: str, old: Mapping[str, str], new: Mapping[str, str], swept: Iterable[str]
 ) -> None:
-    """Check that a command goes on with the sweep that has its name already.
+    """Check that a command has the base configuration of the sweep whose name it gives.
 
     Args:
         name: the sweep's name.
         old: base settings of the command that began the sweep.
         new: base settings of this command.
-        swept: keys of the axes of both; what the bases hold there plays no part.
+        swept: the keys of both sets of axes; what the bases hold there is not compared.
     Raises:
         UserError: the base settings differ; shows where.
     """
@@ -107,7 +107,7 @@ def _outside(settings: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]
 
 
 def _span(axis: Axis) -> list[Any]:
-    """Ends and scale of a continuous axis; a discrete one is said by its values, but for `log`."""
+    """Ends and scale of a continuous axis; the scale alone of a discrete one, if it is `log`."""
     if axis.span is None:
         return []
     if axis.values:

@@ -1,7 +1,7 @@
-"""A sweep's ledger: entries in MLflow that are written once, and what follows from them.
+"""A sweep's ledger: entries in MLflow that are written once, and the trials that they describe.
 
-The entries are parameters of a run of bookkeeping, since MLflow refuses a second value for one; the
-trials' own runs keep theirs to themselves. What follows from them is worked out in `trial.py`.
+An entry is a parameter, since MLflow refuses a second value for one. All are in a run of their own,
+so that a trial's parameters are its settings alone. `trial.py` works out what the entries mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.owner import Owner, read_owner
-from mnist_hydra.ledger.parent import book_of, existing_run
+from mnist_hydra.ledger.parent import entries_run_of, existing_run
 from mnist_hydra.ledger.trial import (
     CLAIM,
     DIED,
@@ -56,9 +56,9 @@ RUNS_PER_PAGE = 500
 MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
-"""Reading the entries takes at most this share of a worker's time, however many there are."""
+"""The most of a worker's time that goes into reading the entries, however many there are."""
 LOOK_EVERY_S = 2.0
-"""How often someone who waits looks again."""
+"""How often a process that waits looks again."""
 
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
@@ -71,16 +71,16 @@ class View:
     trials: Mapping[str, Trial]
     """Those that were attempted, by fingerprint."""
     points: Sequence[Point] = ()
-    """What a search has proposed so far."""
+    """The points that a search has proposed so far."""
     stops: Mapping[str, str] = field(default_factory=dict)
-    """Why a sweeper's trials are to stop, by its token."""
+    """Why trials are to stop, by the token of their sweeper."""
 
 
 def wait_for_store(call: Callable[[], Answer], stop: threading.Event) -> Answer:
     """Call again and again while the store is away, and say so once.
 
     Args:
-        call: may be repeated without harm.
+        call: may be repeated.
         stop: once it is set, the store's error is raised.
     """
     told = False
@@ -97,7 +97,7 @@ def wait_for_store(call: Callable[[], Answer], stop: threading.Event) -> Answer:
 
 
 class Ledger:
-    """One sweep's ledger; not to be shared between threads.
+    """One sweep's ledger; each thread needs an object of its own.
 
     Args:
         client: of the MLflow store.
@@ -113,7 +113,7 @@ class Ledger:
         self.client = client
         self.parent_id = parent_id
         self.experiment_id: str = parent.info.experiment_id
-        self._book = book_of(parent)
+        self._run = entries_run_of(parent)
         self._entries: dict[str, str] = {}
         self._trials: dict[str, Trial] = {}
         self._claims: Counter[str] = Counter()
@@ -122,10 +122,10 @@ class Ledger:
         self._read_s = 0.0
 
     def read(self, fresh: bool = False) -> View:
-        """Read the ledger; after the first time it costs what is running, not what is done.
+        """Read the ledger; after the first time it takes time for running trials alone.
 
         Args:
-            fresh: the entries are of this moment too, and not a little older.
+            fresh: read the entries anew in any case; else they may be a little old.
         Raises:
             UserError: the sweep's run, or the one with its entries, was deleted in MLflow.
         """
@@ -152,7 +152,7 @@ class Ledger:
 
         assert len(text) <= MAX_ENTRY, f"{key}: {len(text)} characters"
         try:
-            self.client.log_param(self._book.run_id, key, text)
+            self.client.log_param(self._run.run_id, key, text)
             self._take_in({key: text})
         except MlflowException:
             self._read_entries(0.0)
@@ -161,12 +161,12 @@ class Ledger:
         return self._entries[key]
 
     def holds(self, key: str) -> bool:
-        """Whether there is an entry at this moment; costs little, however many there are."""
-        which = f"attributes.run_id = '{self._book.run_id}' and params.`{key}` != ''"
-        return bool(self.client.search_runs([self._book.experiment_id], which, max_results=1))
+        """Whether there is such an entry now; quick, however many entries there are."""
+        which = f"attributes.run_id = '{self._run.run_id}' and params.`{key}` != ''"
+        return bool(self.client.search_runs([self._run.experiment_id], which, max_results=1))
 
     def entries(self, prefix: str) -> dict[str, str]:
-        """Entries as they were read last, by what follows the prefix in their keys."""
+        """The entries under a prefix, as they were last read, by the rest of their key."""
         return {k.removeprefix(prefix): t for k, t in self._entries.items() if k.startswith(prefix)}
 
     def claim(
@@ -175,7 +175,7 @@ class Ledger:
         """Take the next attempt at a trial; `None` if another process was faster.
 
         Args:
-            name: for people: what was swept.
+            name: for people, such as `lr=0.1`.
             trial: as it was read; `None` if it was never attempted, then its run is made.
             by: the token of the sweeper that the worker belongs to.
         """
@@ -201,8 +201,10 @@ class Ledger:
         return replace(self._trials[fingerprint], heartbeat=f"{number}:0")
 
     def beat(self, trial: Trial, count: int) -> bool:
-        """Move a claimed trial's heartbeat; false if another process has ended the attempt, or the
-        trial's run was deleted.
+        """Change a claimed trial's heartbeat.
+
+        Returns:
+            False if another process has ended the attempt, or the trial's run was deleted.
         """
         number = trial.attempts[-1].number
         run = existing_run(self.client, trial.run_id)
@@ -210,18 +212,20 @@ class Ledger:
             return False
         self._tag(trial.run_id, {HEARTBEAT_TAG: f"{number}:{count}"})
         if run.info.status != "RUNNING":
-            # Whoever ended the attempt before this one was slow to close the run.
+            # The process that ended the attempt before this one was slow to close the run.
             self.client.update_run(trial.run_id, status="RUNNING")
         return True
 
     def end(self, trial: Trial, state: str, *, seconds: float = 0.0, error: str = "") -> bool:
-        """Record how a trial's last attempt ended; false if another process has done so already,
-        or the trial's run was deleted.
+        """Record how a trial's last attempt ended.
 
         Args:
             state: one of the ends in `trial.py`.
             seconds: that the attempt took.
-            error: what went wrong; its last lines are kept.
+            error: what went wrong; its end is kept.
+
+        Returns:
+            False if another process has done so already, or the trial's run was deleted.
         """
         run = existing_run(self.client, trial.run_id)
         if run is None:
@@ -238,20 +242,20 @@ class Ledger:
         return True
 
     def close(self, run_id: str, state: str, error: str = "") -> None:
-        """Show on a trial's run how its last attempt ended."""
+        """Set the status and tags of a trial's run to how its last attempt ended."""
         self._tag(run_id, {STATE_TAG: state} | ({ERROR_TAG: error} if error else {}))
         self.client.set_terminated(run_id, STATUS.get(state, "KILLED"))
 
     def stop(self, token: str, reason: str) -> None:
-        """Ask all trials of a sweeper, in whatever process, to write a checkpoint and end."""
+        """Ask all trials of a sweeper, in any process, to write a checkpoint and end."""
         self.write_once(STOP + token, reason)
 
     def stopped(self, token: str) -> bool:
-        """Whether a sweeper's trials are to stop, as of this moment."""
+        """Whether a sweeper's trials are to stop, asked of the store now."""
         return self.holds(STOP + token)
 
     def propose(self, point: Point) -> bool:
-        """Enter a search's point; false if its number was taken by another process."""
+        """Add a search's point; false if another process has taken its number."""
         text = point.text()
         return self.write_once(f"{POINT}{point.number}", text) == text
 
@@ -261,9 +265,9 @@ class Ledger:
         return {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
 
     def half_done(self) -> Iterator[tuple[str, Owner, Trial | None]]:
-        """Open runs that no attempt is being made in: run, who worked on it, and its trial.
+        """Open runs in which nothing is trained: run, process that opened it, and trial.
 
-        Without a trial it was made for one, and never claimed.
+        The trial is `None` for a run that was made for one and never claimed.
         """
         self._read_entries(0.0)
         by_run = {trial.run_id: trial for trial in self._trials.values()}
@@ -277,7 +281,7 @@ class Ledger:
     def _make_run(
         self, fingerprint: str, name: str, owner: Owner, heartbeat: Mapping[str, str]
     ) -> str:
-        """A new run for a trial, with its maker's name, should that die before it claims it."""
+        """Make a trial's run; a tag names this process, in case it dies before its claim."""
         tags = {PARENT_TAG: self.parent_id, FINGERPRINT_TAG: fingerprint, **heartbeat}
         name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
         tags[CREATOR_TAG] = owner.text()
@@ -285,17 +289,17 @@ class Ledger:
         return str(run.info.run_id)
 
     def _read_entries(self, patience_s: float) -> bool:
-        """Read the entries, unless that was done so short a time ago; whether it was done now."""
+        """Read the entries if they are older than `patience_s`; whether that was done."""
         first = self._read_at is None
         started = time.monotonic()
         if self._read_at is not None and started - self._read_at <= patience_s:
             return False
         if not first and existing_run(self.client, self.parent_id) is None:
             raise _deleted(self.parent_id)
-        book = existing_run(self.client, self._book.run_id)
-        if book is None:
+        entries_run = existing_run(self.client, self._run.run_id)
+        if entries_run is None:
             raise UserError(
-                f"the entries of this sweep (run {self._book.run_id}) were deleted in MLflow; "
+                f"the entries of this sweep (run {self._run.run_id}) were deleted in MLflow; "
                 "right: restore it with `mlflow runs restore` (its experiment with `mlflow "
                 "experiments restore`), or begin the sweep anew with sweep.fresh=true"
             )
@@ -303,13 +307,13 @@ class Ledger:
         self._read_s = self._read_at - started
         if first:
             self._deleted = {run.info.run_id for run in self._children(deleted=True)}
-        self._take_in(book.data.params)
+        self._take_in(entries_run.data.params)
         if first:
             self._find_gone()
         return True
 
     def _take_in(self, entries: Mapping[str, str]) -> None:
-        """Replay the trials that new entries are about."""
+        """Add entries, and replay the trials that the new ones are about."""
         new = {key: text for key, text in entries.items() if key not in self._entries}
         self._entries.update(new)
         about = {key: fingerprint for key in new if (fingerprint := trial_of(key)) is not None}
@@ -326,11 +330,11 @@ class Ledger:
         return trial
 
     def _as_running(self, trial: Trial, run: Run | None, exact: bool) -> Trial | None:
-        """An attempted trial with what its run says; `None` if that was deleted.
+        """A running trial with what its run says; `None` if that was deleted.
 
         Args:
             run: `None` where it is not open: the attempt may have ended since the last reading.
-            exact: the entries were read just now, so that it cannot have.
+            exact: the entries were read just now, so the attempt cannot have ended.
         """
         if run is None and exact:
             run = existing_run(self.client, trial.run_id)
@@ -344,7 +348,7 @@ class Ledger:
         return replace(trial, heartbeat=heartbeat, epoch=epoch, step=step, metrics=metrics)
 
     def _without_deleted(self, trial: Trial) -> Trial | None:
-        """The trial itself, or what is left of it without the runs that were deleted."""
+        """The trial, without the attempts whose runs were deleted; `None` if none is left."""
         left: Trial | None = trial
         while left is not None and existing_run(self.client, left.run_id) is None:
             self._deleted.add(left.run_id)
@@ -352,9 +356,9 @@ class Ledger:
         return left
 
     def _find_gone(self) -> None:
-        """Let trials count as never attempted whose runs `mlflow gc` has removed.
+        """Forget the attempts whose runs `mlflow gc` has removed.
 
-        Runs are listed only where there are fewer than there must be; to list them takes long.
+        Listing the runs is slow, so it is done only where there are fewer than there must be.
         """
         ended = [trial for trial in self._trials.values() if trial.state != RUNNING]
         if ended and not self._has_children(len({trial.run_id for trial in ended})):
@@ -364,7 +368,7 @@ class Ledger:
                     self._without_deleted(trial)
 
     def _has_children(self, count: int) -> bool:
-        """Whether at least so many runs are there that are closed: asks for the last of them."""
+        """Whether there are at least `count` closed runs; asks for the last of them only."""
         from mlflow.exceptions import MlflowException
         from mlflow.utils.search_utils import SearchUtils
 

@@ -1,7 +1,7 @@
-"""The process that owns a trial, and whether it is gone; no two wall clocks are compared.
+"""Which process works on a trial, and whether that process is gone.
 
-On one host by boot, pid namespace, pid and process start time; elsewhere by a heartbeat that stands
-still.
+A process of this machine is known by boot, pid namespace, pid and start time. One of another
+machine is gone when its heartbeat stops changing. No two machines' clocks are compared.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SILENT_S = 60.0
-"""An owner elsewhere whose heartbeat has stood still for so long is gone."""
+"""An owner on another machine whose heartbeat has not changed for so long is gone."""
 LONGEST_GAP_S = 10.0
-"""A pause between two looks counts for at most so long: the store itself may have been away."""
+"""The most that a pause between two looks adds to that: the store may have been away."""
 NOT_READABLE = -1.0
-"""Start time of a process that is there but may not be looked at (another user's)."""
+"""Start time of a process that exists but may not be inspected (another user's)."""
 
 _made_here: dict[str, int] = {}
 _working_here: set[str] = set()
@@ -28,12 +28,12 @@ _nameless = secrets.token_hex(16)
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that has a claim."""
+    """A process, as its claims name it."""
 
     token: str
-    """Random, new for every worker: no two claims are the same text."""
+    """Random and new for every worker, so that no two claims are the same text."""
     host: str
-    """Names boot and pid namespace, so equal only where pids can be compared."""
+    """Boot and pid namespace: equal only where pids can be compared."""
     pid: int
     start_time: float
     """When the process began, on its host's own scale."""
@@ -57,12 +57,12 @@ def new_token() -> str:
 
 
 def made_here(token: str | None) -> bool:
-    """Whether this very process made the token, and not one that it was forked from."""
+    """Whether this process made the token; false in a process that was forked later."""
     return token is not None and _made_here.get(token) == os.getpid()
 
 
 class Working:
-    """While it is open, the claims of the owner that it gives are not taken for abandoned."""
+    """A context that gives a new owner; while it is open, the owner's claims are not abandoned."""
 
     def __init__(self) -> None:
         self.owner = myself(new_token())
@@ -89,14 +89,14 @@ def is_gone(
     working_here: bool,
     silent_s: float,
 ) -> bool:
-    """Judge an owner from what was seen; it looks at nothing itself.
+    """Decide from what was observed whether an owner is gone; a pure function.
 
     Args:
         owner: of the claim.
-        here: the process that judges.
+        here: the process that asks.
         started: start time of the process that has the owner's pid on this host; `None` for none.
         working_here: whether a worker with the owner's token is at work in this process.
-        silent_s: how long its heartbeat has been watched standing still.
+        silent_s: for how long its heartbeat was watched and did not change.
     """
     if owner.host != here.host or started == NOT_READABLE:
         return silent_s >= SILENT_S
@@ -106,7 +106,7 @@ def is_gone(
 
 
 class Observer:
-    """Watches heartbeats on this process's own clock and judges owners.
+    """Watches heartbeats by this process's own clock, to say which owners are gone.
 
     Args:
         clock: monotonic, in seconds; must not be a wall clock.
@@ -118,7 +118,7 @@ class Observer:
         self._seen: dict[str, tuple[str, float, float]] = {}
 
     def is_gone(self, owner: Owner, heartbeat: str = "") -> bool:
-        """Whether an owner is gone, from its last heartbeat; call it again and again."""
+        """Whether an owner is gone; call it again and again, each time with the last heartbeat."""
         now = self._clock()
         text, looked, silent_s = self._seen.get(owner.token, (heartbeat, now, 0.0))
         silent_s = silent_s + min(now - looked, LONGEST_GAP_S) if text == heartbeat else 0.0
@@ -135,12 +135,12 @@ class Observer:
 def start_time(pid: int) -> float | None:
     """When a process of this host began, on the host's own scale.
 
-    `None` if there is none or only its corpse is left, `NOT_READABLE` if it may not be looked at.
+    `None` if there is none or it is a zombie, `NOT_READABLE` if it may not be inspected.
     """
     if not Path("/proc/self/stat").exists():
         return _start_time_without_proc(pid)
     try:
-        # Behind the command's name, which may hold anything: the state, and 19 further the start.
+        # After the command's name, which may hold anything: the state, and 19 fields on the start.
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return NOT_READABLE if _exists(pid) else None
@@ -170,10 +170,9 @@ def _exists(pid: int) -> bool:
 
 
 def _host() -> str:
-    """Names this boot of this machine and the pid namespace.
+    """This boot of this machine, and the pid namespace.
 
-    Where neither is known it is a random name: then nobody takes this process for one of its own
-    host, and its heartbeat is watched instead.
+    Where neither can be read it is random: then all others judge this process by its heartbeat.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,7 +1,7 @@
 """A sweep's parent run: found again by the sweep's identity, or made exactly once.
 
-MLflow has one atomic create, an experiment's name, also of a deleted experiment. So a name stands
-for each sweep, held by an experiment that is deleted at once and only remembers the parent's id.
+The only thing that MLflow creates atomically is an experiment's name, even a deleted experiment's.
+So each sweep has such a name: its experiment is deleted at once and only keeps the parent's id.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ SWEEP_TAG = HIDDEN + "sweep"
 GENERATION_TAG = HIDDEN + "generation"
 OBJECTIVE_TAG = "objective"
 ELECTED_TAG = "mnist_hydra.parent"
-BOOK_TAG = HIDDEN + "book"
-"""On the parent: experiment and id of the run that holds the sweep's entries."""
+ENTRIES_TAG = HIDDEN + "book"
+"""On the parent: experiment and id of the run whose parameters are the sweep's entries."""
 REPORT = "report"
-"""Folder of its artifacts that holds the report of the sweep."""
-BOOKS = ".ledger"
-"""What the experiment of those runs is called behind the name of the sweep's own."""
+"""Folder of the parent's artifacts that holds the sweep's report."""
+ENTRIES_SUFFIX = ".ledger"
+"""Is added to the experiment's name for the experiment that holds those runs."""
 
 
 @dataclass(frozen=True)
-class Book:
-    """The run of bookkeeping whose parameters are a sweep's entries."""
+class EntriesRun:
+    """The run whose parameters are a sweep's entries; it is never trained in."""
 
     experiment_id: str
     run_id: str
@@ -44,14 +44,14 @@ class Parent:
 
     run_id: str
     generation: int
-    """How often the sweep was started over."""
+    """How often the sweep was begun anew (`sweep.fresh=true`)."""
     tags: Mapping[str, str]
     made_now: bool = False
     """Whether this very call made it."""
 
 
 def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Parent | None:
-    """The newest parent of a sweep, `None` if it has none that is not deleted.
+    """The newest parent of a sweep; `None` if there is none, or all were deleted.
 
     Args:
         identity: of the sweep: letters, digits and `_ . -` only.
@@ -63,7 +63,7 @@ def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Pare
 
 
 def existing_run(client: MlflowClient, run_id: str) -> Run | None:
-    """The run of that id; `None` if it was deleted, for good or not."""
+    """The run with that id; `None` if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -84,14 +84,14 @@ def elect_parent(
     tags: Mapping[str, str],
     fresh: bool = False,
 ) -> Parent:
-    """Find a sweep's parent or make it; processes that do so at once all get the same one.
+    """Find a sweep's parent or make it; processes that ask at the same time get the same one.
 
-    A parent that was deleted in MLflow, for good or not, counts as never made.
+    A parent that was deleted in MLflow, even for good, counts as never made.
 
     Args:
         name: the run's name if it is made.
         tags: of the run if it is made.
-        fresh: pass over the parents that there are.
+        fresh: ignore the parents that there are, and make another.
     Raises:
         UserError: as `find_parent`, or the sweep's experiment was renamed in MLflow.
     """
@@ -101,8 +101,8 @@ def elect_parent(
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
         run, made_now = _elect(client, experiment_id, identity, generation, name, tags)
-        if run is not None and fresh and BOOK_TAG not in run.data.tags:
-            pass  # an earlier version's
+        if run is not None and fresh and ENTRIES_TAG not in run.data.tags:
+            pass  # of an earlier version: try the next generation
         elif run is not None and run.info.experiment_id == experiment_id:
             return _parent(run, made_now)
         elif run is not None and not fresh:
@@ -115,13 +115,13 @@ def elect_parent(
         generation += 1
 
 
-def book_of(parent: Run) -> Book:
-    """Where a parent's entries are.
+def entries_run_of(parent: Run) -> EntriesRun:
+    """The run that holds a parent's entries.
 
     Raises:
         UserError: it has none: an earlier version of this program made it.
     """
-    text = parent.data.tags.get(BOOK_TAG)
+    text = parent.data.tags.get(ENTRIES_TAG)
     if text is None:
         raise UserError(
             f"this sweep (run {parent.info.run_id}) was begun by an earlier version of "
@@ -129,7 +129,7 @@ def book_of(parent: Run) -> Book:
             "over beside it, or another sweep.name"
         )
     experiment_id, _, run_id = text.partition("/")
-    return Book(experiment_id, run_id)
+    return EntriesRun(experiment_id, run_id)
 
 
 def _elect(
@@ -140,7 +140,7 @@ def _elect(
     name: str,
     tags: Mapping[str, str],
 ) -> tuple[Run | None, bool]:
-    """The parent of one generation, `None` if that was deleted; and whether it was made now."""
+    """One generation's parent (`None` if that was deleted), and whether this call made it."""
     from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
@@ -148,10 +148,10 @@ def _elect(
     register = f"{experiment}.sweep.{identity}.{generation}"
     mine: list[str] = []
     if client.get_experiment_by_name(register) is None:
-        book = _make_book(client, experiment, name)
-        tags = {**tags, BOOK_TAG: f"{book.experiment_id}/{book.run_id}"}
+        entries = _make_entries_run(client, experiment, name)
+        tags = {**tags, ENTRIES_TAG: f"{entries.experiment_id}/{entries.run_id}"}
         parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-        mine = [parent, book.run_id]
+        mine = [parent, entries.run_id]
         try:
             client.create_experiment(register, tags={ELECTED_TAG: parent})
         except MlflowException as error:
@@ -170,20 +170,20 @@ def _elect(
         _delete(client, mine)
     run = existing_run(client, elected)
     if run is not None and SWEEP_TAG not in run.data.tags:
-        # Only now can it be found: a candidate that lost never could.
+        # Only the elected run gets the tag by which a parent is found.
         official = {SWEEP_TAG: identity, GENERATION_TAG: str(generation)}
         client.log_batch(elected, tags=[RunTag(key, value) for key, value in official.items()])
         run = client.get_run(elected)
     return run, elected in mine
 
 
-def _make_book(client: MlflowClient, experiment: str, name: str) -> Book:
-    """A new run of bookkeeping; it has no time of its own, so it is closed at once."""
+def _make_entries_run(client: MlflowClient, experiment: str, name: str) -> EntriesRun:
+    """A new run for entries. It measures no time, so it is closed at once."""
     note = "The entries by which a sweep knows what is done. Without them it is begun anew."
-    books = str(find_experiment(client, experiment + BOOKS).experiment_id)
-    run = client.create_run(books, tags={"mlflow.note.content": note}, run_name=name)
+    in_experiment = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
+    run = client.create_run(in_experiment, tags={"mlflow.note.content": note}, run_name=name)
     client.set_terminated(run.info.run_id)
-    return Book(books, run.info.run_id)
+    return EntriesRun(in_experiment, run.info.run_id)
 
 
 def _delete(client: MlflowClient, run_ids: list[str]) -> None:
@@ -201,5 +201,5 @@ def _generation(run: Run) -> int:
 
 
 def _parent(run: Run, made_now: bool = False) -> Parent:
-    book_of(run)
+    entries_run_of(run)
     return Parent(run.info.run_id, _generation(run), dict(run.data.tags), made_now)

@@ -18,33 +18,33 @@ PLANS = "plans"
 
 @dataclass(frozen=True)
 class Span:
-    """The numbers from `low` to `high`, both of them included."""
+    """The numbers from `low` to `high`, both included."""
 
     low: float
     high: float
     step: float | None
-    """Distance between neighbours; `None` where every number is allowed."""
+    """Distance between neighbours; `None` if every number is allowed."""
     integer: bool
     log: bool
-    """Whether ratios count and not differences: `tag(log, interval(...))`."""
+    """Whether it is searched on a logarithmic scale: `tag(log, interval(...))`."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One swept key and what it is swept over."""
+    """One swept key and its values."""
 
     key: str
     """As typed: `lr`, `+model.width`, `db/engine`, `model@teacher`."""
     text: str
-    """What was typed behind the `=`."""
+    """What was typed after the `=`."""
     values: tuple[str, ...]
-    """Texts for overrides, in the order asked for; empty for a continuous axis."""
+    """As texts for overrides, in the order typed; empty for a continuous axis."""
     span: Span | None
-    """For an interval or a range."""
+    """Of an interval or a range."""
     tags: frozenset[str] = frozenset()
 
     def override(self, value: str | float) -> str:
-        """The override that sets `value`; a number on a discrete axis picks the nearest value."""
+        """The override that sets `value`; on a discrete axis a number becomes the nearest value."""
         if not isinstance(value, str) and self.values:
             number = float(value)
             value = min(self.values, key=lambda text: abs(float(text) - number))
@@ -53,7 +53,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Arguments:
-    """A sweep's command line: overrides that are the same in every trial, and axes."""
+    """A sweep's command line: the overrides that all trials share, and the axes."""
 
     items: tuple[str | Axis, ...]
     """In the order in which Hydra applies them."""
@@ -65,7 +65,7 @@ class Arguments:
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """The overrides that every trial has."""
+        """The overrides that all trials share."""
         return tuple(item for item in self.items if isinstance(item, str))
 
     def count(self) -> int:
@@ -77,7 +77,7 @@ class Arguments:
         return itertools.product(*([f"{a.key}={v}" for v in a.values] for a in self.axes))
 
     def overrides(self, point: Sequence[str]) -> list[str]:
-        """All overrides of the trial at `point`, in the order of the command line."""
+        """All overrides of the trial at a point, in the order of the command line."""
         swept = iter(point)
         return [next(swept) if isinstance(item, Axis) else item for item in self.items]
 
@@ -89,7 +89,7 @@ def title(point: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial that the sweep is to have."""
+    """A trial that belongs to the sweep, whether it was begun or not."""
 
     fingerprint: str
     overrides: tuple[str, ...]
@@ -97,21 +97,21 @@ class Planned:
     name: str
     """For people: `model=model3, dropout=0.02`."""
     epochs: int | None = None
-    """How many it is to have; `None` where that is not known before it is composed."""
+    """How many it has; `None` if that is only known once it is composed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command's workers work on, checked."""
+    """What the workers of one command train, checked."""
 
     kind: str
     """`grid` or `search`."""
     arguments: Arguments
     trials: tuple[Planned, ...]
-    """All of a grid's, in the sweep's order; of a search none."""
+    """All trials of a grid, in the sweep's order; none for a search."""
 
     def text(self) -> str:
-        """As `read_plan` reads it."""
+        """As JSON, which `read_plan` reads."""
         items = [
             item if isinstance(item, str) else asdict(item) | {"tags": sorted(item.tags)}
             for item in self.arguments.items
@@ -129,7 +129,11 @@ def read_plan(text: str) -> Plan:
 
 
 def plan_file(by: str) -> str:
-    """The artifact of the parent run that holds the plan of the command with this sweeper."""
+    """The artifact of the parent run that holds a command's plan.
+
+    Args:
+        by: the token of the command's sweeper.
+    """
     return f"{PLANS}/{by}.json"
 
 

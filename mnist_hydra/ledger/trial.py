@@ -1,7 +1,7 @@
-"""A sweep's trials: what the ledger's entries say of each, and what is to be done with it next.
+"""A sweep's trials: what the ledger's entries say about each, and what to do with it next.
 
-Every entry is written once, so what a trial is now is a replay of its entries: attempts are claimed
-and end, one after the other. Only pure functions: no disk, no network, no clock.
+An entry is written once, so a trial's state is a replay of its entries: attempts are claimed and
+end, one after another. Only pure functions: no disk, no network, no clock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAITING = "waiting"
 RUNNING = "running"
 
 DONE = frozenset({FINISHED, PRUNED})
-"""Ends after which a trial needs nothing more."""
+"""Ends after which a trial is not trained any more."""
 FAILURES = frozenset({FAILED, TIMEOUT})
 """Ends that count against `sweep.retries`."""
 
@@ -41,17 +41,17 @@ STOP = "stop/"
 MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
 MAX_DEATHS = 3
-"""So many deaths in a row without a new checkpoint make a trial failed."""
+"""A trial is given up after so many deaths in a row without a new checkpoint."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One process's right to one attempt."""
+    """By which one process takes one attempt at a trial."""
 
     run_id: str
-    """The trial's MLflow run; a new one where the one before was deleted."""
+    """The trial's MLflow run; a new one if the one before was deleted."""
     name: str
-    """The trial's, for people: what was swept."""
+    """The trial's, for people: `model=model3, dropout=0.02`."""
     owner: Owner
     by: str
     """The sweeper that started the worker."""
@@ -64,12 +64,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended, and what the trial's run held then."""
+    """How an attempt ended, and what its run held then."""
 
     state: str
     """One of the ends above."""
     seconds: float
-    """That the attempt took."""
+    """How long the attempt took."""
     epoch: int
     """Epochs done, as the newest checkpoint has them."""
     step: int
@@ -79,10 +79,10 @@ class End:
     error: str
     """The last lines of what went wrong."""
     made_by: Mapping[str, str]
-    """Code, package version and data that it was made with, by tag."""
+    """The code, package version and data that it was trained with, by tag."""
 
     def text(self) -> str:
-        """As an entry; where that would be too long, with fewer metrics and a shorter error."""
+        """As an entry; with fewer metrics and a shorter error where it would be too long."""
         content = asdict(self)
         while len(text := json.dumps(content)) > MAX_ENTRY:
             content["error"] = content["error"][-len(content["error"]) // 2 :]
@@ -97,7 +97,7 @@ class Attempt:
     """One attempt at a trial."""
 
     number: int
-    """Of its claim, from 1."""
+    """Counts the trial's attempts, from 1."""
     owner: Owner
     by: str
     """The sweeper that started the owner."""
@@ -106,14 +106,14 @@ class Attempt:
     end: str | None = None
     """How it ended; `None` while it runs, or if its process died."""
     seconds: float = 0.0
-    """That it took."""
+    """How long it took."""
     error: str = ""
     """The last lines of what went wrong."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: which MLflow run it is and what became of it so far."""
+    """One trial: its MLflow run, and what has happened to it so far."""
 
     fingerprint: str
     run_id: str
@@ -127,7 +127,7 @@ class Trial:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last value of each."""
     made_by: Mapping[str, str] = field(default_factory=dict)
-    """Code, package version and data that it was made with, by tag."""
+    """The code, package version and data that it was trained with, by tag."""
 
     @property
     def state(self) -> str:
@@ -194,7 +194,7 @@ def read_claim(text: str) -> Claim:
 def read_end(text: str) -> End:
     """The end that `End.text` wrote."""
     raw = json.loads(text)
-    # Names of metrics and of commits are the same in thousands of ends: each is kept once.
+    # Thousands of ends hold the same names of metrics and commits: each is kept once in memory.
     metrics = {sys.intern(name): value for name, value in raw.pop("metrics").items()}
     made_by = {sys.intern(tag): sys.intern(value) for tag, value in raw.pop("made_by").items()}
     return End(**raw, metrics=metrics, made_by=made_by)
@@ -203,11 +203,11 @@ def read_end(text: str) -> End:
 def replay(
     fingerprint: str, entries: Mapping[str, str], deleted: Collection[str] = ()
 ) -> Trial | None:
-    """What a trial's entries come to; `None` if it was never attempted.
+    """The trial that its entries describe; `None` if it was never attempted.
 
     Args:
         entries: of the ledger, by key; at least those of the trial.
-        deleted: runs that were deleted in MLflow; attempts in them count as never made.
+        deleted: runs that were deleted in MLflow; attempts in them are ignored.
     """
     claims = claims_of(fingerprint, entries)
     kept = [(number, claim) for number, claim in claims if claim.run_id not in deleted]
@@ -250,7 +250,7 @@ def proposed_points(entries: Mapping[str, str]) -> list[Point]:
 
 
 def stop_reasons(entries: Mapping[str, str]) -> dict[str, str]:
-    """Why a sweeper's trials are to stop, by its token."""
+    """Why trials are to stop, by the token of their sweeper."""
     return {k.removeprefix(STOP): text for k, text in entries.items() if k.startswith(STOP)}
 
 
@@ -258,18 +258,18 @@ class Action(IntEnum):
     """A trial's next step; of those that ask for an attempt the lower number comes first."""
 
     RESUME = 1
-    """It was interrupted, or its process died after a new checkpoint: go on with it."""
+    """It was interrupted, or its process died after a new checkpoint: continue it."""
     START = 2
     """It was never attempted."""
     RETRY = 3
-    """It failed, or its process died with nothing to show for it: last, so that a trial that kills
-    its workers holds up no other.
+    """It failed, or its process died without a new checkpoint. It comes last, so that a trial that
+    kills its workers does not hold up the others.
     """
     WAIT = 4
-    """Another process is at it."""
+    """Another process trains it."""
     DONE = 5
     GIVE_UP = 6
-    """It failed as often as it may within this command."""
+    """It failed as often as this command allows."""
 
 
 TO_DO = frozenset({Action.RESUME, Action.START, Action.RETRY})
@@ -280,7 +280,7 @@ def next_action(trial: Trial | None, *, gone: bool, by: str, retries: int) -> Ac
 
     Args:
         trial: `None` for one that was never attempted.
-        gone: whether the owner of its last attempt is gone; counts only while that has no end.
+        gone: whether the owner of its last attempt is gone; ignored once that has ended.
         by: the command's sweeper; attempts of other commands do not count against it.
         retries: how many more attempts a failed trial gets within the command.
     """
@@ -302,7 +302,7 @@ def next_action(trial: Trial | None, *, gone: bool, by: str, retries: int) -> Ac
 def actions_of(
     trials: Mapping[str, Trial], wanted: Sequence[Planned], by: str, retries: int
 ) -> dict[str, Action]:
-    """The next step of every wanted trial, by fingerprint; attempts without an end run.
+    """The next step of every wanted trial, by fingerprint; an attempt without an end is running.
 
     Args:
         trials: by fingerprint, those that were attempted.
@@ -317,10 +317,10 @@ def actions_of(
 
 
 def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
-    """How many last attempts in a row ended with a dead process and brought no checkpoint.
+    """How many of the last attempts, in a row, died without writing a new checkpoint.
 
     Args:
-        attempts: in order; one with no end counts as dead.
+        attempts: in order; one without an end counts as dead.
         step: of the newest checkpoint, -1 for none.
     """
     count = 0
@@ -336,13 +336,13 @@ def attempt_order(
     action: Callable[[str], Action],
     offset: int = 0,
 ) -> list[tuple[str, Action]]:
-    """The trials that ask for an attempt, in the order in which to try them.
+    """The trials that need an attempt, in the order in which to try them.
 
     Args:
         wanted: fingerprints, in the sweep's order.
         action: of a fingerprint.
-        offset: never-attempted trials are taken from this one on, round and round, so that workers
-            that begin together do not all reach for the same.
+        offset: how far to rotate the trials that were never attempted, so that workers that begin
+            together do not all try to claim the same one.
     """
     found: dict[Action, list[str]] = {Action.RESUME: [], Action.START: [], Action.RETRY: []}
     for fingerprint in wanted:

@@ -1,4 +1,4 @@
-"""What came of a sweep: its configurations by objective, with statistics over seeds.
+"""A sweep's results: its configurations ranked by the objective, with statistics over seeds.
 
 Pure functions over plain records: nothing here reads the ledger, a file or a clock.
 """
@@ -41,7 +41,7 @@ class TrialRecord:
 
     @property
     def counts(self) -> bool:
-        """Whether it takes part in the ranking: finished, with a finite objective."""
+        """Whether it is ranked: it has finished, with a finite objective."""
         finite = self.objective is not None and math.isfinite(self.objective)
         return self.state == FINISHED and finite
 
@@ -55,7 +55,7 @@ class Row:
     values: tuple[str, ...]
     """One for each of `Results.axes`."""
     finished: tuple[TrialRecord, ...]
-    """The trials that the mean is of, at least one."""
+    """The trials whose mean is taken, at least one."""
     trials: int
     """How many trials there are, finished or not."""
     mean: float
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep's configurations, ranked, and the trials that take no part in that."""
+    """A sweep's configurations, ranked, and the trials that are not ranked."""
 
     objective: str
     """The metric's name."""
@@ -84,7 +84,7 @@ class Results:
 
     @property
     def on_test_set(self) -> bool:
-        """Whether it is the test set that ranks, so that nothing must be chosen by it."""
+        """Whether the objective is of the test set, so that it must not be used to choose."""
         return self.objective.startswith("test/")
 
 

@@ -1,6 +1,6 @@
-"""One attempt at a trial: its heartbeat, stop requests and time limit while it runs, and its end.
+"""One attempt at a trial: heartbeat, stop requests and time limit while it trains, then its end.
 
-It tells the training when to stop and never touches what the training records.
+It tells the training when to stop, and changes nothing that the training records.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 BEAT_S = 3.0
 ASK_S = 1.0
-"""How often it is looked whether the trial is to stop."""
+"""How often the ledger is asked whether the trial is to stop."""
 GRACE_S = 20.0
-"""How long a trial past its time limit has for its checkpoint, before it is ended by force."""
+"""How long a trial may go on past its time limit, to write a checkpoint, before it is killed."""
 HUNG_EXIT_CODE = 1
 MAX_CHARACTERS = 1_000_000
 """The beginning of a longer transcript is dropped."""
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class ClaimLost(Exception):
-    """The trial is another process's, since this one was silent for too long; or it was deleted."""
+    """Another process has taken the trial, as this one was silent too long; or it was deleted."""
 
 
 class TimedOut(BaseException):
-    """Raised in a training that is past its time limit and does not come back.
+    """Raised inside a training that is past its time limit and did not stop.
 
-    No `Exception`, so that a user's own code does not swallow it.
+    It is no `Exception`, so that a user's own code does not catch it by accident.
     """
 
 
@@ -53,16 +53,16 @@ class Train(Protocol):
     """Trains one trial in its run."""
 
     def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
-        """Train, and say how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
+        """Train; returns how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
 
         Args:
-            watch: the training's hooks; `watch.epochs` is to be set.
+            watch: the training's hooks; the function sets `watch.epochs`.
             resume: whether there is a checkpoint to go on from.
         """
 
 
 def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch: Watch) -> None:
-    """Make one attempt at a claimed trial and record how it ended; its failure is never raised."""
+    """Train a claimed trial once and record how that ended; a failure is recorded, not raised."""
     error = ""
     transcript = Transcript()
     try:
@@ -90,7 +90,7 @@ def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch:
 def _keep_evidence(
     ledger: Ledger, planned: Planned, trial: Trial, error: str, transcript: str
 ) -> None:
-    """The full traceback and the log of a failed attempt, as artifacts of its run."""
+    """Record the full traceback and the log of a failed attempt as artifacts of its run."""
     folder = f"failures/attempt-{trial.number}"
     about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
     try:
@@ -101,7 +101,7 @@ def _keep_evidence(
 
 
 def _free_memory() -> None:
-    """Let go of what a failed training held, before the next one begins."""
+    """Free the memory of a failed training before the next one begins."""
     torch = sys.modules.get("torch")
     if torch is not None:
         gc.collect()
@@ -116,9 +116,9 @@ class Watch:
         ledger: of the sweep.
         trial: as `Ledger.claim` returned it.
         by: the sweeper's token.
-        stop: set where this process is asked to stop.
+        stop: set when this process is asked to stop.
         timeout_s: time limit of the attempt, or `None`.
-        prune: says after an epoch, from its number and metrics, whether to give the trial up.
+        prune: decides after an epoch, from its number and metrics, whether to give the trial up.
         beat_s, grace_s: see `BEAT_S`, `GRACE_S`.
     """
 
@@ -138,7 +138,7 @@ class Watch:
         self._trial = trial
         self._by = by
         self.epochs: int | None = None
-        """How many the trial is to have; the training says."""
+        """How many the trial has; set by the training."""
         self.stop = stop
         self.timeout_s = timeout_s
         self._prune = prune
@@ -202,7 +202,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._beating.join()  # its last word must not come after the attempt's end
+        self._beating.join()  # no heartbeat may be written after the attempt's end
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._alarm_before is not None:
@@ -210,7 +210,7 @@ class Watch:
             signal.signal(signal.SIGALRM, self._alarm_before)  # type: ignore[arg-type]
 
     def _beat(self) -> None:
-        """Beat, and look for a request to stop; at first whoever took the trial has just looked."""
+        """Change the heartbeat every `beat_s`, and ask about `ASK_S` apart whether to stop."""
         silent = False
         asks = max(1, round(self._beat_s / ASK_S))  # a heartbeat
         for count in itertools.count(1):
@@ -232,7 +232,7 @@ class Watch:
             raise TimedOut
 
     def _end_process(self) -> None:
-        """The training hangs where Python cannot reach it, so its process has to go."""
+        """End this process: the training hangs where no Python exception can reach it."""
         if self._over.is_set():
             return
         text = timeout_text(self.timeout_s) + "; it hung, so its process was ended"
@@ -244,12 +244,12 @@ class Watch:
 
 
 def timeout_text(timeout_s: float | None) -> str:
-    """What is recorded as the error of a trial that took too long."""
+    """The recorded error of a trial that took too long."""
     return f"took longer than sweep.trial_timeout_s={timeout_s:g}"
 
 
 class Transcript:
-    """While it is open, what this thread prints and logs is shown as before and kept as text."""
+    """A context that keeps a copy of all that this thread prints and logs."""
 
     def __init__(self) -> None:
         self._kept: list[str] = []
@@ -264,7 +264,7 @@ class Transcript:
         return "".join(self._kept)
 
     def keep(self, text: str) -> None:
-        """Add `text`, if the thread is the one that is listened to."""
+        """Add `text`, if this thread is the one that opened the context."""
         if threading.get_ident() != self._thread or not text:
             return
         self._kept.append(text)
@@ -280,7 +280,7 @@ class Transcript:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Where somebody else has replaced them since, they are his.
+        # A stream that other code has replaced meanwhile is left alone.
         if sys.stdout is self._own[0]:
             sys.stdout = self._before[0]
         if sys.stderr is self._own[1]:
@@ -289,7 +289,7 @@ class Transcript:
 
 
 class _Tee:
-    """Shows what is written as before, where there is a before, and keeps it too."""
+    """A stream that keeps a copy of what is written to another one, if there is another one."""
 
     def __init__(self, shown: TextIO | None, transcript: Transcript) -> None:
         self._shown = shown

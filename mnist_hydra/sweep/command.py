@@ -1,6 +1,6 @@
-"""A sweep's command: its line read and checked, which sweep it belongs to, that found or begun.
+"""A sweep's command line: read and checked, and its sweep in MLflow found or begun.
 
-It knows no ledger and no launcher.
+It does not read the ledger and starts no worker.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PART = 4_000
 
 @dataclass(frozen=True)
 class Job:
-    """What Hydra gives to a sweeper."""
+    """What Hydra gives a sweeper."""
 
     kind: str
     """`grid` or `search`."""
@@ -55,14 +55,14 @@ class Command:
     job: Job
     arguments: Arguments
     trials: Trials
-    """All of a grid's; of a search the corners, which stand for what it may propose."""
+    """All trials of a grid; of a search those at the ends of its axes, which are checked."""
     config: Config
-    """Of one trial; says where the store is, and all of `sweep.*`."""
+    """The first trial's. Where the store is and `sweep.*` are the same for all."""
     objective: str
     base: Mapping[str, str]
     identity: str
     place: Sequence[str]
-    """Overrides that tell a worker where the sweep is kept, where it would not know by itself."""
+    """Overrides that tell a worker where the sweep is recorded, where its own would differ."""
 
     @property
     def settings(self) -> SweepConfig:
@@ -76,7 +76,7 @@ class Command:
 
     @property
     def total(self) -> int:
-        """How many trials there are to be; of a search at most as many as its axes allow."""
+        """How many trials there will be; for a search no more than its axes have points."""
         if not self.is_search:
             return len(self.trials.planned)
         finite = all(axis.values for axis in self.arguments.axes)
@@ -84,12 +84,12 @@ class Command:
         return min(most, self.arguments.count()) if finite else most
 
     def plan(self) -> Plan:
-        """What its workers are to read."""
+        """The plan for its workers."""
         trials = () if self.is_search else tuple(self.trials.planned.values())
         return Plan(self.job.kind, self.arguments, trials)
 
     def worker_overrides(self, parent: str, by: str, worker: int) -> list[str]:
-        """What a launcher is to start a worker with.
+        """The overrides that make this command a worker of the sweep.
 
         Args:
             parent: the sweep's MLflow run.
@@ -109,12 +109,12 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     """Read and check a sweep's command line.
 
     Raises:
-        UserError: for anything that needs neither torch nor the store to be found out.
+        UserError: for anything wrong that shows without torch and without the store.
     """
     HydraConfig.instance().set_config(job.config)
     loader = job.context.config_loader
     assert isinstance(loader, ConfigLoaderImpl)
-    sweep_settings(job.config)  # so that no trial is named for what all have in common
+    sweep_settings(job.config)  # checked first: what is wrong for all trials names none of them
     folder = str(written(job.config, "output_dir"))
     refuse_moving_folder(folder, bool(job.config.hydra.job.chdir), multirun=True)
     composer = Composer.of_master(loader, job.config)
@@ -142,11 +142,11 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
 
 
 def objective_of(settings: SweepConfig, kind: str, trials: Trials) -> str:
-    """The metric by which trials are ranked: a search's own, a grid's by its hold-out.
+    """The metric that ranks trials: `sweep.objective` in a search; in a grid as it has a hold-out.
 
     Raises:
-        UserError: `sweep.objective` is no metric of a trial, or of the test set; a search has no
-            hold-out.
+        UserError: `sweep.objective` is not a metric of a trial, or is of the test set; or a search
+            has no hold-out.
     """
     chosen = settings.objective
     if chosen.startswith("test/"):
@@ -176,14 +176,14 @@ def objective_of(settings: SweepConfig, kind: str, trials: Trials) -> str:
 
 
 def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:
-    """What a worker, which has no axes of its own, must be told of where the sweep is kept.
+    """The overrides by which a worker, which has no axes, finds where the sweep is recorded.
 
     Args:
         without_axes: as a worker composes it.
-        config: of a trial, resolved by the sweeper.
+        config: a trial's, as the sweeper resolved it.
     """
     told = []
-    if "${" in str(written(config.composed, "output_dir")):  # such as the time, another one there
+    if "${" in str(written(config.composed, "output_dir")):  # such as the time, which differs there
         told.append(f"++output_dir={override_value(config.output_dir)}")
     for key in PLACE:
         here, there = written(config.composed, key), written(without_axes, key)
@@ -193,7 +193,7 @@ def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:
 
 
 def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
-    """The command's sweep in MLflow; `None` if it has not been begun, or is to be begun anew.
+    """The command's sweep in MLflow; `None` if it was not begun, or `sweep.fresh` begins it anew.
 
     Raises:
         UserError: an earlier version began it, or the sweep's name is taken by a sweep with another
@@ -208,7 +208,7 @@ def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
 
 
 def begin_sweep(command: Command, tracker: Tracker) -> Parent:
-    """The command's sweep in MLflow, begun now if it was not.
+    """The command's sweep in MLflow; it is begun if it was not.
 
     Raises:
         UserError: as `find_sweep`.
@@ -233,16 +233,16 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
 
 
 def write_plan(command: Command, tracker: Tracker, parent: Parent, by: str) -> None:
-    """Put the plan where the command's workers find it.
+    """Record the plan on the parent run, for the command's workers.
 
     Args:
-        by: the command's sweeper.
+        by: the token of the command's sweeper.
     """
     tracker.log_text(parent.run_id, command.plan().text(), plan_file(by))
 
 
 def _check_base(command: Command, parent: Parent) -> None:
-    """Without a name the base is part of the identity, so there is nothing to check."""
+    """Check a named sweep's base; without a name the base is part of the identity already."""
     if command.settings.name is None:
         return
     swept = _axes(parent).keys() | {axis.key for axis in command.arguments.axes}

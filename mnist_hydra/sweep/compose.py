@@ -41,7 +41,7 @@ class Composer:
         loader: Hydra's configuration loader; it knows the search path, `--config-dir` included.
         config_name: the root configuration's name.
         hydra_overrides: the overrides of Hydra's own settings, `hydra.searchpath` among them.
-        resolved: a configuration whose resolver results (`now:`) count for every trial.
+        resolved: a configuration whose resolved values (such as `now:`) all trials share.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Composer:
 
     @classmethod
     def of_master(cls, loader: ConfigLoaderImpl, master: DictConfig) -> Composer:
-        """The composer of a sweeper, from the configuration that Hydra gave it."""
+        """A sweeper's composer, from the configuration that Hydra gave it."""
         hydra_overrides = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
         name = master.hydra.job.config_name
         return cls(loader, name, cast(list[str], hydra_overrides), resolved=master)
 
     @classmethod
     def here(cls) -> Composer:
-        """The composer of a job that Hydra is running, in whichever process a launcher put it."""
+        """The composer of the job that Hydra runs in this process."""
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
         return cls.of_master(loader, cast(DictConfig, HydraConfig.instance().cfg))
@@ -98,7 +98,7 @@ class Composer:
         return cfg
 
     def base(self, overrides: Sequence[str]) -> DictConfig:
-        """What all trials have in common: a group that only an axis chooses may be missing.
+        """What all trials share; a group that only an axis chooses may be missing.
 
         Raises:
             UserError: with Hydra's message, where Hydra would refuse the overrides.
@@ -156,30 +156,30 @@ def _axes_of(cfg: DictConfig) -> dict[str, Any]:
 
 @dataclass
 class Trials:
-    """The trials of a sweep and what was found out about them all."""
+    """The trials of a sweep, and what is known of them before any is trained."""
 
     planned: dict[str, Planned] = field(default_factory=dict)
     """By fingerprint, in the sweep's order."""
     kinds: dict[str, str] = field(default_factory=dict)
-    """By fingerprint, what there is to check about it with torch, see `torch_tasks.kind_of`."""
+    """By fingerprint, which trials need the same check with torch, see `torch_tasks.kind_of`."""
     repeated: list[tuple[str, str]] = field(default_factory=list)
-    """Names of points that are the same trial as another, and of that other."""
+    """Name of each point that is the same trial as an earlier one, and that one's name."""
     as_model2: dict[str, str] = field(default_factory=dict)
-    """Names of trials of model3, by the fingerprint that they had under model2's name."""
+    """Names of trials of model3, by the fingerprint that model2 would have."""
     samples: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Per kind the name and the resolved configuration of one trial."""
+    """By kind, the name and the resolved configuration of one trial."""
     holdout: bool = True
-    """Whether every trial holds out training images as `val`."""
+    """Whether every trial has a hold-out (`val`)."""
     epochs: int = 0
     """The most that a trial has."""
 
     @property
     def first(self) -> tuple[str, ...]:
-        """A point that has been checked."""
+        """The first point."""
         return next(iter(self.planned.values())).overrides
 
     def same_as_others(self) -> str | None:
-        """One line where points come to the same training as others."""
+        """A line that says which points would train the same; `None` if none do."""
         told = self.repeated + [
             (name, self.planned[twin].name)
             for twin, name in self.as_model2.items()
@@ -193,7 +193,7 @@ class Trials:
         return f"{count} of {points} points {are}, such as {one} and {other}"
 
     def add(self, point: Sequence[str], config: Config) -> None:
-        """Take in a trial."""
+        """Add the trial at a point, unless another point is the same trial."""
         key, kind = fingerprint(config), kind_of(config)
         planned = Planned(key, tuple(point), title(point), config.epochs)
         twin = self.planned.setdefault(key, planned)
@@ -216,7 +216,7 @@ def check_points(
     """Compose and range-check every trial.
 
     Raises:
-        UserError: naming the trial, also where it would be kept elsewhere than the first.
+        UserError: naming the trial that is wrong, or that would be recorded in another place.
     """
     trials = Trials()
     first: Config | None = None
@@ -243,7 +243,10 @@ def check_points(
 
 
 def corners(arguments: Arguments) -> list[tuple[str, ...]]:
-    """Points of a search that stand for all: each value or end of an axis once, others at first."""
+    """Points that are checked before a search: each value or end of each axis once.
+
+    The other axes are at their first value.
+    """
     ends = [_ends(axis) for axis in arguments.axes]
     first = tuple(values[0] for values in ends)
     found = [first]

@@ -1,4 +1,4 @@
-"""The end of a sweep: its table, on the terminal and on the parent run, and its best trials."""
+"""The end of a sweep: its results are printed and recorded, and its best trials completed."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from mnist_hydra.report.make import Report
 
 COMPLETE = "complete/"
-"""`complete/<run>/<n>`: the n-th process that completes a trial, an `Owner`."""
+"""`complete/<run>/<n>`: the n-th process that set out to complete a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
 BEST_TAG = "best"
 SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
-"""Of the report, in the sweep's description."""
+"""Pictures of the report that the sweep's description shows."""
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
@@ -57,7 +57,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
 
 
 def print_results(found: Results) -> None:
-    """The table, and the best configuration as a command line, to stdout."""
+    """Print the table, and the best configuration as a command line."""
     console = Console()
     if found.rows and console.is_terminal:
         console.print(results.table(found))
@@ -73,7 +73,7 @@ def record_results(
     actions: Mapping[str, Action],
     interrupted: bool,
 ) -> None:
-    """Put the results on the parent run and close it, unless others go on with the sweep."""
+    """Record the results on the parent run; close it unless others still train its trials."""
     tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
     best = results.best_command(found, config_words(HydraConfig.get()))
     if best is not None:
@@ -84,7 +84,7 @@ def record_results(
         return
     failed = any(action is not Action.DONE for action in actions.values())
     status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
-    if tracker.client.get_run(parent.run_id).info.status != status:  # else it keeps its end
+    if tracker.client.get_run(parent.run_id).info.status != status:  # else keep its end time
         tracker.end(parent.run_id, status)
 
 
@@ -94,10 +94,10 @@ def describe(
     found: Results,
     report: Report | None,
 ) -> None:
-    """Say on the parent run what was asked, what came out and how to ask again.
+    """Describe on the parent run what was asked, what came out, and how to repeat it.
 
     Args:
-        report: of the sweep, whose first sentence is the answer and whose pictures are shown.
+        report: the sweep's; its first sentence is the answer, and its pictures are shown.
     """
     told = results.answer(found)
     pictures = []
@@ -120,7 +120,7 @@ def describe(
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:
-    """Give the best trials their pictures and the exported model, each of them once.
+    """Record pictures and exported model of the best trials, each trial's once.
 
     Args:
         ledger: as it was read a moment ago.
@@ -150,10 +150,10 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
 
 
 def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> Report | None:
-    """Make the sweep's report and say where it is; without one the results stand all the same.
+    """Make the sweep's report and print where it is; a failure is printed, not raised.
 
     Args:
-        anew: whether there is anything new to report; if not it is only made where there is none.
+        anew: make it even if the sweep has one.
     """
     try:
         if not anew and tracker.client.list_artifacts(parent.run_id, REPORT):
@@ -171,10 +171,10 @@ def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) ->
 
 
 def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
-    """Whether it is for this process to complete a trial: nobody has, and nobody alive is at it.
+    """Whether this process is to complete a trial: none has, and no living process does.
 
-    A process of this machine that is at it is left alone; one of another machine is waited for,
-    since only its silence tells that it is gone.
+    If a process of this machine does, the answer is no at once. For one of another machine this
+    waits until it has finished or its silence shows that it is gone.
     """
     if ledger.entries(COMPLETED + run_id):
         return False

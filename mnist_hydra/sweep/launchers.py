@@ -1,7 +1,7 @@
-"""Starts a sweep's workers and watches them; it never knows of trials.
+"""Starts a sweep's workers and watches them; it knows nothing about trials.
 
-A worker is this very command with overrides of its own, so any engine that can run a command can
-run one, and one that dies costs nobody else anything. Foreign launchers are used as they are.
+A worker is the sweep's own command with more overrides, so any engine that runs commands can run
+workers, and one that dies does not disturb the others. Other projects' launchers work as they are.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Ended:
     """How a worker's command ended."""
 
     code: int | None
-    """Its exit code, negative for a signal; `None` where its machine is gone. 0: nothing was left
-    for it to do.
+    """Its exit code, negative for a signal; `None` if its machine is gone. 0 means that no trial
+    was left for it.
     """
     last_line: str = ""
-    """The last thing that it said."""
+    """The last line that it printed."""
 
     def __str__(self) -> str:
         if self.code is None:
@@ -54,30 +54,30 @@ class Ended:
 
 
 class CommandLauncher(Launcher):
-    """Runs a command for each list of overrides, side by side, until each has ended.
+    """Runs one command for each list of overrides, side by side, until all have ended.
 
     Args:
-        workers: how many there is room for; `None` lets the engine say.
-        restarts: how often, per worker and launch, one that died is started again.
+        workers: how many to run at most; `None` asks the engine.
+        restarts: how many dead workers are started again in a launch, per worker.
     """
 
     hydra_context: HydraContext
     task_function: TaskFunction
     config: DictConfig
     log_folder: str
-    """Where what the workers print is kept, as far as this machine sees it."""
+    """Where the output of workers on this machine is kept."""
     on_this_machine = False
-    """Whether the workers run on the sweeper's own machine, so that its devices are theirs."""
+    """Whether the workers run on the sweeper's machine and use its devices."""
 
     def __init__(self, workers: int | None, restarts: int) -> None:
         self.workers, self.restarts = workers, restarts
         self.stopping = threading.Event()
-        """Once it is set, no worker is started, and running ones are asked to stop."""
+        """Once it is set, no worker is started and running ones are asked to stop."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's own call, before anything else."""
+        """Called by Hydra before anything else."""
         self.hydra_context, self.task_function = hydra_context, task_function
         self.config = config
         self.log_folder = f"{config.output_dir}/workers"
@@ -86,7 +86,7 @@ class CommandLauncher(Launcher):
         """How many workers are to run side by side.
 
         Raises:
-            UserError: where the engine is not installed or cannot be reached.
+            UserError: the engine is not installed or cannot be reached.
         """
         room = self.room()
         return self.workers or room
@@ -94,10 +94,10 @@ class CommandLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run a command for each list of overrides, and return when the last has ended.
+        """Run a command for each list of overrides; returns when the last has ended.
 
-        A result's status is FAILED where the command's input was bad, or where it died more often
-        than `restarts` allows while no other found that nothing is left to do.
+        A result is FAILED if the command's input was bad, or if it died more often than
+        `restarts` allows and no other worker found that no trial is left.
         """
         self.slots()
         ends = self._watch(dict(enumerate(job_overrides, start=initial_job_idx)))
@@ -108,10 +108,10 @@ class CommandLauncher(Launcher):
         ]
 
     def _watch(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Ended]:
-        """Start the commands, and those that die once more; how each ended at last."""
+        """Start the commands, and dead ones again; returns how each ended in the end."""
         ends: dict[int, Ended] = {}
         restarts = self.restarts * len(jobs)
-        # A worker comes back when nothing is left for it, so none needs to begin after that.
+        # A worker ends with code 0 when no trial is left, so none needs to be started after that.
         over = False
         running: dict[int, Any] = {}
         try:
@@ -131,7 +131,7 @@ class CommandLauncher(Launcher):
                     print(f"worker {number} {told}: {end}", file=sys.stderr)
                     if again:
                         restarts -= 1
-                        with suppress(UserError):  # then it stays dead
+                        with suppress(UserError):  # then it is not started again
                             running |= self.start({number: jobs[number]})
                 if not over and (self.stopping.is_set() or any(e.code == 0 for e in ends.values())):
                     over = True
@@ -143,7 +143,7 @@ class CommandLauncher(Launcher):
         return ends
 
     def command(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-        """A worker's command: `python`'s arguments up to Hydra's own flags, and the overrides."""
+        """A worker's command: the arguments of `python` with Hydra's flags, then the overrides."""
         hydra = self.config.hydra
         words = ["-m", "mnist_hydra.train", *config_words(hydra)]
         replaced = ("hydra.mode=", "hydra.searchpath=")
@@ -160,20 +160,20 @@ class CommandLauncher(Launcher):
 
     @abstractmethod
     def ended(self, number: int, handle: Any) -> Ended | None:
-        """How a worker ended; `None` while it waits or runs."""
+        """How a worker ended; `None` while it is queued or running."""
 
     def drop_waiting(self, running: Collection[Any]) -> None:
-        """Take those that have not begun out of the engine's queue, where it has one."""
+        """Remove workers that have not begun from the engine's queue, if it has one."""
 
     def ask_to_stop(self, running: Collection[Any]) -> None:
-        """Ask for a checkpoint and the end, where the engine can; the ledger asks as well."""
+        """Ask workers to write a checkpoint and end, if the engine can; the ledger asks too."""
 
     def close(self, running: Collection[Any]) -> None:
-        """Let the engine go; what still runs, after an exception, is ended at once."""
+        """Release the engine; workers that still run, after an exception, are killed."""
 
 
 def _returned(overrides: Sequence[str], end: Ended, over: bool) -> JobReturn:
-    """An ended command as Hydra wants it."""
+    """How a command ended, as Hydra's launchers return it."""
     returned = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
     if end.code == BAD_INPUT:
         returned.status = JobStatus.FAILED
@@ -190,17 +190,16 @@ def start_process(
     environment: Mapping[str, str],
     folder: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a worker on this machine; whoever started it holds its standard input.
+    """Start a worker on this machine, with a pipe as its standard input.
 
-    It has a session of its own, so a terminal's Ctrl-C does not reach it, and it writes a
-    checkpoint and ends as soon as its standard input does: when it is closed, and when the process
-    that started it is gone.
+    It has its own session, so that a terminal's Ctrl-C does not reach it. It writes a checkpoint
+    and ends once its standard input is closed, which also happens when this process dies.
 
     Args:
         arguments: `python`'s.
-        output: where all that it prints goes.
-        environment: is added to this process's.
-        folder: where it runs; one that is not on this machine counts as this process's own.
+        output: where it prints to.
+        environment: variables on top of this process's own.
+        folder: its working folder; this process's own if there is no such folder.
     """
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -214,7 +213,7 @@ def start_process(
 
 
 def followed(worker: subprocess.Popen[bytes]) -> Ended:
-    """Pass on what a worker prints until it ends, on the machine where it runs.
+    """Print what a worker prints until it ends; returns how it ended.
 
     Args:
         worker: started with `output=subprocess.PIPE`.
@@ -228,7 +227,7 @@ def followed(worker: subprocess.Popen[bytes]) -> Ended:
 
 
 def last_line(text: str) -> str:
-    """What a command said last: its error, where there is one, else its last line with anything."""
+    """The last error in a command's output, else its last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1]
@@ -238,7 +237,7 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
     """The launcher that `hydra/launcher=` names.
 
     Raises:
-        UserError: its package is not installed; with the command that installs it.
+        UserError: its package is not installed; names the command that installs it.
     """
     try:
         return Plugins.instance().instantiate_launcher(context, task, config)
@@ -253,13 +252,13 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
 
 
 def in_process(launcher: Launcher) -> bool:
-    """Whether trials run in the sweeper's own process, one after another."""
+    """Whether trials are trained in the sweeper's own process, one after another."""
     # By name, since Hydra's scan for plugins makes its classes anew.
     return any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
 
 
 def on_this_machine(launcher: Launcher) -> bool:
-    """Whether trials run on this machine, so that its devices are theirs."""
+    """Whether trials are trained on this machine, with its devices."""
     if isinstance(launcher, CommandLauncher):
         return launcher.on_this_machine
     foreign = type(launcher).__name__ in ("JoblibLauncher", "LocalLauncher")
@@ -267,13 +266,13 @@ def on_this_machine(launcher: Launcher) -> bool:
 
 
 def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) -> None:
-    """Check that trials on other machines are not recorded in a file of this one.
+    """Check that trials on other machines would not be recorded in a file of this one.
 
     Args:
-        name: the launcher's, for people.
+        name: the launcher's, as typed.
         tracking_uri: `None` for the SQLite file below `output_dir`.
     Raises:
-        UserError: they would be; a network disk is no place for a SQLite file either.
+        UserError: they would be. A SQLite file on a network disk does not work either.
     """
     if on_this_machine(launcher) or store.read_address(tracking_uri, Path.cwd()).path is None:
         return
@@ -288,7 +287,7 @@ def slots(launcher: Launcher, settings: SweepConfig) -> int:
     """How many workers there is room for.
 
     Raises:
-        UserError: the launcher's own, such as a cluster that does not answer.
+        UserError: from the launcher, such as a cluster that does not answer.
     """
     if isinstance(launcher, CommandLauncher):
         return launcher.slots()

@@ -1,7 +1,7 @@
-"""Proposes a search's next point and says which trials to prune; it keeps nothing.
+"""Proposes a search's next point and decides which trials to prune; it stores nothing.
 
-Optuna's study is made anew in memory from what the ledger holds, and a proposal follows from that,
-the seed and the point's number alone.
+Optuna's study is rebuilt in memory from the ledger each time, so a proposal depends only on the
+ledger, the seed and the point's number.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 TRIES = 10
-"""Proposals that may be refused before the rest of the space is listed, or given up."""
+"""So many proposals may be refused before the remaining points are listed instead."""
 MAX_LISTED = 100_000
 
 log = logging.getLogger(__name__)
 
 Refused = Callable[[Mapping[str, Any]], bool]
-"""Whether a proposed point is one that there is already, or of no use."""
+"""Whether a proposed point is to be passed over, since there is such a trial or can be none."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One point of the search and what is known of it."""
+    """One point of the search, and how its trial does."""
 
     values: Mapping[str, Any]
     """By key."""
     state: str
     """`finished`, `pruned`, `failed`; any other counts as running."""
     objective: float | None = None
-    """For a finished one."""
+    """Of a finished trial."""
     history: Mapping[int, float] = field(default_factory=dict)
     """The objective's metric by epoch."""
 
@@ -72,10 +72,10 @@ def propose(
     seed: int,
     refused: Refused = lambda values: False,
 ) -> dict[str, Any] | None:
-    """The next point, by key; `None` when every point of a finite space is taken.
+    """The next point, by key; `None` when every point of finite axes is taken.
 
-    The same arguments give the same point. Points that run are avoided like bad ones, so that
-    several processes do not crowd where one looks already.
+    The same arguments give the same point. Running points count as bad ones, so that processes
+    do not all search near the same point.
 
     Args:
         axes: what is searched.
@@ -83,13 +83,13 @@ def propose(
         sampler: `tpe` or `random`.
         minimize: whether less is better.
         seed: of the search.
-        refused: asked for each candidate that is not in `results`.
+        refused: asked about each candidate that is not in `results`.
     """
     taken = {_point_key(result.values) for result in results}
     space = {axis.key: _distribution(axis) for axis in axes}
     past = [_past(result, space) for result in results if _fits(result.values, axes)]
     for attempt in range(TRIES):
-        # A sampler seeded anew for each point and try never repeats itself.
+        # Seeded anew for each point and try: a sampler with one seed would repeat itself.
         chosen = _sampler(sampler, _mixed(seed, len(results), attempt))
         study = _study(minimize, sampler=chosen)
         study.add_trials(past)
@@ -113,7 +113,7 @@ def is_to_prune(
     pruner: str,
     minimize: bool,
 ) -> bool:
-    """Whether a trial is to be given up after its last epoch.
+    """Whether to give a trial up after the last of its epochs so far.
 
     The median pruner waits for five finished trials; successive halving keeps the better quarter
     at epochs 1, 4, 16, ... (Optuna's `MedianPruner` and `SuccessiveHalvingPruner`).
@@ -154,12 +154,12 @@ def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> fl
 
 
 class SearchSource:
-    """The points that a search has proposed, and its next one.
+    """The trials of a search: those it has proposed, and the next one (a `worker.Source`).
 
     Args:
-        ledger: for the points, and the metrics of those that are done.
-        arguments: their axes are what is searched.
-        composer: for a point's fingerprint.
+        ledger: holds the points and the metrics.
+        arguments: of the sweep; their axes are searched.
+        composer: composes a point, for its fingerprint.
         settings: of the search.
         seed: of the search.
     """
@@ -230,7 +230,7 @@ class SearchSource:
         return give_up
 
     def _point(self, number: int, values: Mapping[str, Any]) -> Point | None:
-        """A proposal as a point; `None` if no trial can be made of it."""
+        """A proposal as a point; `None` if its configuration is refused."""
         overrides, chosen = [], {}
         for axis in self._arguments.axes:
             override = axis.override(values[axis.key])
@@ -266,7 +266,7 @@ class SearchSource:
         return Result(point.values, state, objective, history)
 
     def _history(self, trial: Trial) -> Mapping[int, float]:
-        """The objective by epoch; of a trial that does not run it is read once."""
+        """The objective by epoch; read only once for a trial that has ended."""
         key = trial.run_id, trial.number
         if key in self._histories:
             return self._histories[key]
@@ -308,7 +308,7 @@ def _pruner(name: str) -> BasePruner:
 def _past(
     result: Result, space: Mapping[str, BaseDistribution]
 ) -> optuna.trial.FrozenTrial:
-    """A point as Optuna knows it; what can tell nothing any more is failed."""
+    """A point as Optuna's trial; one that has ended without a value counts as failed."""
     from optuna.trial import TrialState, create_trial
 
     state, value = TrialState.RUNNING, None
@@ -351,7 +351,7 @@ def _readable(value: Any, axis: Axis) -> Any:
 
 
 def _replay(study: optuna.Study, result: Result) -> bool:
-    """Tell the study a trial's epochs as they came; whether it would have pruned the last."""
+    """Report a trial's epochs to the study in order; whether it would prune after the last."""
     from optuna.trial import TrialState
 
     trial = study.ask()

@@ -1,4 +1,4 @@
-"""Shows a sweep: what it begins with, how it goes on, and how it ended.
+"""Shows a sweep: what will be done, how it goes on, and how it ended.
 
 It shows what the ledger says and decides nothing.
 """
@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 
 
 def overview(actions: Mapping[str, Action], total: int) -> str:
-    """One line: how many trials there are and what becomes of them.
+    """One line: how many trials there are, and how many are to be run, continued or skipped.
 
     Args:
         actions: by fingerprint, of the trials that are known.
-        total: how many there are to be.
+        total: how many there will be.
     """
     count = Counter(actions.values())
     parts = [f"{count[action]} {WORDS[action]}" for action in WORDS if count[action]]
@@ -74,7 +74,7 @@ def outcome(actions: Mapping[str, Action]) -> str:
 
 
 def trial_line(title: str, action: Action, trial: Trial | None, objective: str) -> str:
-    """What is to be done with one trial, and why."""
+    """One line: what is to be done with a trial, and why."""
     return f"{WORDS[action]:<22}  {title}{_why(action, trial, objective)}"
 
 
@@ -95,12 +95,12 @@ def _why(action: Action, trial: Trial | None, objective: str) -> str:
 
 
 def other_origin(trials: Mapping[str, Trial], now: Mapping[str, str]) -> str | None:
-    """One warning where finished trials were made with other code or data than now.
+    """A warning, where finished trials were made with other code or data than now's.
 
     Args:
         trials: those whose results are used.
-        now: this program's own tags of commit, version and data; a tag that is missing here is
-            only compared between the trials.
+        now: this program's tags of commit, version and data; a tag that is missing here is only
+            compared among the trials.
     """
     told = []
     done = [trial for trial in trials.values() if trial.state in DONE]
@@ -126,19 +126,23 @@ class Shown:
     state: str
     """One of those in `trial.py`."""
     epochs: int
-    """How many it is to have."""
+    """How many it will have."""
     epoch: int = 0
-    """How many it has."""
+    """How many it has finished."""
     accuracy: float | None = None
-    """Of the last epoch, in 0..1: on the hold-out where there is one, else on the test set."""
+    """After the last epoch, 0 to 1: on the hold-out if there is one, else on the test set."""
     ends: tuple[str | None, ...] = ()
-    """How each of its attempts ended; `None` for one under way."""
+    """How each of its attempts ended; `None` for a running one."""
     error: str = ""
     """The last lines of a failure."""
 
 
 def shown_of(title: str, epochs: int, trial: Trial | None) -> Shown:
-    """What is shown of a trial, which the ledger may not know yet."""
+    """What is shown of a trial.
+
+    Args:
+        trial: `None` if it was never attempted.
+    """
     if trial is None:
         return Shown(title, WAITING, epochs)
     accuracy = trial.metrics.get("val/acc", trial.metrics.get("test/acc"))
@@ -148,9 +152,10 @@ def shown_of(title: str, epochs: int, trial: Trial | None) -> Shown:
 
 
 def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]:
-    """What happened between two looks at the ledger, a text each, failures with their last lines.
+    """The lines to print for what happened between two looks at the ledger.
 
-    A trial that began and ended between the looks is told by its end alone.
+    A failure comes with its last lines. Of a trial that began and ended in between only the end
+    is told.
 
     Args:
         before, after: trials by fingerprint.
@@ -169,7 +174,7 @@ def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]
 
 
 def time_left(epochs_done: int, elapsed_s: float, epochs_to_do: int) -> float | None:
-    """Seconds that the rest will take at the pace so far; `None` as long as there is none.
+    """Seconds until the end at the speed so far; `None` before any epoch is done.
 
     Args:
         epochs_done: by all trials together since the display began.
@@ -193,10 +198,10 @@ def duration(seconds: float) -> str:
 
 
 def counts(views: Sequence[Shown], total: int, left_s: float | None) -> str:
-    """One line of counts and the time left.
+    """One line: how many trials are done, running, failed and waiting, and the time left.
 
     Args:
-        total: how many trials there are to be, those that the ledger does not know yet included.
+        total: how many trials there will be, with those that nobody has begun.
     """
     done = sum(view.state in DONE for view in views)
     pruned = sum(view.state == PRUNED for view in views)
@@ -211,12 +216,12 @@ def counts(views: Sequence[Shown], total: int, left_s: float | None) -> str:
 
 
 class Display:
-    """A context manager that shows a sweep.
+    """Shows a sweep while the context is open: lines for events, and on a terminal a live table.
 
     Args:
-        console: where to; a terminal gets the live table.
+        console: where to print.
         total: how many trials there are to be.
-        epochs: of a trial that the ledger does not know yet.
+        epochs: of a trial that nobody has begun.
     """
 
     def __init__(self, console: Console, total: int, epochs: int) -> None:
@@ -236,7 +241,7 @@ class Display:
         self._live.stop()
 
     def message(self, text: str) -> None:
-        """Show a line that stays."""
+        """Print a line above the live table."""
         self._console.print(Text(text), soft_wrap=True)
 
     def update(self, views: Mapping[str, Shown], now_s: float) -> None:
@@ -300,17 +305,17 @@ def _end(view: Shown, number: int, end: str) -> str:
 
 
 class Follower:
-    """A thread that feeds the display from the ledger and passes a request to stop on to it.
+    """A thread that shows the ledger on the display, and writes a request to stop into the ledger.
 
-    A signal handler cannot talk to MLflow, which may be in the middle of something; this can.
+    A signal handler cannot do the latter, since it may interrupt MLflow in the middle of a call.
     It is a context manager.
 
     Args:
-        ledger: for this object alone.
-        display: what to feed.
-        shown: what to show of the ledger, trials by fingerprint.
+        ledger: used by this object alone.
+        display: where to show it.
+        shown: makes what is shown of the trials, by fingerprint.
         by: the sweeper's token.
-        stop: is set where the sweep was deleted in MLflow, so that nothing more is begun.
+        stop: is set if the sweep was deleted in MLflow, so that nothing more is begun.
     """
 
     def __init__(
@@ -341,7 +346,7 @@ class Follower:
         self.look()
 
     def stop_trials(self, reason: str) -> None:
-        """Ask all trials of this sweeper to write a checkpoint and end; a signal handler may."""
+        """Ask this sweeper's trials to write a checkpoint and end; safe in a signal handler."""
         self._stop_reason = reason
         self._wake.set()
 
@@ -352,7 +357,7 @@ class Follower:
             self.look(fresh=False)
 
     def look(self, fresh: bool = True) -> None:
-        """Look at the ledger now, pass on a request to stop, and show what there is.
+        """Pass on a request to stop, then read the ledger and show it.
 
         Args:
             fresh: see `Ledger.read`.

@@ -1,6 +1,6 @@
-"""Runs a sweep: finds its ledger, launches workers until nothing is left, shows what comes of it.
+"""Runs a sweep: launches workers until no trial is left to train, and shows the results.
 
-It may be killed at any moment: whoever gives the same command again goes on from the ledger.
+It may be killed at any moment: the same command goes on from the ledger.
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ from mnist_hydra.tracking import pages, provenance
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
 
 MAX_IDLE_LAUNCHES = 3
-"""So many launches in a row that changed nothing end the command."""
+"""The command ends after so many launches in a row that changed nothing."""
 SUCCESS, FAILURE = 0, 1
 OF_SIGNAL = 128
-"""Is added to a signal's number where that ended the command: 130 after Ctrl-C, 143 after SIGTERM.
-"""
+"""Added to a signal's number to give the exit code: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
@@ -82,7 +81,7 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
 
 
 def run_sweep(job: Job, arguments: Sequence[str]) -> int:
-    """Check a sweep's command line, then run it; returns the exit code.
+    """Check a sweep's command line, then run the sweep; returns the exit code.
 
     Raises:
         UserError: before any trial starts.
@@ -104,7 +103,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
         return SUCCESS
     room = launchers.slots(launcher, command.settings)
     _check_with_torch(command, launcher, view)
-    del view  # of many trials it is large, and the sweep reads its own
+    del view  # it may be large, and the sweep reads its own
     return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
 
 
@@ -136,12 +135,12 @@ class Sweep:
             launcher.log_folder = f"{command.config.output_dir}/workers/{self.parent.run_id}"
 
     def _work_here(self, cfg: DictConfig) -> None:
-        """What a launcher runs in this very process."""
+        """What Hydra's basic launcher runs, in this process."""
         assert self.follower is not None
         worker.work(cfg, self.stop, self.follower.look)
 
     def run(self) -> int:
-        """Run what is missing, wait for what others run, show the results."""
+        """Train what is missing, wait for what others train, show the results."""
         self._begin()
         display = Display(self.console, self.command.total, self.command.trials.epochs)
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -156,7 +155,7 @@ class Sweep:
         return self._end()
 
     def _begin(self) -> None:
-        """Say what is there."""
+        """Print which sweep it is and what will be done."""
         view = mark_dead(self.ledger, self.ledger.read(), self.observer)
         wanted = wanted_of(self.command, view)
         trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
@@ -178,7 +177,7 @@ class Sweep:
         ending.print_results(found)
         try:
             ending.record_results(self.tracker, self.parent, found, actions, interrupted)
-        except Exception as error:  # they are the ledger's: the same command records them again
+        except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
         report, anew = None, self.plan_is_written
         if not interrupted:
@@ -208,7 +207,7 @@ class Sweep:
             actions = self._actions(view)
             known = sum(action in TO_DO for action in actions.values())
             to_do = known + max(0, self.command.total - len(actions))
-            # A search that proposed nothing has tried every point of its axes.
+            # A search whose workers proposed nothing has tried every point of its axes.
             exhausted = bool(idle_launches) and not known and self.problem is None
             if to_do == 0 or exhausted or idle_launches == MAX_IDLE_LAUNCHES:
                 if Action.WAIT not in actions.values():
@@ -227,7 +226,7 @@ class Sweep:
         return mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
 
     def _launch(self, workers: int) -> str | None:
-        """Launch workers and wait for them; says what went wrong with one."""
+        """Launch workers and wait for them; returns what went wrong, if anything did."""
         if not self.plan_is_written:
             write_plan(self.command, self.tracker, self.parent, self.by)
             self.tracker.reopen(self.parent.run_id)
@@ -240,7 +239,7 @@ class Sweep:
             returned = self.launcher.launch(overrides, initial_job_idx=0)
         except UserError:
             raise
-        except Exception as error:  # whatever an engine raises; the ledger knows what is missing
+        except Exception as error:  # an engine may raise anything; the ledger knows what is missing
             return f"the launcher failed: {type(error).__name__}: {error}"
         for result in returned:
             if result.status is JobStatus.FAILED:
@@ -271,21 +270,21 @@ class Sweep:
 
 
 def _view(command: Command, parent_id: str) -> str:
-    """How MLflow's list shows the command's trials."""
+    """The view of MLflow's list of runs that shows the command's trials."""
     minimize = is_minimized(command.objective)
     axes = [axis.key for axis in command.arguments.axes]
     return pages.trials_view(parent_id, command.objective, minimize, axes)
 
 
 def wanted_of(command: Command, view: View) -> list[Planned]:
-    """The trials of a command that are known by now, in order."""
+    """The trials of a command that are known now, in order."""
     if command.is_search:
         return [point.planned for point in view.points]
     return list(command.trials.planned.values())
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
-    """Check what needs torch, of the trials that are still to be run."""
+    """Check with torch the trials that are still to be trained."""
     trials = command.trials
     kinds = set(trials.samples)
     if not command.is_search:
@@ -305,7 +304,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
 
 
 def _list(command: Command, view: View) -> None:
-    """What would be done with each trial, to stdout; nothing is written anywhere."""
+    """Print what would be done with each trial; nothing is written anywhere."""
     observer = Observer(time.monotonic)
     wanted = wanted_of(command, view)
     trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
@@ -327,14 +326,14 @@ def _list(command: Command, view: View) -> None:
 
 
 def _work_done(view: View) -> tuple[int, ...]:
-    """Changes whenever a worker has done anything worth launching it for."""
+    """Numbers that change whenever a worker has proposed, begun or ended anything."""
     trials = view.trials.values()
     ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
     return len(view.points), ended, sum(trial.number for trial in trials)
 
 
 def _existing_store(command: Command) -> Tracker | None:
-    """The store as it is; `None` if nothing is recorded there, and nothing is made to find out."""
+    """The store, if anything is recorded there; it is not made where it does not exist."""
     try:
         return Tracker(command.config, make=False)
     except NothingRecorded:
@@ -342,7 +341,7 @@ def _existing_store(command: Command) -> Tracker | None:
 
 
 def _leave_at_once(code: int) -> None:
-    """End this process and those that it started; the ledger stays as it is."""
+    """Kill this process and those that it started; nothing is written."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -1,7 +1,7 @@
-"""What a sweep needs torch for, beside training: to check its trials and to complete the best.
+"""What a sweep does with torch besides training: it checks its trials and completes the best ones.
 
-Done here, or in a short-lived process of its own: a sweeper whose trials run elsewhere never
-imports torch.
+A sweeper whose trials run in other processes does so in a short-lived process too, and never
+imports torch itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
 
 
 def check_trials(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> None:
-    """Build what each trial needs, to find out before any of them starts that one cannot.
+    """Build the parts of each trial, so that one that cannot be built is refused before any starts.
 
     Args:
         trials: composed and resolved configurations by the trials' names.
-        elsewhere: the trials run on other machines, so that this one's devices do not count.
+        elsewhere: the trials run on other machines, so this one's devices are not looked at.
     Raises:
         UserError: naming the trial.
     """
@@ -45,11 +45,11 @@ def check_trials(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> No
 
 
 def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
-    """Give finished trials what only the best ones get: pictures and the exported model.
+    """Record the pictures and the exported model of finished trials.
 
     Args:
-        raw: composed and resolved configuration of the sweep; says where MLflow, the data and the
-            device are.
+        raw: the sweep's configuration, composed and resolved; says where MLflow, the data and
+            the device are.
         run_ids: MLflow runs of the trials.
     """
     from mnist_hydra.build import prepare
@@ -75,7 +75,7 @@ JOBS = {"check_trials": check_trials, "complete": complete}
 
 
 def in_child(job: str, *arguments: Any) -> Any:
-    """Call one of `JOBS` in a process of its own.
+    """Run one of `JOBS` in a new process.
 
     Args:
         job: its name.
@@ -102,7 +102,10 @@ def in_child(job: str, *arguments: Any) -> Any:
 
 
 def kind_of(config: Config) -> str:
-    """What `check_trials` looks at; trials of one kind differ in numbers checked before."""
+    """What `check_trials` looks at, as text.
+
+    Trials of one kind differ only in numbers whose range is checked already.
+    """
     arguments = [
         [part.target, {k: v for k, v in part.arguments.items() if k not in CHECKED_NUMBERS}]
         for part in (config.model, config.optimizer, config.scheduler)

@@ -1,6 +1,6 @@
-"""A worker: takes one trial after the other from the ledger and trains it, until none is left.
+"""A worker: claims one trial after another in the ledger and trains it, until none is left.
 
-Any number of workers on any number of machines do so side by side; none of them matters.
+Any number of workers, on any number of machines, work side by side; any of them may die.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def work(
     stop: threading.Event | None = None,
     after_attempt: Callable[[], None] = lambda: None,
 ) -> None:
-    """Work on a sweep's trials, as the job of a launcher, until none is left that could be taken.
+    """Train a sweep's trials until none is left that this worker could claim.
 
     Args:
-        cfg: the job's configuration, with what the sweeper sets below `sweep`.
-        stop: set when the trials are to write a checkpoint and end.
+        cfg: the worker's configuration, with the `sweep.*` that the sweeper gave it.
+        stop: set when trials are to write a checkpoint and end.
         after_attempt: called when an attempt has ended.
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
@@ -79,7 +79,7 @@ def work(
 
     def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
         overrides = plan.arguments.overrides(planned.overrides)
-        in_place = f"++output_dir={override_value(config.output_dir)}"  # such as the time, once
+        in_place = f"++output_dir={override_value(config.output_dir)}"  # it may hold the time
         trial = settle(composer.compose([*overrides, in_place]))
         watch.epochs = trial.epochs
 
@@ -112,7 +112,7 @@ def work(
         fail_fast=settings.fail_fast,
         timeout_s=settings.trial_timeout_s,
     )
-    # In the sweeper's own process the signals are the sweeper's.
+    # In the sweeper's own process the sweeper handles signals.
     with nullcontext() if made_here(settings.by) else stopping_on_signals(stop):
         try:
             pull(ledger, source, train, rules, stop, after_attempt)
@@ -126,19 +126,21 @@ class Source(Protocol):
     """Where a sweep's trials come from."""
 
     def wanted(self, view: View) -> Sequence[Planned]:
-        """The trials that are known by now, in the sweep's order."""
+        """The trials that are known now, in the sweep's order."""
 
     def propose(self, view: View) -> bool:
-        """Enter one more trial into the ledger, or find that another process did; false if the
-        sweep has all its trials.
+        """Add one more trial to the ledger, unless another process just did.
+
+        Returns:
+            False if the sweep has all its trials.
         """
 
     def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
-        """What says after an epoch of the trial whether to give it up; `None`: never."""
+        """A function that decides after each epoch of a trial whether to give it up; or `None`."""
 
 
 class GridSource:
-    """The trials of a plan."""
+    """The trials of a grid, as planned."""
 
     def __init__(self, planned: Sequence[Planned]) -> None:
         self._planned = planned
@@ -160,7 +162,7 @@ class Rules:
     by: str
     """The token of the sweeper that it belongs to."""
     number: int = 0
-    """The worker's; workers that begin together have different ones."""
+    """The worker's number within its launch, from 0."""
     retries: int = 1
     fail_fast: bool = False
     timeout_s: float | None = None
@@ -176,13 +178,13 @@ def pull(
     stop: threading.Event,
     after_attempt: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take and train trials until there is none that could be taken now.
+    """Claim and train trials until there is none that could be claimed now.
 
-    It does not wait for trials that other processes are at. A trial's failure is recorded and never
+    It does not wait for trials that other processes train. A trial's failure is recorded, not
     raised.
 
     Args:
-        stop: set when the trials are to write a checkpoint and end.
+        stop: set when trials are to write a checkpoint and end.
         after_attempt: called when an attempt has ended.
     """
     observer = Observer(time.monotonic)
@@ -193,11 +195,11 @@ def pull(
         while not stop.is_set():
             take = partial(_take, ledger, source, rules, observer, owner, turn, fresh)
             taken = wait_for_store(take, stop)
-            if taken is _None.STOPPED or (taken is _None.LEFT and fresh):
+            if taken is _NoTrial.STOPPED or (taken is _NoTrial.LEFT and fresh):
                 return
-            fresh = taken is _None.LEFT  # before it leaves, it looks once more
-            turn = random.randrange(1_000_000) if taken is _None.GOT else rules.number
-            if isinstance(taken, _None):
+            fresh = taken is _NoTrial.LEFT  # look once more before leaving
+            turn = random.randrange(1_000_000) if taken is _NoTrial.LOOK_AGAIN else rules.number
+            if isinstance(taken, _NoTrial):
                 continue
             planned, trial = taken
             watch = Watch(
@@ -215,10 +217,10 @@ def pull(
 
 
 def mark_dead(ledger: Ledger, view: View, observer: Observer) -> View:
-    """Record the death of every owner that is gone, so that all processes know.
+    """Record the death of every owner that is gone, for all processes to see.
 
     Returns:
-        the view, with what that changed.
+        The view after that.
     """
     dead = [
         trial
@@ -233,7 +235,7 @@ def mark_dead(ledger: Ledger, view: View, observer: Observer) -> View:
 
 
 def finish_half_done(ledger: Ledger, observer: Observer) -> None:
-    """Close or delete the runs that dead processes left open; may be repeated by anyone."""
+    """Close or delete the runs that dead processes left open; any process may do so."""
     for run_id, owner, trial in ledger.half_done():
         if not observer.is_gone(owner):
             continue
@@ -243,15 +245,15 @@ def finish_half_done(ledger: Ledger, observer: Observer) -> None:
             ledger.close(run_id, trial.state, trial.error)
 
 
-class _None(Enum):
-    """Why no trial was taken."""
+class _NoTrial(Enum):
+    """Why no trial was claimed."""
 
-    GOT = 1
-    """None was got: another process was faster, or a search has proposed one more."""
+    LOOK_AGAIN = 1
+    """Another process was faster, or a search has just proposed one more."""
     LEFT = 2
-    """None is left that could be taken now."""
+    """None is left that could be claimed now."""
     STOPPED = 3
-    """None is to be taken any more."""
+    """No more are to be claimed."""
 
 
 def _take(
@@ -262,8 +264,8 @@ def _take(
     owner: Owner,
     turn: int,
     fresh: bool,
-) -> tuple[Planned, Trial] | _None:
-    """Claim a trial, the first that can be had.
+) -> tuple[Planned, Trial] | _NoTrial:
+    """Claim the first trial that can be claimed.
 
     Args:
         turn: see `attempt_order`.
@@ -271,26 +273,26 @@ def _take(
     """
     view = mark_dead(ledger, ledger.read(fresh), observer)
     if rules.by in view.stops:
-        return _None.STOPPED
+        return _NoTrial.STOPPED
     wanted = {planned.fingerprint: planned for planned in source.wanted(view)}
     actions = actions_of(view.trials, list(wanted.values()), rules.by, rules.retries)
     given_up = [key for key, action in actions.items() if action is Action.GIVE_UP]
     if rules.fail_fast and given_up:
         ledger.stop(rules.by, f"sweep.fail_fast: {wanted[given_up[0]].name}")
-        return _None.STOPPED
+        return _NoTrial.STOPPED
     first = next(iter(attempt_order(list(wanted), actions.__getitem__, turn)), None)
     if (first is None or first[1] is Action.RETRY) and source.propose(view):
-        return _None.GOT
+        return _NoTrial.LOOK_AGAIN
     if first is None:
-        return _None.LEFT
+        return _NoTrial.LEFT
     planned = wanted[first[0]]
     trial = view.trials.get(planned.fingerprint)
     claimed = ledger.claim(planned.fingerprint, planned.name, trial, owner, rules.by)
-    return _None.GOT if claimed is None else (planned, claimed)
+    return _NoTrial.LOOK_AGAIN if claimed is None else (planned, claimed)
 
 
 def _stop_at_end_of_stdin(stop: threading.Event) -> None:
-    """Whoever started this worker holds the other end: it was closed, or its process is gone."""
+    """Stop once the process that started this worker closes our standard input, or is gone."""
     while os.read(0, 1024):
         pass
     stop.set()
@@ -298,7 +300,7 @@ def _stop_at_end_of_stdin(stop: threading.Event) -> None:
 
 @contextmanager
 def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """In a worker's own process SIGTERM asks its trial to stop, and Ctrl-C unless it is ignored."""
+    """A context in which SIGTERM, and Ctrl-C unless it is ignored, ask the trial to stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
