@@ -1,6 +1,6 @@
-"""A training and its record in MLflow: a run of its own (`run_alone`), or a trial (`train_run`).
+"""A training and its record in MLflow: a single run (`run_alone`) or a sweep's trial (`train_run`).
 
-A sweep, or Ctrl-C, takes part through `Hooks`.
+A sweep or Ctrl-C can end a training through `Hooks`.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
 
 
 class Hooks(Protocol):
-    """How a sweep, or Ctrl-C, takes part in a training."""
+    """By which a sweep or Ctrl-C can end a training."""
 
     def should_stop(self) -> StopReason | None:
-        """Asked after every step: a reason to write a checkpoint and end at once, or `None`."""
+        """Called after every step: a reason to write a checkpoint and end now, or `None`."""
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        """Told of every epoch once it is recorded: a reason to end, or `None`."""
+        """Called after every epoch, once it is recorded: a reason to end, or `None`."""
 
 
 def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
-    """Train one run outside of any sweep, from a composed configuration to its summary.
+    """Train and record one run outside a sweep, and print its summary.
 
     Returns:
         The accuracy that the run is judged by: `val/acc`, or `test/acc_last` with no hold-out.
@@ -71,7 +71,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
         UserError: before anything is recorded.
         SystemExit: 1 for a training that fails, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    # The spool asks again by itself, and to ask twice for a run would make two.
+    # The spool repeats requests itself, and a repeated request for a new run would make two runs.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with StopOnSignal() as hooks:
         config = settle(cfg)
@@ -111,7 +111,7 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
 
 
 def _new_run(config: Config, overrides: list[str]) -> Begun:
-    """A run that MLflow does not have yet, and may get later."""
+    """A new run, which MLflow gets as soon as it can be reached."""
     output_dir = Path(config.output_dir).absolute()
     try:
         check_store(config)
@@ -124,7 +124,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
             f"{shell_command('sync', place_words(config.composed))} does that",
             file=sys.stderr,
         )
-    Thread(target=import_mlflow, daemon=True).start()  # the kernel is compiled beside it
+    Thread(target=import_mlflow, daemon=True).start()  # meanwhile the kernel is compiled
     about = About(
         uuid4().hex,
         config.tracking.experiment_name,
@@ -143,7 +143,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
 
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:
-    """Record pictures and model; the training is finished without them too."""
+    """Record pictures and model; if that fails the run is finished all the same."""
     print("drawing the pictures, exporting the model", file=sys.stderr)
     try:
         log_pictures_and_model(trainer, spool)
@@ -152,7 +152,7 @@ def _record_product(trainer: Trainer, spool: Spool) -> None:
 
 
 def _record_failure(spool: Spool) -> None:
-    """Record that a run has failed, as far as its disk and its store let that be done."""
+    """Record that a run has failed, as far as disk and store allow."""
     try:
         spool.log_text(traceback.format_exc(), "traceback.txt")
         spool.end("FAILED")
@@ -163,7 +163,7 @@ def _record_failure(spool: Spool) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line, with the place in a file of the user's own that raised it."""
+    """An error in one line; with file and line where the user's own code raised it."""
     if isinstance(error, NonFiniteLoss):
         return str(error)
     ours, at = Path(__file__).parent, ""
@@ -175,7 +175,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _say_what_is_left(config: Config, spool: Spool) -> None:
-    """Say what the store has not taken, and how it is delivered later."""
+    """Print how many records the store does not have yet, and the command that delivers them."""
     why = spool.away or "it answers slowly"
     print(
         f"{_count(spool.left, 'record')} of run {spool.run} not delivered to the tracking store "
@@ -187,7 +187,7 @@ def _say_what_is_left(config: Config, spool: Spool) -> None:
 
 @dataclass
 class Outcome:
-    """What became of a training."""
+    """How a training ended."""
 
     state: str
     """`finished`, `interrupted`, `pruned` or `timeout`."""
@@ -199,14 +199,14 @@ class Outcome:
 class Recording:
     """A training and the spool that it is recorded in.
 
-    A thread records the settings: what they need to know of git and of libraries takes a while,
-    and the first epoch need not wait for it.
+    A thread records the settings, since asking git and libraries takes a while: the first epoch
+    does not wait for it.
 
     Args:
         overrides: the command line's, recorded as a tag.
         resumed: whether the run has been begun before.
-        shared: whether another machine may have to go on with it: then training goes on behind a
-            checkpoint only once the store has that, or is away.
+        shared: whether another machine may have to continue the run. Then training waits after
+            each checkpoint until the store has it, or is away.
     """
 
     def __init__(
@@ -232,13 +232,13 @@ class Recording:
         thread.shutdown(wait=False)
 
     def spool(self) -> Spool:
-        """The spool, once the settings are written down; raises what MLflow refuses for good."""
+        """The spool, once the settings are in it; raises what MLflow has refused for good."""
         self._begun.result()
         self._spool.raise_if_refused()
         return self._spool
 
     def raise_if_failed(self) -> None:
-        """Raise what has gone wrong by now; waits for nothing."""
+        """Raise what has gone wrong so far, without waiting."""
         self._spool.raise_if_refused()
         if self._begun.done():
             self._begun.result()
@@ -247,10 +247,10 @@ class Recording:
 def train_run(
     recording: Recording, *, hooks: Hooks | None = None, label: str = "", quiet: bool = False
 ) -> Outcome:
-    """Train to the end and record it; to set the run's status is the caller's.
+    """Train to the end and record that; the caller sets the run's status.
 
     Args:
-        quiet: show no progress.
+        quiet: whether to show no progress.
 
     Raises:
         UserError, NonFiniteLoss: and whatever a user's own code raises.
@@ -277,7 +277,7 @@ def train_run(
 
 
 class _Recorder(Listener):
-    """Records a training, shows its progress and asks the hooks."""
+    """Records a training, shows its progress and calls the hooks."""
 
     def __init__(self, recording: Recording, bar: Progress, hooks: Hooks | None) -> None:
         self.recording, self.bar, self.hooks = recording, bar, hooks
@@ -301,16 +301,17 @@ class _Recorder(Listener):
 
 
 class StopOnSignal:
-    """As `Hooks`: the first Ctrl-C (or SIGTERM) ends a training at its next step, after a
-    checkpoint; the second leaves at once, and the first does before there is a run.
+    """Hooks by which Ctrl-C or SIGTERM ends a training at its next step, after a checkpoint.
+
+    A second one leaves at once; so does the first, before there is a run.
     """
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
         self.exit_code = 0
-        """What a shell expects of a process that such a signal ended."""
+        """128 + the signal's number, as a shell expects."""
         self.go_on: Callable[[], str] | None = None
-        """Gives the command that goes on with the run, once there is one."""
+        """Returns the command that goes on with the run, once there is a run."""
         self._before: dict[int, Any] = {}
 
     def should_stop(self) -> StopReason | None:
@@ -397,7 +398,7 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
 
 
 def config_text(config: Config) -> str:
-    """What a run is begun with, in YAML, without a password."""
+    """A run's configuration in YAML, without passwords."""
     return hide(OmegaConf.to_yaml(config.composed))
 
 

@@ -1,8 +1,8 @@
 """The training loop: epoch, step, checkpoint and metrics (`Trainer.train`).
 
-The data lie on the device as arrays, batches are gathered there, and within an epoch the host waits
-for no result. Everything random is a function of the seed and of the epoch or step, so that a run
-can go on from any step as if it had never stopped. Nothing here knows of MLflow, Hydra or files.
+The data are arrays on the device, where batches are gathered; within an epoch the host waits for no
+result. All randomness depends on the seed and the epoch or step alone, so that a run goes on from
+any step as if it had never stopped. This file knows nothing of MLflow, Hydra or files.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class NonFiniteLoss(Exception):
 
 
 class Listener:
-    """Takes part in a training; this one does nothing."""
+    """Is told how a training goes, and may end it; this base class does nothing."""
 
     def should_stop(self) -> StopReason | None:
-        """Asked after every step: a reason to write a checkpoint and end at once, or `None`."""
+        """Called after every step: a reason to write a checkpoint and end now, or `None`."""
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Given what `Trainer.state` returns, after every epoch and before an early end."""
+        """Called with `Trainer.state()` after every epoch and before an early end."""
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        """Told of every epoch (the first is 1), once it is saved: a reason to end, or `None`."""
+        """Called after every epoch (from 1), once it is saved: a reason to end, or `None`."""
         return None
 
 
@@ -64,8 +64,8 @@ class Listener:
 class Runnable:
     """A model as it is run: images float32 [B, 1, H, W] -> log-probabilities float32 [B, 10].
 
-    However that is, it computes what the plain PyTorch model computes; that model keeps the
-    parameters and is what checkpoints and exports are made of.
+    It computes what the plain PyTorch model computes, perhaps faster. That model keeps the
+    parameters, and checkpoints and exports are made from it.
     """
 
     train: Callable[[Tensor], Tensor]
@@ -73,12 +73,12 @@ class Runnable:
     evaluate: Callable[[Tensor], Tensor]
     """Without; takes any number of images, and expects the model in evaluation mode."""
     release: Callable[[], None] = lambda: None
-    """Lets go of what is only kept for the next step."""
+    """Frees memory that is only kept for the next step."""
 
 
 @dataclass
 class Position:
-    """Where a training is: what a checkpoint holds besides weights and random state."""
+    """How far a training is: what a checkpoint holds besides weights and random state."""
 
     epoch: int = 0
     """Epochs finished."""
@@ -196,7 +196,7 @@ class Trainer:
         return loss.detach(), log_probabilities.detach()
 
     def _measure_epoch(self, began: float) -> dict[str, float]:
-        """Evaluate, and record the current epoch as finished; returns its metrics by name."""
+        """Evaluate and finish the current epoch; returns its metrics by name."""
         position = self.position
         train_loss, train_accuracy = self._training_metrics()
         training_s = time.perf_counter() - began
@@ -280,8 +280,8 @@ class Trainer:
     def predict(self, split: str) -> tuple[Tensor, Tensor]:
         """Log-probabilities float32 [n, 10] and labels int64 [n] of `val` or `test`, in order.
 
-        Those of one split are kept until the next step: its accuracy after the last epoch, the
-        final metrics and the pictures all ask for the same.
+        They are kept until the next step, since the accuracy after the last epoch, the final
+        metrics and the pictures need the same ones.
         """
         chosen = self.dataset.test if split == "test" else self.dataset.val
         assert chosen is not None, split
@@ -297,7 +297,7 @@ class Trainer:
         return self._predicted[2], labels[index]
 
     def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint needs to go on exactly here; tensors on the CPU."""
+        """All that a checkpoint holds, to go on exactly here; tensors are on the CPU."""
         position = self.position
         state: dict[str, Any] = to_cpu(
             {
@@ -328,7 +328,7 @@ class Trainer:
         checkpoint.set_random_state(state["random"])
 
     def release(self) -> None:
-        """Let go of the memory that only training needs; whatever is used again comes back."""
+        """Free the memory that only training needs; it is allocated again on use."""
         self.ready.release()
         self.dataset.train.release()
 
@@ -364,7 +364,7 @@ def stable_seed(seed: int, purpose: str, number: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A state without functions and other objects, as `weights_only` loading insists."""
+    """A state without functions, which loading with `weights_only=True` would refuse."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items() if not callable(inner)}
     if isinstance(value, list | tuple):

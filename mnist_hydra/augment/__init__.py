@@ -1,7 +1,6 @@
-"""Random changes to batches of images: here stands what the trainer knows of them, no more.
+"""Random changes to batches of images. This file holds the two protocols that the trainer uses.
 
-`pipeline.py` makes one from a configuration. This file imports nothing, so that every other file of
-the package may import it.
+`pipeline.py` builds an augmentation from a configuration.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ class Augmentation(Protocol):
 
     @property
     def on_device(self) -> bool:
-        """Whether it works where the images are; if not, it is CPU work worth a thread."""
+        """Whether it runs on the images' device; if not, it is CPU work, done in a thread."""
 
     def plan(self, shape: Sequence[int], *, seed: int) -> Change:
-        """Draw the changes to a sequence of images that comes batch by batch.
+        """Draw the changes to a sequence of images, which come batch by batch.
 
         Args:
             shape: [N, C, H, W] of the whole sequence, such as an epoch's images.

@@ -1,7 +1,7 @@
 """Reads albumentations' geometric steps as plain ranges, without importing albumentations (2.5 s).
 
-It reads what is plainly right and has an exact batched form. Anything else it leaves to
-albumentations, which judges it and carries it out.
+It reads only steps that are certainly right and have an exact batched form. All others are left
+to albumentations, which refuses them or carries them out.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-# Each of these reads one value, or raises ValueError for what is not plainly right.
+# Each of these reads one value, or raises ValueError for one that is not certainly right.
 
 
 def _outside(args: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Augmentation through albumentations itself, one image after another, on the CPU.
 
-It imports albumentations (2.5 s) only when a pipeline needs it, and lets nothing into training
-that is not a pure function of the images and the seed.
+albumentations is imported (2.5 s) only when a pipeline needs it. A step whose result does not
+follow from the images and the seed alone is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PerImage(Augmentation):
         importlib.import_module("cv2").setNumThreads(0)
 
     def plan(self, shape: Sequence[int], *, seed: int) -> Change:
-        """As `Augmentation` says; what is drawn depends on how the sequence is cut, too.
+        """See `Augmentation`; here the changes also depend on how the sequence is cut into batches.
 
         Images on another device than the CPU are copied there and back, which waits for the device.
 

@@ -1,7 +1,7 @@
 """Builds an augmentation from a pipeline that is written in albumentations' terms.
 
-Where every step has an exact batched form it runs on the device (`warp.py`), otherwise through
-albumentations itself (`per_image.py`). Only the one that is needed is imported.
+If every step has an exact batched form, it runs on the device (`warp.py`), otherwise through
+albumentations itself (`per_image.py`). Only the file that is needed is imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Step:
 
     @property
     def batched(self) -> affine.Affine | None:
-        """Its batched form, where there is an exact one."""
+        """Its exact batched form; `None` if it has none."""
         return None if self.own else affine.read_step(self.name, self.given)
 
 
@@ -44,8 +44,8 @@ def build_augmentation(
 ) -> Augmentation | None:
     """Build what `aug` describes, or `None` where it has no steps.
 
-    Steps follow one another, each on what the one before has made. Only where all of them have an
-    exact batched form do they run on the device.
+    Each step changes what the one before has made. They run on the device only if all of them have
+    an exact batched form.
 
     Args:
         aug: an entry of the group `aug`: `name`, and `steps`, a list of mappings of one name to
@@ -121,7 +121,7 @@ def _finite(value: Any) -> bool:
 
 
 def _transform(step: Step) -> Any:
-    """Make albumentations' object for a step, and before it those that it holds."""
+    """Make albumentations' object for a step, after those of the steps inside it."""
     from mnist_hydra.augment import per_image
 
     if step.own:

@@ -1,8 +1,8 @@
 """Random affine steps on a whole batch of images at once, on the device the batch is on.
 
-It draws from a generator of its own on the CPU, so the parameters are equal on every device; it
-never waits for the device and never imports albumentations. The arithmetic on matrices is NumPy's,
-which takes a third of the time of as many small operations of PyTorch's.
+Parameters are drawn on the CPU from a generator of its own, so they are the same for every device.
+It never waits for the device and never imports albumentations. Matrices are computed with NumPy,
+which takes a third of the time that PyTorch takes for so many small operations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Warp(Augmentation):
         self.steps = tuple(steps)
 
     def plan(self, shape: Sequence[int], *, seed: int) -> Change:
-        """As `Augmentation` says; how the sequence is cut into batches changes nothing.
+        """See `Augmentation`; how the sequence is cut into batches makes no difference.
 
         All matrices are made at once: batch by batch NumPy's calls would cost more than the
         numbers do.

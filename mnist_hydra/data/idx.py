@@ -1,6 +1,6 @@
-"""The IDX files that MNIST-format data comes in: written, and checked before anything reads them.
+"""IDX files, the format of MNIST's data: written, unpacked, and checked before they are read.
 
-It never repairs a file and never touches the network.
+It never repairs a file and never uses the network.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write(path: Path, array: npt.NDArray[np.uint8]) -> None:
 
 
 def first_missing(raw: Path) -> str:
-    """The first of the four files that `raw` holds neither plain nor gzipped; empty if none."""
+    """The first of the four files that is missing in `raw`, plain and gzipped; empty if none."""
     for name in FILES:
         if not os.path.isfile(raw / name) and not os.path.isfile(raw / f"{name}.gz"):
             return name
@@ -90,17 +90,17 @@ def check_hash(path: Path, expected: str | None) -> str:
 
 
 def check_structure(path: Path) -> None:
-    """Be sure that an unpacked file is what its name says: header, length, labels from 0 to 9.
+    """Check that an unpacked file is what its name says: header, length, labels from 0 to 9.
 
     Raises:
-        UserError: it is not; the message names file and reason.
+        UserError: it is not; names the file and the reason.
     """
     if flaw := _flaw(path):
         raise UserError(f"{path} is damaged: {flaw}")
 
 
 def unpack(source: Path, target: Path) -> None:
-    """Unpack `source` (gzip) to `target`, which appears whole or not at all."""
+    """Unpack `source` (gzip) to `target`, completely or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:

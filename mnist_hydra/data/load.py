@@ -1,7 +1,7 @@
 """Loads MNIST-format data as memory-mapped arrays and splits it into train, val and test.
 
-It never hands out a file that was not checked, never copies the images, and the test set never
-enters a split that training can see.
+Every file is checked before it is used, images are never copied, and no test image is ever in the
+training or validation split.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of a pair of arrays that all processes of a machine share."""
+    """Some rows of images and labels, which all processes of a machine share."""
 
     images: npt.NDArray[np.uint8]
     """uint8 [M, 1, 28, 28], 0 to 255; read-only, mapped from the file."""
@@ -39,7 +39,7 @@ class Split:
         return len(self.index)
 
     def release(self) -> None:
-        """Give back the memory that the images are mapped to, until they are used again."""
+        """Free the memory of the mapped images; they are read again on use."""
         mapped: Any = self.images
         while isinstance(mapped, np.ndarray):
             mapped = mapped.base
@@ -57,17 +57,17 @@ class Dataset:
     mean: float
     std: float
     sha256: str
-    """One hash (hex) over those of the four files."""
+    """One hash (hex) of the four files' hashes."""
     source: str
-    """Which way the files were found, for people."""
+    """Where the files were found, for people."""
     classes: int = idx.LABELS
 
 
 def inputs(config: DataConfig, dataset: Dataset) -> list[dict[str, str]]:
     """The splits as a run records them: `name`, `digest`, `source`, `profile`, `context`.
 
-    A digest is of the files and, but for the test set, of how they were split: equal digests, equal
-    images.
+    A digest follows from the files and, except for the test set, from how they were split: where
+    two are equal, so are the images.
     """
     how = f"{config.val_size}, {config.split_seed}, {config.limit}"
     source = json.dumps({"uri": dataset.source, "sha256": dataset.sha256})
@@ -94,7 +94,7 @@ def inputs(config: DataConfig, dataset: Dataset) -> list[dict[str, str]]:
 
 
 def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
-    """Load the data that `config` names: from `data.root`, else from the cache, else fetched there.
+    """Load the data that `config` names: from `data.root`, else the cache, filled if it is empty.
 
     The cache is `cache_dir/<dataset>/raw`, torchvision's layout. Nothing is written where
     `data.root` or the cache holds the files unpacked.
@@ -139,8 +139,8 @@ def split_rows(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Choose the rows to train on and the rows to hold out, each in ascending order.
 
-    The hold-out has the classes' proportions, to within one image a class, and depends on nothing
-    but `labels`, `val_size` and `split_seed`: NumPy keeps `RandomState`'s numbers for ever.
+    The hold-out has the classes' proportions, to within one image a class. It depends on `labels`,
+    `val_size` and `split_seed` alone: NumPy promises never to change `RandomState`'s numbers.
 
     Args:
         labels: uint8 [N], 0 to 9.
@@ -164,7 +164,7 @@ def split_rows(
         )
     shares = np.bincount(labels, minlength=10) * val_size
     quota = shares // count
-    # What rounding down left over goes to the classes that lost most by it.
+    # The images left over by rounding down go to the classes that lost most by it.
     quota[np.argsort(-(shares % count), kind="stable")[: val_size - quota.sum()]] += 1
     generator = np.random.MT19937(np.random.SeedSequence(split_seed))
     shuffled = np.random.RandomState(generator).permutation(count)
@@ -175,7 +175,7 @@ def split_rows(
 
 
 def _find(config: DataConfig, cache: Path) -> tuple[Path, str, str]:
-    """The folder that holds the four files, how it was found, and what mends a damaged file."""
+    """The folder of the four files, how it was found, and what to do about a damaged file."""
     if config.root is not None:
         given = Path(config.root).expanduser().absolute() / config.dataset / "raw"
         missing = idx.first_missing(given)

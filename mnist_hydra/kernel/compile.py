@@ -35,13 +35,13 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Vectors:
-    """What one core computes with at a time."""
+    """The vector registers of one CPU core."""
 
     lanes: int
-    """Samples of a vector; they are worked on and summed up together."""
+    """Samples in one vector, computed together."""
     registers: int
-    """To plan a block of sums for: where compilers were seen to run out of them, fewer than the CPU
-    has (tests/benchmarks/LOG.md)."""
+    """How many vectors a block of sums may hold: fewer than the CPU has registers, since compilers
+    were seen to run out of them earlier (tests/benchmarks/LOG.md)."""
 
 
 def vectors(macros: Collection[str]) -> Vectors:
@@ -95,7 +95,7 @@ def openmp_flags(macros: Collection[str], runtime: Path | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Shape:
-    """`Of` of kernel.c: what a stage is of."""
+    """The sizes and slopes of a stage: `Shape` of kernel.c."""
 
     k: int
     pad: int
@@ -108,7 +108,7 @@ class Shape:
     slope_out: float
 
     def as_c(self, registers: int) -> str:
-        """The initialiser of an `Of`, its blocks chosen to fit in so many registers."""
+        """The initialiser of a `Shape` in C, with blocks that fit in so many registers."""
         sizes = (self.k, self.pad, self.ci, self.co, self.raw, self.inner, self.out)
         there = _block(self.out, self.co, registers)
         back = _block(self.inner, self.ci, registers)

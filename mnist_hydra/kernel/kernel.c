@@ -39,7 +39,7 @@ typedef struct {
     int px_in, many_in;         /* the same, backward, of the input */
     int many_taps;              /* output channels of a block of sums of the weight's gradient */
     float slope_in, slope_out;  /* of the leaky ReLUs; 1 for none */
-} Of;
+} Shape;
 
 /* One call's work. Samples beyond the last one are zeros, and are counted nowhere. */
 typedef struct {
@@ -99,7 +99,7 @@ INLINE void dropout(const Task *t, uvec word, vec factor[2]) {
 
 /* Row `row` of a convolution: out [co, out] of k rows [ci, out + k - 1] in a ring; or on the way
  * back [ci, in] of [co, in + k - 1]. Meanwhile `lines` from `ahead` on come into the cache. */
-INLINE void conv(Of f, int back, const vec *ring, int row, const float *weight, vec *out,
+INLINE void conv(Shape f, int back, const vec *ring, int row, const float *weight, vec *out,
                  const vec *ahead, int lines) {
     const int from = back ? f.co : f.ci, to = back ? f.ci : f.co, side = back ? f.in : f.out;
     const int px = back ? f.px_in : f.px_out, many = back ? f.many_in : f.many_out;
@@ -118,7 +118,7 @@ INLINE void conv(Of f, int back, const vec *ring, int row, const float *weight, 
 }
 
 /* grad [co, ci, k, k] += rows [ci, out + k - 1] of a ring, from `row` on, times g [co, gw] */
-INLINE void weight_gradient(Of f, const vec *ring, int row, const vec *g, int gw, vec *grad) {
+INLINE void weight_gradient(Shape f, const vec *ring, int row, const vec *g, int gw, vec *grad) {
     const int many = f.many_taps, taps = f.ci * f.k * f.k;
     EACH(c, f.ci) EACH(kh, f.k) BLOCKS(o, f.co, many) {
         const vec *in = ring + ((row + kh) % f.k * f.ci + c) * (f.out + f.k - 1);
@@ -132,7 +132,7 @@ INLINE void weight_gradient(Of f, const vec *ring, int row, const vec *g, int gw
 
 /* The largest of A * x + B at x and, where the stage pools, the three pixels beside and below; and
  * which one it is. */
-INLINE ivec largest(Of f, const Task *t, const vec *x, int c, vec *u) {
+INLINE ivec largest(Shape f, const Task *t, const vec *x, int c, vec *u) {
     const float a = t->before[A][c], b = t->before[B][c];
     ivec where = {};
     *u = *x * a + b;
@@ -149,7 +149,7 @@ INLINE ivec largest(Of f, const Task *t, const vec *x, int c, vec *u) {
 
 /* Padded row r of the convolution's input [ci, w], and what its activation and dropout multiply by
  * [ci, in]: each into its ring of k rows. */
-INLINE void input_row(Of f, const Task *t, int group, int r, vec *ring, vec *factors) {
+INLINE void input_row(Shape f, const Task *t, int group, int r, vec *ring, vec *factors) {
     const int pool = f.raw / f.in, i = r - f.pad, w = f.in + 2 * f.pad;
     vec *row = ring + r % f.k * f.ci * w, *factor = factors + r % f.k * f.ci * f.in;
     const vec *x = t->x + ((int64_t)group * f.raw + i * pool) * f.ci * f.raw;
@@ -169,7 +169,7 @@ INLINE void input_row(Of f, const Task *t, int group, int r, vec *ring, vec *fac
     }
 }
 
-INLINE void forward_group(Of f, const Task *t, int group) {
+INLINE void forward_group(Shape f, const Task *t, int group) {
     const int w = f.in + 2 * f.pad, rows = f.k * f.ci, lines = f.raw / f.in * f.ci * f.raw;
     vec ring[rows * w], factors[rows * f.in], sum[CHANNELS] = {}, squares[CHANNELS] = {};
     memset(ring, 0, sizeof ring);
@@ -192,7 +192,7 @@ INLINE void forward_group(Of f, const Task *t, int group) {
     }
 }
 
-INLINE void backward_group(Of f, const Task *t, int group) {
+INLINE void backward_group(Shape f, const Task *t, int group) {
     const int q = f.k - 1 - f.pad; /* what the way back pads */
     const int gw = f.out + 2 * q, rows = f.k * f.ci, taps = rows * f.k;
     const int pool = f.raw / f.in, lines = pool * f.ci * f.raw;
@@ -262,7 +262,7 @@ INLINE void differentiate(table *v, int c, double sum, double products, double c
 }
 
 /* Add up what the groups left, always in the same order. */
-INLINE void finish(Of f, const Task *t, int back) {
+INLINE void finish(Shape f, const Task *t, int back) {
     const double count = (double)t->n * (back ? f.raw * f.raw : f.out * f.out);
     for (int g = 1; g < groups(t); g++) {
         EACH(i, 2) EACH(c, CHANNELS) t->sums[0][i][c] += t->sums[g][i][c];
@@ -287,7 +287,7 @@ const int parallel = 0;
 const int lanes = LANES, stages = COUNT;
 
 #define STAGE(I, ...)                                       \
-    static const Of f##I = {__VA_ARGS__};                   \
+    static const Shape f##I = {__VA_ARGS__};                \
     void forward_##I(const Task *t) {                       \
         THREADED EACH(g, groups(t)) forward_group(f##I, t, g);  \
         finish(f##I, t, 0);                                 \

@@ -1,4 +1,4 @@
-"""Cuts an architecture into the stages that the compiled kernel knows. It computes nothing."""
+"""Divides an architecture into the stages that the compiled kernel knows; computes nothing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Stage:
     """A convolution, what is done to its input, and the BatchNorm that its output goes into."""
 
     conv: nn.Conv2d | None
-    """`None` hands its channels on."""
+    """`None` for a stage that passes its channels on unchanged."""
     channels: int
-    """Of the input."""
+    """Channels of the input."""
     raw: int
-    """Side of the input, `inner` after pooling."""
+    """Side of the input in pixels; `inner` is the side after pooling."""
     inner: int
     dropout: Dropout | None
     slope_in: float
@@ -45,7 +45,7 @@ def stages(model: nn.Module) -> list[Stage]:
     """The stages of one of our architectures, in order.
 
     The average pool becomes a mean after the last stage: it commutes with Model2's 1x1 convolution
-    to the scores; Model1, which has none, gets a stage that only hands on.
+    to the scores; Model1, which has none, gets a stage that changes nothing.
 
     Raises:
         Unavailable: the model is none of ours.

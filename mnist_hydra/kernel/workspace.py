@@ -13,7 +13,7 @@ A, B, MEAN, VAR, RSTD, GAMMA, BETA, C0, C1, C2, DGAMMA, DBETA, ROWS = range(13)
 
 
 class Workspace:
-    """What one forward pass leaves for its backward pass, for up to `capacity` images.
+    """The memory of one forward pass and its backward pass, for up to `capacity` images.
 
     It is kept for the next step, since fresh memory of this size costs more than filling it.
     """
@@ -26,12 +26,12 @@ class Workspace:
         """Each stage's output, row by row, one value of every image of a group in a vector."""
         largest = max(y.numel() for y in self.y) if backward else 0
         self.gradients = [torch.zeros(largest) for _ in range(2)]
-        """Of a stage's output and of its input: the two take turns."""
+        """Gradients of a stage's output and of its input, in turns."""
         self.sums = torch.zeros(len(stages), groups, 2, CHANNELS, dtype=torch.float64)
         self.tables = torch.zeros(len(stages), ROWS, CHANNELS)
         self.weights = [torch.zeros(s.co, s.ci, s.k, s.k) for s in shapes]
         self.gweights = [torch.zeros(groups if backward else 1, *w.shape) for w in self.weights]
-        """Of each group of images; the first one's holds the total in the end."""
+        """Gradients of the weights, a group of images each; the first becomes the total."""
         for stage, table, weight in zip(stages, self.tables, self.weights, strict=True):
             if stage.norm is None:
                 table[[A, VAR, GAMMA, C2]] = 1
