@@ -103,15 +103,14 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
         of: what was classified.
     """
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 
     counts = np.asarray(counts)
     classes = len(counts)
     right, total = int(np.trace(counts)), int(counts.sum())
-    mistakes = counts.astype(np.float64)
-    np.fill_diagonal(mistakes, 0)
-    worst = max(float(mistakes.max(initial=0)), 1.0)
+    mistakes = np.ma.masked_array(counts, np.eye(classes, dtype=bool))
+    worst = max(int(mistakes.filled(0).max(initial=0)), 1)
+    white_to_red = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f6b48c", VERMILLION])
 
     cell = 0.58
     side = cell * (classes + 1)
@@ -119,38 +118,35 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
     subtitle = f"{right:,} of {total:,} {of} right ({_share_text(right, total, 2)})"
     figure = blank(width, height, "Confusion matrix", subtitle)
     axes = figure.add_axes(share((0.9, 0.25, side, side), width, height))
-    heat = axes.imshow(
+    edges = np.arange(classes + 1) - 0.5
+    heat = axes.pcolormesh(
+        edges,
+        edges,
         mistakes,
-        cmap=LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f6b48c", VERMILLION]),
+        cmap=white_to_red.with_extremes(bad="#cfe3f1"),  # of the diagonal
         vmin=0,
         vmax=worst,
-        origin="upper",
-        interpolation="nearest",
-        aspect="auto",
+        edgecolors=PALE,
+        linewidth=0.7,
     )
     axes.set_xlim(-0.5, classes + 0.5)
     axes.set_ylim(classes + 0.5, -0.5)
-    for edge in np.arange(classes + 1) - 0.5:
-        axes.plot((-0.5, classes - 0.5), (edge, edge), color=PALE, linewidth=0.7)
-        axes.plot((edge, edge), (-0.5, classes - 0.5), color=PALE, linewidth=0.7)
 
     def write(column: int, row: int, text: str, **style: Any) -> None:
         axes.text(column, row, text, ha="center", va="center", **style)
 
-    for row in range(classes):
-        axes.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, color="#cfe3f1", linewidth=0))
-        for column in range(classes):
-            count = int(counts[row, column])
-            size = 10 if count < 10_000 else 8 if count < 1_000_000 else 6
-            if row == column:
-                write(column, row, str(count), fontsize=size, color=INK, fontweight="bold")
-            elif count:
-                colour = "white" if count > 0.8 * worst else INK
-                write(column, row, str(count), fontsize=size, color=colour)
-        recall = _share_text(int(counts[row, row]), int(counts[row].sum()), 1)
-        precision = _share_text(int(counts[row, row]), int(counts[:, row].sum()), 1)
-        write(classes, row, recall, fontsize=8.5, color=GREY)
-        write(row, classes, precision, fontsize=8.5, color=GREY)
+    for (row, column), count in np.ndenumerate(counts):
+        size = 10 if count < 10_000 else 8 if count < 1_000_000 else 6
+        if row == column:
+            write(column, row, str(count), fontsize=size, color=INK, fontweight="bold")
+        elif count:
+            colour = "white" if count > 0.8 * worst else INK
+            write(column, row, str(count), fontsize=size, color=colour)
+    for of_class, (found, occurs, predicted) in enumerate(
+        zip(np.diag(counts), counts.sum(axis=1), counts.sum(axis=0), strict=True)
+    ):
+        write(classes, of_class, _share_text(found, occurs, 1), fontsize=8.5, color=GREY)
+        write(of_class, classes, _share_text(found, predicted, 1), fontsize=8.5, color=GREY)
 
     names = [str(index) for index in range(classes)]
     axes.set_xticks(range(classes), names, fontsize=10, color=INK)

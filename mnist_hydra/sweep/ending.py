@@ -15,10 +15,11 @@ from rich.console import Console
 from mnist_hydra.cli.commands import config_words, same_command
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
+from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.ledger.parent import REPORT, Parent
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import FINISHED, Action, Trial
+from mnist_hydra.ledger.trial import FINISHED, Trial
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report import results
 from mnist_hydra.report.results import Results

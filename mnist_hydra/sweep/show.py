@@ -19,17 +19,8 @@ from rich.text import Text
 
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
-from mnist_hydra.ledger.trial import (
-    DIED,
-    DONE,
-    FAILURES,
-    PRUNED,
-    RUNNING,
-    TIMEOUT,
-    WAITING,
-    Action,
-    Trial,
-)
+from mnist_hydra.ledger.next_action import Action
+from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, WAITING, Trial
 
 MAX_RUNNING_SHOWN = 20
 

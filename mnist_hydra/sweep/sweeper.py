@@ -24,16 +24,10 @@ from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import trusted_modules
 from mnist_hydra.errors import BAD_INPUT, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
+from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of, next_action
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import (
-    DONE,
-    RUNNING,
-    TO_DO,
-    Action,
-    actions_of,
-    next_action,
-)
+from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import (

@@ -25,9 +25,10 @@ from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import settle
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import Ledger, View, wait_for_store
+from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DIED, RUNNING, Action, Trial, actions_of, attempt_order
+from mnist_hydra.ledger.trial import DIED, RUNNING, Trial
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
 from mnist_hydra.tracking.tracker import is_away
 

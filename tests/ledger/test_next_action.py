@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mnist_hydra.ledger.next_action import Action, attempt_order, deaths_in_a_row, next_action
 from mnist_hydra.ledger.owner import Owner
-from mnist_hydra.ledger.trial import (
-    Action,
-    Attempt,
-    Trial,
-    attempt_order,
-    deaths_in_a_row,
-    next_action,
-)
+from mnist_hydra.ledger.trial import Attempt, Trial
 
 ELSEWHERE = Owner("t", "another host", 7, 300.0)
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Owner
-from mnist_hydra.ledger.trial import Action, Attempt, Trial
+from mnist_hydra.ledger.trial import Attempt, Trial
 from mnist_hydra.sweep.show import (
     Display,
     Shown,
