@@ -21,9 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mnist_hydra.build import prepare
 from mnist_hydra.config import settle
-from mnist_hydra.ledger.plan import check_points
 from mnist_hydra.sweep.axes import parse
-from mnist_hydra.sweep.compose import Composer
+from mnist_hydra.sweep.compose import Composer, check_points
 from mnist_hydra.trainer import Listener, Trainer
 
 PATIENCE_S = 120.0

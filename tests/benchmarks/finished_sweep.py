@@ -14,7 +14,8 @@ from mnist_hydra import train
 from mnist_hydra.config import flatten
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import Working, new_token
-from mnist_hydra.ledger.trial import FINISHED, Planned, Trial
+from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.trial import FINISHED, Trial
 from mnist_hydra.sweep import sweeper
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
 from mnist_hydra.tracking import provenance

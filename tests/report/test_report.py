@@ -21,7 +21,7 @@ from mnist_hydra.report import answer, questions, read
 from mnist_hydra.report.make import ask, make
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
-from mnist_hydra.report.results import Record, ranked
+from mnist_hydra.report.results import TrialRecord, ranked
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -269,7 +269,7 @@ def of(scores: dict[tuple[str], Sequence[float]], objective: str = "val/acc") ->
         for seed, score in enumerate(objectives, start=1):
             values = {"dropout": value, "seed": str(seed)}
             words = [f"{key}={text}" for key, text in values.items()]
-            record = Record(values, words, "finished", score, f"{value}/{seed}")
+            record = TrialRecord(values, words, "finished", score, f"{value}/{seed}")
             entries.append(Entry(record, str(seed), {objective: score}, 1.0))
     minimize = objective.endswith("loss")
     results = ranked([e.record for e in entries], ["dropout", "seed"], objective, minimize=minimize)

@@ -18,8 +18,8 @@ from rich.console import Console, RenderableType
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger import trial
 from mnist_hydra.report.results import (
-    Record,
     Results,
+    TrialRecord,
     best_command,
     footer,
     half_width,
@@ -39,9 +39,9 @@ def record(
     state: str = trial.FINISHED,
     fixed: Sequence[str] = (),
     note: str = "",
-) -> Record:
+) -> TrialRecord:
     overrides = [*fixed, *(f"{key}={value}" for key, value in values.items())]
-    return Record(values, overrides, state, objective, f"run{next(COUNTER)}", note)
+    return TrialRecord(values, overrides, state, objective, f"run{next(COUNTER)}", note)
 
 
 def by_dropout(*pairs: tuple[str, float | None], objective: str = "val/acc") -> Results:

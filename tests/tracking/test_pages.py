@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 from mnist_hydra.report import results
-from mnist_hydra.report.results import Record, ranked
+from mnist_hydra.report.results import TrialRecord, ranked
 from mnist_hydra.tracking import pages
 
 
-def record(dropout: str, seed: str, accuracy: float) -> Record:
+def record(dropout: str, seed: str, accuracy: float) -> TrialRecord:
     values = {"dropout": dropout, "seed": seed}
     overrides = [f"{axis}={value}" for axis, value in values.items()]
-    return Record(values, overrides, "finished", accuracy, f"run-{dropout}-{seed}")
+    return TrialRecord(values, overrides, "finished", accuracy, f"run-{dropout}-{seed}")
 
 
 SEEDS = [record(d, s, a) for d, s, a in [("0", "1", 0.97), ("0", "2", 0.98), ("0.1", "1", 0.99)]]
