@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.single_run import OUTPUTS, assert_all_recorded, start
 from tests.sweep_entries import claims
-from tests.test_spool import locked
+from tests.tracking.test_spool import locked
 
 EPOCHS = 300
 LONG = pytest.param(60.0, marks=pytest.mark.long)
