@@ -34,6 +34,8 @@ KEPT_ON_RESUME = (
     "data.offline",
 )
 CONFIG = "config.yaml"
+OLD_TAGS = "mnist_hydra."
+"""How the tags of versions before 2026-11-25 begin, whose checkpoints are not looked for."""
 BEGIN_ANEW = "right: the run's first command again, which begins anew"
 
 
@@ -111,6 +113,11 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
     run_id = str(run.info.run_id)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={name}: that run has finished; right: one that has not")
+    if any(tag.startswith(OLD_TAGS) for tag in run.data.tags):
+        raise UserError(
+            f"resume={name}: an older version of mnist_hydra began that run; right: that version, "
+            f"or the run's first command again, which begins anew"
+        )
     try:
         state = tracker.load_checkpoint(run_id)
     except checkpoint.DamagedCheckpoint as damage:
