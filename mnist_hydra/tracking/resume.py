@@ -18,7 +18,13 @@ from mnist_hydra.tracking.deliver import deliver_all
 from mnist_hydra.tracking.journal import About, Record, records, spools, whole_file
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.store import shown_address
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, Tracker, is_away
+from mnist_hydra.tracking.tracker import (
+    FINGERPRINT_TAG,
+    PARENT_TAG,
+    NothingRecorded,
+    Tracker,
+    is_away,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -70,10 +76,13 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
     try:
         begun = _from_store(config, name, overrides)
     except Exception as error:
-        if not is_away(error):
+        not_there_yet = isinstance(error, NothingRecorded)  # its maker was killed before it was
+        if not (is_away(error) or not_there_yet):
             raise
         from_spool = _from_spool(config, name, overrides)
         if from_spool is None:
+            if not_there_yet:
+                raise
             raise UserError(
                 f"resume={name}: the store does not answer ({first_line(error)}), and only there "
                 f"is what the run goes on from; right: when it is back"
