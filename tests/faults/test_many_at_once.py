@@ -13,7 +13,7 @@ from tests.faults.postgres import BINARIES, free_port, postgres
 from tests.faults.single_run import Command, assert_all_recorded, start
 
 EPOCHS = 4
-AT_ONCE = pytest.mark.parametrize("runs", [4, pytest.param(32, marks=pytest.mark.long)])
+MANY = pytest.param(32, marks=pytest.mark.long)
 AWAY_S = 10.0
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -29,13 +29,13 @@ def _finish(commands: list[Command]) -> None:
     assert codes == [0] * len(commands) and "Traceback" not in said, said
 
 
-@AT_ONCE
+@pytest.mark.parametrize("runs", [MANY])
 def test_runs_at_once_on_sqlite_lose_nothing(runs: int, tmp_path: Path, words: list[str]) -> None:
     _finish(_start(tmp_path, words, runs))
     assert_all_recorded(tmp_path, runs, EPOCHS)
 
 
-@AT_ONCE
+@pytest.mark.parametrize("runs", [3, MANY])
 def test_runs_at_once_on_a_database_that_is_started_again_lose_nothing(
     runs: int, tmp_path: Path, short_folder: Path, words: list[str]
 ) -> None:
