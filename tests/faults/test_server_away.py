@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -156,7 +157,8 @@ def test_a_server_that_goes_away_in_the_middle_costs_a_run_nothing(
     training.go_on(r"epoch +2/")
     misbehave(proxy)
     training.go_on(rf"epoch +{EPOCHS - 1}/")  # it trains while the server is away
-    assert training.epochs_at[-1] - training.epochs_at[1] < ANSWERS_AFTER_S
+    lasted = [end - start for start, end in pairwise(training.epochs_at[1:])]
+    assert max(lasted) < ANSWERS_AFTER_S, lasted  # not one waited for an answer
     proxy.come_back()
     assert training.finish() == 0, training.said
     if training.undelivered():
@@ -169,7 +171,7 @@ def test_a_server_that_goes_away_in_the_middle_costs_a_run_nothing(
 def test_an_outage_makes_a_training_at_most_five_percent_slower(
     misbehave: Callable[[Proxy], None], tmp_path: Path, mnist: Path, proxy: Proxy
 ) -> None:
-    epochs = 80
+    epochs = 40
     took: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
     for away in [False, True] * 3:
         training = Training(tmp_path, mnist, proxy.address, f"epochs={epochs}")
