@@ -355,8 +355,9 @@ def _record_settings(
             "weights": str(sum(p.numel() for p in trainer.model.parameters())),
         },
     )
-    if not resumed:
-        spool.log_text(config_text(config), "config.yaml")
+    begun_with = spool.about.config if resumed else config_text(config)
+    if begun_with is not None:  # a run that was killed early may not have told it yet
+        spool.log_text(begun_with, "config.yaml")
     spool.log_data(inputs(config.data, trainer.dataset))
     data = {"sha256": trainer.dataset.sha256, "source": trainer.dataset.source}
     made = provenance.record(data=data, device=_device_name(trainer.device))

@@ -6,7 +6,6 @@ so that a trial's parameters are its settings alone. `trial.py` works out what t
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -40,7 +39,13 @@ from mnist_hydra.ledger.trial import (
     trial_of,
 )
 from mnist_hydra.tracking.provenance import HIDDEN, ORIGIN_TAGS
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, FINGERPRINT_TAG, PARENT_TAG, is_away
+from mnist_hydra.tracking.tracker import (
+    CHECKPOINT_TAG,
+    FINGERPRINT_TAG,
+    PARENT_TAG,
+    is_away,
+    read_checkpoint_tag,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -420,5 +425,5 @@ def _attempts(trial: Trial | None) -> tuple[Attempt, ...]:
 
 def _checkpoint(run: Run) -> tuple[int, int]:
     """Epoch and step of a run's newest checkpoint; 0 and -1 if it has none."""
-    tag = json.loads(run.data.tags.get(CHECKPOINT_TAG, "{}"))
-    return tag.get("epoch", 0), tag.get("step", -1)
+    tag = read_checkpoint_tag(run.data.tags.get(CHECKPOINT_TAG, ""))
+    return (0, -1) if tag is None else (tag["epoch"], tag["step"])

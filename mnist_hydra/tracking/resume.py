@@ -18,7 +18,13 @@ from mnist_hydra.tracking.deliver import deliver_all
 from mnist_hydra.tracking.journal import About, Record, records, spools, whole_file
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.store import shown_address
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, PARENT_TAG, Tracker, is_away
+from mnist_hydra.tracking.tracker import (
+    FINGERPRINT_TAG,
+    PARENT_TAG,
+    NothingRecorded,
+    Tracker,
+    is_away,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,6 +40,8 @@ KEPT_ON_RESUME = (
     "data.offline",
 )
 CONFIG = "config.yaml"
+OLD_TAGS = "mnist_hydra."
+"""How the tags of versions before 2026-11-25 begin, whose checkpoints are not looked for."""
 BEGIN_ANEW = "right: the run's first command again, which begins anew"
 
 
@@ -68,10 +76,13 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
     try:
         begun = _from_store(config, name, overrides)
     except Exception as error:
-        if not is_away(error):
+        not_there_yet = isinstance(error, NothingRecorded)  # its maker was killed before it was
+        if not (is_away(error) or not_there_yet):
             raise
         from_spool = _from_spool(config, name, overrides)
         if from_spool is None:
+            if not_there_yet:
+                raise
             raise UserError(
                 f"resume={name}: the store does not answer ({first_line(error)}), and only there "
                 f"is what the run goes on from; right: when it is back"
@@ -111,6 +122,11 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
     run_id = str(run.info.run_id)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={name}: that run has finished; right: one that has not")
+    if any(tag.startswith(OLD_TAGS) for tag in run.data.tags):
+        raise UserError(
+            f"resume={name}: an older version of mnist_hydra began that run; right: that version, "
+            f"or the run's first command again, which begins anew"
+        )
     try:
         state = tracker.load_checkpoint(run_id)
     except checkpoint.DamagedCheckpoint as damage:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 CHECKPOINT_TAG = HIDDEN + "checkpoint"
+SLOT_KEYS = {"epoch", "step", "slot", "sha256"}
+"""What a checkpoint's tag says of each of the two."""
 KEY_TAG = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 OVERRIDES_TAG = HIDDEN + "overrides"
@@ -250,9 +252,12 @@ class Tracker:
         from mnist_hydra import checkpoint
 
         self._last_checkpoint.pop(run_id, None)
-        tag = self._checkpoint_tag(run_id)
-        if tag is None:
+        text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
+        if text is None:
             return None
+        tag = read_checkpoint_tag(text)
+        if tag is None:
+            raise checkpoint.DamagedCheckpoint(f"tag {CHECKPOINT_TAG} is not what was written")
         problems = []
         there = {file.path for file in self.client.list_artifacts(run_id, "checkpoints")}
         for slot in (tag, tag.get("before")):
@@ -325,11 +330,26 @@ class Tracker:
 
     def _checkpoint_tag(self, run_id: str) -> dict[str, Any] | None:
         if run_id not in self._last_checkpoint:
-            text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
-            if text is None:
+            text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG, "")
+            tag = read_checkpoint_tag(text)
+            if tag is None:
                 return None
-            self._last_checkpoint[run_id] = json.loads(text)
+            self._last_checkpoint[run_id] = tag
         return self._last_checkpoint[run_id]
+
+
+def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
+    """What a run's tag says of its newest checkpoint, and of the one `before` that.
+
+    Returns:
+        `epoch`, `step`, `slot`, `sha256` and `before`; `None` if it is not as it was written.
+    """
+    try:
+        tag = json.loads(text)
+        before = tag.get("before") or tag
+        return tag if tag.keys() & before.keys() >= SLOT_KEYS else None
+    except (ValueError, AttributeError):
+        return None
 
 
 def is_away(error: BaseException) -> bool:

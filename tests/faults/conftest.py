@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from tests.faults.faulty_sweep import FaultySweep
 from tests.faults.postgres import BINARIES, mlflow_server, postgres
+from tests.faults.single_run import OUTPUTS, SMALL, start, weights
 from tests.faults.slurm import Slurm
 
 
@@ -74,6 +76,33 @@ def nine_trials(
     name = re.sub(r"\W+", "-", request.node.name)
     axes = ["dropout=0.0,0.02,0.04", "lr=0.05,0.1,0.15", f"output_dir={store}"]
     return FaultySweep(tmp_path, mnist, name, axes, raises_at=0.04)
+
+
+@pytest.fixture(scope="session")
+def words(mnist: Path) -> list[str]:
+    """The overrides of a small run."""
+    return [f"data.root={mnist}", *SMALL]
+
+
+@pytest.fixture(scope="session")
+def alone_folder(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
+    """Where such a run was started that nothing was done to."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = start(folder, *words)
+    assert command.finish() == 0, command.said
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(alone_folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of that run."""
+    return weights(alone_folder)
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, alone_folder: Path) -> None:
+    """Runs in `tmp_path` find the kernel compiled: that takes longer than to train them."""
+    shutil.copytree(alone_folder / OUTPUTS / "kernels", tmp_path / OUTPUTS / "kernels")
 
 
 @pytest.fixture

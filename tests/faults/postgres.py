@@ -31,18 +31,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """A database server; gives SQLAlchemy's URL of an empty database.
+def postgres(folder: Path, port: int | None = None) -> Iterator[str]:
+    """A database server; gives SQLAlchemy's URL of its database, which is empty the first time.
 
     Args:
-        folder: an empty one that other users may enter; the server does not run as root.
+        folder: one that other users may enter; the server does not run as root.
+        port: of loopback; `None`: a free one.
     """
     data = folder / "postgres"
-    data.mkdir()
-    shutil.chown(data, USER, USER)
-    make = [str(BINARIES / "initdb"), "-D", str(data), "-A", "trust", "-E", "UTF8", "--no-sync"]
-    subprocess.run(make, check=True, capture_output=True, user=USER, group=USER, cwd=data)
-    port = free_port()
+    if not data.exists():
+        data.mkdir()
+        shutil.chown(data, USER, USER)
+        make = [str(BINARIES / "initdb"), "-D", str(data), "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run(make, check=True, capture_output=True, user=USER, group=USER, cwd=data)
+    port = port or free_port()
     run = [str(BINARIES / "postgres"), "-D", str(data), "-p", str(port), "-k", str(data)]
     run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
     with (folder / "postgres.log").open("wb") as log:

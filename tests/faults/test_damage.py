@@ -4,8 +4,12 @@ found, and what was before it is used, or one line says what to do.
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import shutil
+import sqlite3
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.data import idx
+from mnist_hydra.data.load import load_dataset
 from mnist_hydra.errors import UserError
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import About
@@ -45,16 +51,21 @@ def tell(spool: Spool, config: Config, steps: list[int]) -> None:
         spool.log_epochs([{"epoch": step, "timestamp_ms": step, "epoch_s": 1.0}])
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with two checkpoints, of steps 1 and 2, all of it in MLflow."""
-    folder = tmp_path_factory.mktemp("recorded")
+def record(folder: Path) -> Config:
+    """Leave a run with two checkpoints, of steps 1 and 2, all of it in MLflow; its settings."""
     config = composed(f"output_dir={folder}")
     tracker = Tracker(config)
     about = About(KEY, "mnist_hydra", None, {}, 0, None)
     with Spool(folder, about, lambda about: (tracker, tracker.create_run(about))) as spool:
         tell(spool, config, [1, 2])
-    return folder, config
+    return config
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The folder and the settings of such a run."""
+    folder = tmp_path_factory.mktemp("recorded")
+    return folder, record(folder)
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +167,52 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
         steps = [row.step for row in rows]
         assert steps == sorted(set(steps)), f"{said}, place {place}"
         assert steps == [1, 2, 3] or "damaged" in told, f"{said}, place {place}"
+
+
+def in_another_process(call: Any, *arguments: Any) -> Any:
+    """What a call returns or raises in a forked process, which opens the store for itself."""
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=fork) as process:
+        return process.submit(call, *arguments).result(120)
+
+
+@PLACES
+def test_a_damaged_store_is_found_or_changes_nothing(
+    places: int, tmp_path: Path, capfd: Any
+) -> None:
+    config = in_another_process(record, tmp_path)
+    path = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(path)) as store:
+        store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = path.read_bytes()
+    for place in range(places):
+        said = damage(path, random.Random(place))
+        step = in_another_process(resumed, config, KEY)
+        told = capfd.readouterr()
+        assert step in (2, None) or "damaged" in told.out, f"{said}, place {place}: {step}"
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        path.write_bytes(whole)
+    assert in_another_process(resumed, config, KEY) == 2
+
+
+@PLACES
+@pytest.mark.parametrize("given", [True, False], ids=["data.root", "the cache"])
+def test_damaged_data_is_found(given: bool, places: int, tmp_path: Path, mnist: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (mnist / "MNIST" / "raw").iterdir():
+        shutil.copyfile(file, raw / file.name)
+    config = composed("data.offline=true", *([f"data.root={tmp_path}"] if given else []))
+    cache = tmp_path / "cache" if given else tmp_path
+    assert len(load_dataset(config.data, cache).train) == 60_000
+    for place in range(places):
+        chance = random.Random(place)
+        path = raw / chance.choice(idx.FILES)
+        whole = path.read_bytes()
+        said = damage(path, chance)
+        with pytest.raises(UserError) as refused:
+            load_dataset(config.data, cache)
+        assert len(str(refused.value).splitlines()) == 1, f"{said}, place {place}"
+        path.write_bytes(whole)
+    assert len(load_dataset(config.data, cache).train) == 60_000

@@ -1,146 +1,33 @@
-"""A run of its own that is killed, stopped or finds no room on the disk: its next command makes of
-it what a run that was left alone makes.
+"""A run of its own that is killed or stopped: its next command makes of it what a run that was left
+alone makes.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import re
-import shlex
 import signal
 import sqlite3
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus
 
-EPOCHS = 6
-OUTPUTS = Path("outputs")
-SMALL = ("model=model1", "data.limit=2048", "batch_size=64", "threads=1", f"epochs={EPOCHS}")
+from tests.faults.single_run import (
+    OUTPUTS,
+    Command,
+    assert_equal,
+    begin_again,
+    go_on,
+    kill,
+    start,
+    the_runs,
+    weights,
+)
 
-
-@dataclass
-class Command:
-    """A running command, and what it has said."""
-
-    folder: Path
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(iter(self.process.stdout.readline, ""))
-
-    @property
-    def said(self) -> str:
-        return "".join(self.lines)
-
-    def wait_for(self, what: Callable[[], object]) -> None:
-        until = time.monotonic() + 120
-        while not what():
-            assert self.process.poll() is None and time.monotonic() < until, self.said
-            time.sleep(0.001)
-
-    def wait_for_line(self, pattern: str) -> None:
-        self.wait_for(lambda: re.search(pattern, self.said))
-
-    def finish(self) -> int:
-        code = self.process.wait(180)
-        self._reading.join()
-        return code
-
-
-def start(folder: Path, *words: str) -> Command:
-    folder.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mnist_hydra.train", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return Command(folder, process)
-
-
-def go_on(command: Command) -> Command:
-    """Paste the last command that was printed for going on."""
-    found = re.findall(r"^  \S*python\S* -m mnist_hydra\.train (.*)$", command.said, re.MULTILINE)
-    return start(command.folder, *shlex.split(found[-1]))
-
-
-def the_runs(folder: Path, output_dir: Path) -> tuple[MlflowClient, list[Any]]:
-    client = MlflowClient(f"sqlite:///{folder / output_dir / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("mnist_hydra")
-    return client, client.search_runs([experiment.experiment_id]) if experiment else []
-
-
-def weights(folder: Path, output_dir: Path = OUTPUTS) -> dict[str, torch.Tensor]:
-    """The weights of the one run below a folder, of which all is recorded, and once."""
-    client, (run,) = the_runs(folder, output_dir)
-    assert run.info.status == "FINISHED"
-    for name in ("train/loss", "test/acc", "epoch_s"):
-        rows = client.get_metric_history(run.info.run_id, name)
-        assert [row.step for row in rows] == list(range(1, EPOCHS + 1)), name
-    assert len(client.get_metric_history(run.info.run_id, "test/acc_last")) == 1
-    assert len(client.list_artifacts(run.info.run_id, "pictures")) == 4
-    (model,) = client.search_logged_models([run.info.experiment_id])
-    assert model.status == LoggedModelStatus.READY
-    assert not (folder / output_dir / "spool").exists()
-    last = client.download_artifacts(run.info.run_id, "checkpoints/last.pt")
-    state: dict[str, torch.Tensor] = torch.load(last, weights_only=True)
-    state.pop("format")
-    return state
-
-
-def assert_equal(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == wanted.keys()
-    for name, weight in wanted.items():
-        assert torch.equal(got[name], weight), name
-
-
-@pytest.fixture(scope="module")
-def words(mnist: Path) -> list[str]:
-    return [f"data.root={mnist}", *SMALL]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> dict[str, torch.Tensor]:
-    """The weights of a run that nothing was done to."""
-    folder = tmp_path_factory.mktemp("alone")
-    command = start(folder, *words)
-    assert command.finish() == 0, command.said
-    return weights(folder)
-
-
-def kill(command: Command) -> None:
-    with suppress(ProcessLookupError):
-        command.process.kill()
-    command.finish()
-
-
-def begin_again(command: Command, words: list[str]) -> Command:
-    """What a person does after a crash: go on with the run if there is one, else begin it."""
-    store = command.folder / "outputs" / "mlflow.db"
-    runs = the_runs(command.folder, OUTPUTS)[1] if store.exists() else []
-    names = [run.info.run_id for run in runs] or [
-        folder.name for folder in (command.folder / OUTPUTS / "spool").glob("*/")
-    ]
-    return start(command.folder, f"resume={names[0]}") if names else start(command.folder, *words)
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def _is_writing_a_checkpoint(command: Command) -> bool:
@@ -248,58 +135,3 @@ def test_a_second_signal_leaves_at_once_and_says_how_to_go_on(
     again = go_on(command)
     assert again.finish() == 0, again.said
     assert_equal(weights(tmp_path), alone)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Leave not a byte of a file system."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            with suppress(OSError):
-                while file.write(b"x" * size) == size:
-                    pass
-    return filler
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
-        r"epoch +2/",
-        pytest.param("drawing the pictures", marks=pytest.mark.long),
-        pytest.param("stopping after", marks=pytest.mark.long),
-    ],
-)
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
-    moment: str,
-    tmp_path: Path,
-    small_disk: Path,
-    words: list[str],
-    alone: dict[str, torch.Tensor],
-) -> None:
-    output_dir = small_disk / "outputs"
-    command = start(tmp_path, *words, f"output_dir={output_dir}")
-    if moment == "stopping after":
-        command.wait_for_line(r"epoch +2/")
-        command.process.send_signal(signal.SIGTERM)
-    command.wait_for_line(moment)
-    filler = fill(small_disk)
-    assert command.finish() != 0, command.said
-    assert "Traceback" not in command.said
-    if moment != "stopping after":
-        assert "No space left on device" in command.said
-    filler.unlink()
-    again = go_on(command)
-    assert again.finish() == 0, again.said
-    assert_equal(weights(tmp_path, output_dir), alone)

@@ -50,7 +50,8 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
     assert (running.attempts[0].owner, running.attempts[0].by) == (owner, SWEEPER)
 
     client = ledger.client
-    client.set_tag(trial.run_id, CHECKPOINT_TAG, json.dumps({"slot": 0, "epoch": 2, "step": 236}))
+    newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
+    client.set_tag(trial.run_id, CHECKPOINT_TAG, json.dumps(newest))
     client.set_tag(trial.run_id, COMMIT_TAG, "c0ffee")
     client.log_batch(trial.run_id, metrics=[Metric("val/acc", 0.9, 1, 1)])
     client.log_batch(trial.run_id, metrics=[Metric("val/acc", 0.95, 2, 2)])

@@ -1,0 +1,66 @@
+"""First commands on an empty folder: killed at any moment, or sixteen of them at once."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.single_run import (
+    OUTPUTS,
+    SMALL,
+    Command,
+    assert_all_recorded,
+    assert_equal,
+    begin_again,
+    kill,
+    start,
+    weights,
+)
+
+KILLS, STARTS = 50, 20
+LASTS_S = 25.0
+"""A first command, about: a kernel is compiled and a store is made."""
+
+
+def _makes_the_store(command: Command) -> bool:
+    return any((command.folder / OUTPUTS).glob(".mlflow.db.*"))
+
+
+@pytest.mark.parametrize(
+    "number", [None, *(pytest.param(n, marks=pytest.mark.long) for n in range(KILLS))]
+)
+def test_a_first_command_that_is_killed_ends_with_the_same_weights_the_next_time(
+    number: int | None, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
+) -> None:
+    command = start(tmp_path, *words)
+    if number is None:
+        command.wait_for(lambda: _makes_the_store(command))
+    else:
+        with suppress(subprocess.TimeoutExpired):  # one moment in each share of the time
+            command.process.wait((number + random.Random(number).random()) / KILLS * LASTS_S)
+    if command.process.poll() is None:
+        kill(command)
+        command = begin_again(command, words)
+        # 2: all was written down before, and to deliver that finished the run
+        code = command.finish()
+        assert code == 0 or (code == 2 and "that run has finished" in command.said), command.said
+    assert "Traceback" not in command.said
+    assert_equal(weights(tmp_path), alone)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(STARTS))
+def test_sixteen_first_starts_at_once_on_an_empty_folder_all_succeed(
+    number: int, tmp_path: Path
+) -> None:
+    words = [word for word in SMALL if not word.startswith("epochs=")] + ["epochs=1"]
+    commands = [start(tmp_path, *words, f"seed={seed}") for seed in range(16)]
+    codes = [command.finish(within_s=900) for command in commands]
+    assert codes == [0] * 16, "\n".join(command.said for command in commands)
+    assert "Traceback" not in "".join(command.said for command in commands)
+    assert_all_recorded(tmp_path, runs=16, epochs=1)

@@ -1,0 +1,70 @@
+"""A disk that is full at a checkpoint, an artifact or the store, and has room again later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.single_run import assert_equal, go_on, start, weights
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave not a byte of a file system."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+    return filler
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        r"epoch +2/",
+        pytest.param("drawing the pictures", marks=pytest.mark.long),
+        pytest.param("stopping after", marks=pytest.mark.long),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    moment: str,
+    tmp_path: Path,
+    small_disk: Path,
+    words: list[str],
+    alone: dict[str, torch.Tensor],
+) -> None:
+    output_dir = small_disk / "outputs"
+    command = start(tmp_path, *words, f"output_dir={output_dir}")
+    if moment == "stopping after":
+        command.wait_for_line(r"epoch +2/")
+        command.process.send_signal(signal.SIGTERM)
+    command.wait_for_line(moment)
+    filler = fill(small_disk)
+    assert command.finish() != 0, command.said
+    assert "Traceback" not in command.said
+    if moment != "stopping after":
+        assert "No space left on device" in command.said
+    filler.unlink()
+    again = go_on(command)
+    assert again.finish() == 0, again.said
+    assert_equal(weights(tmp_path, output_dir), alone)

@@ -1,0 +1,54 @@
+"""Many runs at once in one store: a SQLite file, or a database whose server is started again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.faults.conftest import need
+from tests.faults.postgres import BINARIES, free_port, postgres
+from tests.faults.single_run import Command, assert_all_recorded, start
+
+EPOCHS = 4
+MANY = pytest.param(32, marks=pytest.mark.long)
+AWAY_S = 10.0
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
+def _start(folder: Path, words: list[str], runs: int, *more: str) -> list[Command]:
+    small = [word for word in words if not word.startswith("epochs=")] + [f"epochs={EPOCHS}"]
+    return [start(folder, *small, *more, f"seed={seed}") for seed in range(runs)]
+
+
+def _finish(commands: list[Command]) -> None:
+    codes = [command.finish(within_s=900) for command in commands]
+    said = "\n".join(command.said for command in commands)
+    assert codes == [0] * len(commands) and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("runs", [MANY])
+def test_runs_at_once_on_sqlite_lose_nothing(runs: int, tmp_path: Path, words: list[str]) -> None:
+    _finish(_start(tmp_path, words, runs))
+    assert_all_recorded(tmp_path, runs, EPOCHS)
+
+
+@pytest.mark.parametrize("runs", [3, MANY])
+def test_runs_at_once_on_a_database_that_is_started_again_lose_nothing(
+    runs: int, tmp_path: Path, short_folder: Path, words: list[str]
+) -> None:
+    need("postgresql", *(str(BINARIES / name) for name in ("initdb", "postgres", "pg_isready")))
+    port = free_port()
+    with postgres(short_folder, port) as database:
+        where = ["tracking=server", f"tracking.uri={database}"]
+        commands = _start(tmp_path, words, runs, *where)
+        commands[0].wait_for_line("epoch +1/")
+    time.sleep(AWAY_S)
+    with postgres(short_folder, port):
+        _finish(commands)
+        if (tmp_path / "outputs" / "spool").exists():
+            again = start(tmp_path, *where, module="mnist_hydra.sync")
+            assert again.finish() == 0, again.said
+        assert_all_recorded(tmp_path, runs, EPOCHS, client=MlflowClient(database))
