@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mnist_hydra.cli.config_files import check_files
@@ -92,10 +95,30 @@ def call(main: Callable[[], object]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
     try:
+        insist_on_options(sys.argv[1:])
         main()
     except REFUSALS as error:
         print(f"error: {refused(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def insist_on_options(arguments: Sequence[str]) -> None:
+    """Refuse options that Hydra does not have, and overrides on both sides of an option.
+
+    Raises:
+        HydraException: as for all that Hydra refuses; `argparse` by itself shows every option.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        _, unknown = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise HydraException(f"{error}; right: as --hydra-help shows") from None
+    if unknown:
+        raise HydraException(
+            f"unrecognized: {' '.join(unknown)}; right: settings such as lr=0.1, all of them "
+            "together, and options such as --multirun before or after them"
+        )
 
 
 def prepare_streams() -> None:
