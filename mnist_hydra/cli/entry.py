@@ -67,6 +67,22 @@ def take_value(arguments: Sequence[str], key: str) -> tuple[str | None, list[str
     return value, [argument for argument in arguments if argument not in own]
 
 
+def show_help(command: str) -> None:
+    """Print the help of a command and leave, where its command line asks for it.
+
+    Raises:
+        SystemExit: 0 after the help.
+    """
+    arguments = sys.argv[1:]
+    if not {"--help", "-h"} & set(arguments):
+        return
+    from mnist_hydra.cli.help import help_text
+
+    pairs = zip(arguments, arguments[1:], strict=False)
+    print(help_text(command, [value for flag, value in pairs if flag in ("--config-dir", "-cd")]))
+    sys.exit(0)
+
+
 def start(name: str, task: Callable[[DictConfig], int]) -> None:
     """Compose `conf/<name>.yaml` with the command line and leave with the task's exit code."""
 
@@ -79,6 +95,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
         sys.exit(code)
 
     prepare_streams()
+    show_help(name)
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     call(main(checked))
