@@ -19,8 +19,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from mnist_hydra.cli.entry import take_words
-from mnist_hydra.inference import digit_image, quality
+from mnist_hydra.cli.entry import Place, take_words
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import UserError
+from mnist_hydra.inference import digit_image, exported, quality
+from mnist_hydra.to_onnx import write_checked
+from mnist_hydra.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[1]
 Pixels = npt.NDArray[np.uint8]
@@ -37,9 +41,11 @@ def labels(mnist: Path) -> Pixels:
     return np.fromfile(mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte", np.uint8, offset=8)
 
 
-def call(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def call(name: str, *words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"mnist_hydra.{name}", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=300, env=os.environ | env
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +102,8 @@ def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
+        ("to_onnx", ["model=mnist@champion"], "file=null"),
+        ("to_onnx", ["model=mnist@champion", "file=nowhere/digits.onnx"], "a file in a folder"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(
@@ -153,6 +161,49 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
     value, low, high = (float(w.rstrip(",")) for w in line.split() if w[0].isdigit() and w != "95")
     assert low < value < high and high - low < 3
     assert "calibration error" in done.stdout
+
+
+def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
+    swept: Path, champion: str, test_images: Pixels, mnist: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
+    words = ["model=mnist@champion", "file=digits.onnx", f"data.root={mnist}"]
+    before = set(swept.iterdir())
+    done = call("to_onnx", *words, cwd=swept)
+    assert done.returncode == 0, done.stderr
+    assert "digits.onnx takes images, uint8 [N, 1, 28, 28]" in done.stdout
+    assert set(swept.iterdir()) - before == {swept / "digits.onnx"}
+    session = onnxruntime.InferenceSession(swept / "digits.onnx")
+    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))
+    for count in (1, 7, 500):
+        (answer,) = session.run(None, {"images": test_images[:count, None]})
+        assert np.allclose(np.exp(answer).sum(1), 1, atol=1e-5)
+        assert answer.argmax(1).tolist() == own[:count]
+
+
+def test_what_answers_otherwise_than_torch_is_not_written(
+    swept: Path, champion: str, test_images: Pixels, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
+    place = Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
+    client = Tracker(place, make=False).client
+    trials = client.search_runs(["1"], "tags.`mlflow.parentRunId` != ''")
+    one, other = (exported.load_model(run.info.run_id, place) for run in trials)
+    images = test_images[:100]
+    with pytest.raises(UserError, match="onnxruntime's probabilities differ by .* at most 0.0001"):
+        write_checked(one, images, other(images), tmp_path / "wrong.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_packages_onnx_is_one_line_that_names_the_extra(
+    swept: Path, champion: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['onnxscript'] = None")
+    words = ["model=mnist@champion", "file=digits.onnx"]
+    done = call("to_onnx", *words, cwd=swept, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "onnxscript" in done.stderr and "pip install 'mnist_hydra[onnx]'" in done.stderr
 
 
 SERVES_WITHOUT = """

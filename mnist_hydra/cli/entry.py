@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -41,6 +42,19 @@ def place_of(cfg: DictConfig) -> Place:
         raise wrong_value("tracking", tracking, "an entry of the group conf/tracking")
     folder: str = check_setting("output_dir", raw.get("output_dir"), Folder)
     return Place(folder, read_settings(TrackingConfig, tracking, "tracking."))
+
+
+def file_of(key: str, value: Any) -> Path:
+    """The file that a command is to write, in a folder that is there.
+
+    Raises:
+        UserError: naming the key, the value that was got and what would be right.
+    """
+    if isinstance(value, str) and value.strip():
+        path = Path(value)
+        if path.parent.is_dir() and not path.is_dir():
+            return path
+    raise wrong_value(key, value, "a file in a folder that is there")
 
 
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

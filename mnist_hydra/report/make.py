@@ -223,7 +223,9 @@ def _hard(
     images = hard.hardest(found)
     if not images:
         return []
-    test = hard.test_images(findings.by_run()[next(iter(found))], data_dir)
+    one = next(iter(found))
+    root = read.data_root(tracker, one)
+    test = hard.test_images(findings.by_run()[one], data_dir, root)
     if test is None:
         return []
     pixels, labels = test

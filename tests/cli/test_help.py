@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.cli.help import groups_of, header, help_text, keys_of
 
-CONF = Path(__file__).parents[1] / "conf"
-COMMANDS = ["evaluate", "predict", "register", "report", "sync", "train", "ui"]
+CONF = Path(__file__).parents[2] / "conf"
+COMMANDS = ["evaluate", "predict", "register", "report", "sync"]
+COMMANDS += ["to_onnx", "train", "ui"]
 HEAVY = {"torch", "torchvision", "albumentations", "cv2", "mlflow", "matplotlib", "optuna", "scipy"}
 
 
