@@ -71,6 +71,15 @@ def predicted(done: subprocess.CompletedProcess[str]) -> list[int]:
     return [int(row["digit"]) for row in csv.DictReader(io.StringIO(done.stdout))]
 
 
+@pytest.fixture(scope="module")
+def own(swept: Path, champion: str, mnist: Path) -> list[int]:
+    """What the champion takes each of MNIST's test images for."""
+    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    done = call("predict", "model=mnist@champion", str(raw), cwd=swept)
+    assert done.returncode == 0, done.stderr
+    return predicted(done)
+
+
 def write(folder: Path, pixels: Pixels, suffix: str = ".png", times: int = 1) -> Path:
     folder.mkdir(parents=True)
     for number, image in enumerate(pixels):
@@ -117,12 +126,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 
 
 def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
-    swept: Path, champion: str, tmp_path: Path, test_images: Pixels, labels: Pixels, mnist: Path
+    swept: Path, own: list[int], tmp_path: Path, test_images: Pixels, labels: Pixels
 ) -> None:
     count = 200
     images, truth = test_images[:count], labels[:count]
-    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))
     assert len(own) == 10_000
     right = np.mean(np.array(own[:count]) == truth)
     assert right > 0.85
@@ -164,7 +171,7 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
 
 
 def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
-    swept: Path, champion: str, test_images: Pixels, mnist: Path
+    swept: Path, own: list[int], test_images: Pixels, mnist: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
     words = ["model=mnist@champion", "file=digits.onnx", f"data.root={mnist}"]
@@ -174,8 +181,6 @@ def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
     assert "digits.onnx takes images, uint8 [N, 1, 28, 28]" in done.stdout
     assert set(swept.iterdir()) - before == {swept / "digits.onnx"}
     session = onnxruntime.InferenceSession(swept / "digits.onnx")
-    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))
     for count in (1, 7, 500):
         (answer,) = session.run(None, {"images": test_images[:count, None]})
         assert np.allclose(np.exp(answer).sum(1), 1, atol=1e-5)
@@ -217,7 +222,7 @@ sys.meta_path.insert(0, Absent())
 
 
 def test_a_model_is_served_over_http_by_an_environment_without_this_project(
-    swept: Path, champion: str, tmp_path: Path, test_images: Pixels, mnist: Path
+    swept: Path, own: list[int], tmp_path: Path, test_images: Pixels
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SERVES_WITHOUT)
     with socket.socket() as free:
@@ -256,9 +261,7 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, 9)
         server.wait()
-    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))[:100]
-    assert got.shape == (100, 10) and got.argmax(1).tolist() == own
+    assert got.shape == (100, 10) and got.argmax(1).tolist() == own[:100]
 
 
 def test_a_digit_is_put_where_its_mass_is_in_the_middle_in_a_box_of_20() -> None:

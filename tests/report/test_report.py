@@ -267,7 +267,32 @@ def test_a_setting_that_helps_with_every_seed_is_told_from_one_that_does_not() -
     helps = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.951, 0.960, 0.971, 0.980]})
     assert "Yes, by more than chance: dropout=0.1 beats 0.0 by 5.05 points" in said_of(helps)
     none = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.89, 0.93, 0.91, 0.94]})
-    assert "No difference shows between dropout=0.1 and 0.0" in said_of(none)
+    assert "No difference shows: dropout=0.1 is ahead of 0.0 by 0.25 points (" in said_of(none)
+    assert "), which may be chance" in said_of(none)
+
+
+def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_together() -> None:
+    means = {("0.0", "0.1"): 0.95, ("0.0", "0.2"): 0.9485, ("0.1", "0.1"): 0.9, ("0.1", "0.2"): 0.92}
+    records = [
+        TrialRecord(
+            {"dropout": dropout, "lr": lr, "seed": str(seed)},
+            [],
+            "finished",
+            mean + 0.003 * (lr == "0.2" and seed == 2) + 0.0003 * (dropout == "0.1" and seed == 3),
+            f"{dropout} {lr} {seed}",
+        )
+        for (dropout, lr), mean in means.items()
+        for seed in (1, 2, 3)
+    ]
+    entries = tuple(Entry(record, record.values["seed"], {}, None) for record in records)
+    results = ranked(records, ["dropout", "lr", "seed"], "val/acc", minimize=False)
+    findings = Findings("mine", (), (), entries, results, False, len(entries))
+    answers = ask(findings)
+    assert answer.in_brief(findings, answers.contrasts, answers.leads) == [
+        "Setting by setting, the others averaged: dropout=0.0 is best, by more than chance; "
+        "lr=0.2 is best, by more than chance.",
+        "Together they come 2nd of 4, 0.05 points behind the first: may be chance.",
+    ]
 
 
 def test_less_is_better_for_a_loss() -> None:
