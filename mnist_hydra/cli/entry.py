@@ -9,6 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -46,6 +47,19 @@ def place_of(cfg: DictConfig) -> Place:
     return Place(folder, read_settings(TrackingConfig, tracking, "tracking."))
 
 
+def file_of(key: str, value: Any) -> Path:
+    """The file that a command is to write, in a folder that is there.
+
+    Raises:
+        UserError: naming the key, the value that was got and what would be right.
+    """
+    if isinstance(value, str) and value.strip():
+        path = Path(value)
+        if path.parent.is_dir() and not path.is_dir():
+            return path
+    raise wrong_value(key, value, "a file in a folder that is there")
+
+
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line's plain words, such as names of files, and what is Hydra's.
 
@@ -70,6 +84,22 @@ def take_value(arguments: Sequence[str], key: str) -> tuple[str | None, list[str
     return value, [argument for argument in arguments if argument not in own]
 
 
+def show_help(command: str) -> None:
+    """Print the help of a command and leave, where its command line asks for it.
+
+    Raises:
+        SystemExit: 0 after the help.
+    """
+    arguments = sys.argv[1:]
+    if not {"--help", "-h"} & set(arguments):
+        return
+    from mnist_hydra.cli.help import help_text
+
+    pairs = zip(arguments, arguments[1:], strict=False)
+    print(help_text(command, [value for flag, value in pairs if flag in ("--config-dir", "-cd")]))
+    sys.exit(0)
+
+
 def start(name: str, task: Callable[[DictConfig], int]) -> None:
     """Compose `conf/<name>.yaml` with the command line and leave with the task's exit code."""
 
@@ -82,6 +112,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
         sys.exit(code)
 
     prepare_streams()
+    show_help(name)
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     call(main(checked))

@@ -45,6 +45,11 @@ class Exported:
             )
         self.side = int(shape[2])
 
+    @property
+    def module(self) -> Any:
+        """The program as a torch module: images uint8 [N, 1, side, side] to log-probabilities."""
+        return self._model.get_raw_model()
+
     def __call__(self, images: Images) -> Probabilities:
         """Images uint8 [N, side, side] -> probabilities float32 [N, classes]."""
         parts = [
