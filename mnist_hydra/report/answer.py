@@ -284,7 +284,7 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
     if untold:
         told.append(against("is ahead of", untold) + ", which cannot be told from chance")
     if same:
-        told.append(f"came out exactly as {' and '.join(shown(one.worse) for one in same)} did")
+        told.append(f"came out exactly as {' and '.join(short(one.worse) for one in same)} did")
     return f"{axis}={short(found[0].better)} {'; it '.join(told)}"
 
 
