@@ -73,9 +73,11 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     model.to(where.device)
     dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
     if config.batch_size > len(dataset.train):
+        asked = ("limit", "val_size")
+        given = ", ".join(f"data.{key}={shown(getattr(config.data, key))}" for key in asked)
         raise UserError(
             f"batch_size={config.batch_size} is more than the {len(dataset.train)} training "
-            f"images; right: at most that many"
+            f"images ({given}); right: at most that many"
         )
     _insist_on_log_probabilities(config, model, dataset, where.device)
     optimizer = _optimizer(config, model)

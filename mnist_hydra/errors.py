@@ -30,8 +30,9 @@ def wrong_value(key: str, value: Any, right: str) -> UserError:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: in one line, and not for ever."""
-    text = "null" if value is None else " ".join(str(value).split())
+    """A value as an error shows it: as it is typed, in one line, and not for ever."""
+    text = str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+    text = "null" if value is None else text
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 

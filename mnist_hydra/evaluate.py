@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-import numpy as np
 from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
-from mnist_hydra.config import DataConfig, resolved
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.inference import quality
-from mnist_hydra.typed import read_settings
+from mnist_hydra.inference import exported, measured, quality
 
 
 def evaluate(cfg: DictConfig, name: str | None) -> int:
     """Print accuracy, accuracy on each class, and calibration on a split; returns 0.
+
+    Args:
+        name: what the user calls the model.
 
     Raises:
         UserError: no such model or split, or data of another size.
     """
     if cfg.split not in ("test", "val"):
         raise wrong_value("split", cfg.split, "test or val")
-    place = entry.place_of(cfg)
-    raw = resolved(cfg).get("data")
-    if not isinstance(raw, dict):
-        raise wrong_value("data", raw, "an entry of the group conf/data")
-    data = read_settings(DataConfig, raw, "data.")
+    data = measured.data_of(cfg)
     if cfg.split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
-    from mnist_hydra.data.load import load_dataset
-    from mnist_hydra.inference.exported import load_model
-
-    model = load_model(name, place)
-    dataset = load_dataset(data, Path(place.output_dir).absolute() / "data")
-    split = dataset.test if cfg.split == "test" else dataset.val
-    assert split is not None
-    images, labels = split.images[split.index, 0], split.labels[split.index].astype(np.int64)
-    if images.shape[1] != model.side:
-        raise UserError(
-            f"model={name} takes {model.side} pixels a side, data={data.name} has "
-            f"{images.shape[1]}; right: the data that it was trained on"
-        )
+    place = entry.place_of(cfg)
+    model = exported.load_model(name, place)
+    images, labels = measured.images_of(data, cfg.split, model, place.output_dir)
     probabilities = model(images)
     total = quality.accuracy(probabilities, labels)
     print(f"{name} on {total.of} {cfg.split} images of {data.name}")

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from mnist_hydra import runtime
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
-from mnist_hydra.config import Config, fingerprint, flatten, settle
+from mnist_hydra.config import Config, fingerprint, flatten
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.export import log_pictures_and_model
@@ -61,7 +61,7 @@ class Hooks(Protocol):
         """Called after every epoch, once it is recorded: a reason to end, or `None`."""
 
 
-def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
+def run_alone(config: Config, overrides: list[str]) -> float | None:
     """Train and record one run outside a sweep, and print its summary.
 
     Returns:
@@ -74,7 +74,6 @@ def run_alone(cfg: DictConfig, overrides: list[str]) -> float | None:
     # The spool repeats requests itself, and a repeated request for a new run would make two runs.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with StopOnSignal() as hooks:
-        config = settle(cfg)
         resumed = config.resume is not None
         begun = begun_run(config, overrides) if resumed else _new_run(config, overrides)
         config = begun.config

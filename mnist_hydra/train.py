@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import mnist_hydra.tracking.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import refuse_moving_folder, written
-from mnist_hydra.config import sweep_settings, trusted_modules
+from mnist_hydra.config import settle, sweep_settings, trusted_modules
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
 
@@ -41,9 +41,10 @@ def task(cfg: DictConfig) -> float | None:
         refuse_sweep_settings([*raw["task"], *raw["hydra"]])
         folder = str(written(cfg, "output_dir"))
         refuse_moving_folder(folder, bool(hydra_cfg.job.chdir), multirun=False)
+        config = settle(cfg)  # before torch is loaded: what is wrong with a setting is said at once
         from mnist_hydra.run import run_alone
 
-        return run_alone(cfg, raw["task"])
+        return run_alone(config, raw["task"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -67,6 +68,7 @@ def refuse_sweep_settings(overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Compose and train; `command` is what a shell calls."""
+    entry.show_help("train")
     # How long OpenMP's threads wait actively for one another, set before torch is loaded: as fast
     # as the default on an idle machine, and three times as fast on one that others use too.
     if "OMP_WAIT_POLICY" not in os.environ:

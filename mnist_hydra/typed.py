@@ -98,7 +98,7 @@ def check_setting(key: str, value: Any, type_: Any) -> Any:
     except ValueError:
         right = words(type_)
         if isinstance(value, bool | float) and _takes_text(type_):
-            right += f" (in quotes, if that is one: {key}='\"{value}\"')"
+            right += f" (in quotes, if that is one: {key}='\"{shown(value)}\"')"
         raise wrong_value(key, value, right) from None
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("ray", "slurm", "test", "faults", "dev", "benchmarks")
+EXTRAS = ("ray", "slurm", "onnx", "test", "faults", "dev", "benchmarks")
 
 
 def installed(name: str, extras: frozenset[str], found: dict[str, str]) -> None:

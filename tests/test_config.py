@@ -71,7 +71,7 @@ def test_root_keys_reach_their_places_whatever_the_groups(
         ("lr=fast", "lr=fast"),
         ("epochs=0", "epochs=0"),
         ("epochs=1.5", "epochs=1.5"),
-        ("epochs=true", "epochs=True"),
+        ("epochs=true", "epochs=true"),
         ("batch_size=0", "batch_size=0"),
         ("seed=-1", "seed=-1"),
         ("momentum=1", "momentum=1"),
@@ -163,7 +163,7 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("output_dir=true", "output_dir=True is not valid; right: a folder"),
+        ("output_dir=true", "output_dir=true is not valid; right: a folder"),
         ("output_dir=[a]", "output_dir=['a'] is not valid"),
         ("tracking.experiment_name=1.5", "tracking.experiment_name=1.5"),
         ("tracking.uri={a:1}", "tracking.uri={'a': 1}"),
@@ -179,7 +179,7 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("+model.table={a@k:1}", "model.table.a@k is no name that MLflow keeps"),
         ("+optimizer.betas=0.9 ~optimizer.momentum", "optimizer.betas=0.9"),
         ("trusted=torch", "trusted=torch is not valid; right: a list"),
-        ("epochs=true", "epochs=True"),
+        ("epochs=true", "epochs=true"),
         ("dropout='a\nb'", "dropout=a b is not valid"),
         ("epochs=1e9", "epochs=1000000000.0"),
     ],

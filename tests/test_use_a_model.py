@@ -19,8 +19,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from mnist_hydra.cli.entry import take_words
-from mnist_hydra.inference import digit_image, quality
+from mnist_hydra.cli.entry import Place, take_words
+from mnist_hydra.config import TrackingConfig
+from mnist_hydra.errors import UserError
+from mnist_hydra.inference import digit_image, exported, quality
+from mnist_hydra.to_onnx import write_checked
+from mnist_hydra.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[1]
 Pixels = npt.NDArray[np.uint8]
@@ -37,9 +41,11 @@ def labels(mnist: Path) -> Pixels:
     return np.fromfile(mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte", np.uint8, offset=8)
 
 
-def call(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def call(name: str, *words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"mnist_hydra.{name}", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=300, env=os.environ | env
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,15 @@ def champion(swept: Path) -> str:
 
 def predicted(done: subprocess.CompletedProcess[str]) -> list[int]:
     return [int(row["digit"]) for row in csv.DictReader(io.StringIO(done.stdout))]
+
+
+@pytest.fixture(scope="module")
+def own(swept: Path, champion: str, mnist: Path) -> list[int]:
+    """What the champion takes each of MNIST's test images for."""
+    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    done = call("predict", "model=mnist@champion", str(raw), cwd=swept)
+    assert done.returncode == 0, done.stderr
+    return predicted(done)
 
 
 def write(folder: Path, pixels: Pixels, suffix: str = ".png", times: int = 1) -> Path:
@@ -96,6 +111,8 @@ def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
+        ("to_onnx", ["model=mnist@champion"], "file=null"),
+        ("to_onnx", ["model=mnist@champion", "file=nowhere/digits.onnx"], "a file in a folder"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(
@@ -109,12 +126,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 
 
 def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
-    swept: Path, champion: str, tmp_path: Path, test_images: Pixels, labels: Pixels, mnist: Path
+    swept: Path, own: list[int], tmp_path: Path, test_images: Pixels, labels: Pixels
 ) -> None:
     count = 200
     images, truth = test_images[:count], labels[:count]
-    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))
     assert len(own) == 10_000
     right = np.mean(np.array(own[:count]) == truth)
     assert right > 0.85
@@ -155,6 +170,47 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
     assert "calibration error" in done.stdout
 
 
+def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
+    swept: Path, own: list[int], test_images: Pixels, mnist: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
+    words = ["model=mnist@champion", "file=digits.onnx", f"data.root={mnist}"]
+    before = set(swept.iterdir())
+    done = call("to_onnx", *words, cwd=swept)
+    assert done.returncode == 0, done.stderr
+    assert "digits.onnx takes images, uint8 [N, 1, 28, 28]" in done.stdout
+    assert set(swept.iterdir()) - before == {swept / "digits.onnx"}
+    session = onnxruntime.InferenceSession(swept / "digits.onnx")
+    for count in (1, 7, 500):
+        (answer,) = session.run(None, {"images": test_images[:count, None]})
+        assert np.allclose(np.exp(answer).sum(1), 1, atol=1e-5)
+        assert answer.argmax(1).tolist() == own[:count]
+
+
+def test_what_answers_otherwise_than_torch_is_not_written(
+    swept: Path, champion: str, test_images: Pixels, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
+    place = Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
+    client = Tracker(place, make=False).client
+    trials = client.search_runs(["1"], "tags.`mlflow.parentRunId` != ''")
+    one, other = (exported.load_model(run.info.run_id, place) for run in trials)
+    images = test_images[:100]
+    with pytest.raises(UserError, match="onnxruntime's probabilities differ by .* at most 0.0001"):
+        write_checked(one, images, other(images), tmp_path / "wrong.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_packages_onnx_is_one_line_that_names_the_extra(
+    swept: Path, champion: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['onnxscript'] = None")
+    words = ["model=mnist@champion", "file=digits.onnx"]
+    done = call("to_onnx", *words, cwd=swept, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "onnxscript" in done.stderr and "pip install 'mnist_hydra[onnx]'" in done.stderr
+
+
 SERVES_WITHOUT = """
 import sys
 class Absent:
@@ -166,7 +222,7 @@ sys.meta_path.insert(0, Absent())
 
 
 def test_a_model_is_served_over_http_by_an_environment_without_this_project(
-    swept: Path, champion: str, tmp_path: Path, test_images: Pixels, mnist: Path
+    swept: Path, own: list[int], tmp_path: Path, test_images: Pixels
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SERVES_WITHOUT)
     with socket.socket() as free:
@@ -205,9 +261,7 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, 9)
         server.wait()
-    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    own = predicted(call("predict", "model=mnist@champion", str(raw), cwd=swept))[:100]
-    assert got.shape == (100, 10) and got.argmax(1).tolist() == own
+    assert got.shape == (100, 10) and got.argmax(1).tolist() == own[:100]
 
 
 def test_a_digit_is_put_where_its_mass_is_in_the_middle_in_a_box_of_20() -> None:

@@ -18,6 +18,7 @@ import hydra._internal.hydra as hydra_main
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -56,9 +57,16 @@ class CheckedLoader(ConfigLoaderImpl):
         except (HydraException, OmegaConfBaseException):
             raise
         except Exception as error:
-            given = " ".join(word for word in overrides if not word.startswith("hydra.mode="))
+            given = [word for word in overrides if not word.startswith("hydra.mode=")]
+            for override in OverridesParser.create().parse_overrides(given):
+                is_group = self.repository.group_exists(override.key_or_group)
+                if is_group and not isinstance(override.value(), str | list):
+                    raise ConfigCompositionException(
+                        f"{override.input_line} names no entry of a group; right: an entry's name, "
+                        "or without it"
+                    ) from None
             raise ConfigCompositionException(
-                f"{in_one_line(error)}; right: other files or words than {shown(given)}"
+                f"{in_one_line(error)}; right: other files or words than {shown(' '.join(given))}"
             ) from None
 
     def _process_config_searchpath(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from mnist_hydra.cli.config_files import check_files
@@ -43,6 +47,19 @@ def place_of(cfg: DictConfig) -> Place:
     return Place(folder, read_settings(TrackingConfig, tracking, "tracking."))
 
 
+def file_of(key: str, value: Any) -> Path:
+    """The file that a command is to write, in a folder that is there.
+
+    Raises:
+        UserError: naming the key, the value that was got and what would be right.
+    """
+    if isinstance(value, str) and value.strip():
+        path = Path(value)
+        if path.parent.is_dir() and not path.is_dir():
+            return path
+    raise wrong_value(key, value, "a file in a folder that is there")
+
+
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line's plain words, such as names of files, and what is Hydra's.
 
@@ -67,6 +84,22 @@ def take_value(arguments: Sequence[str], key: str) -> tuple[str | None, list[str
     return value, [argument for argument in arguments if argument not in own]
 
 
+def show_help(command: str) -> None:
+    """Print the help of a command and leave, where its command line asks for it.
+
+    Raises:
+        SystemExit: 0 after the help.
+    """
+    arguments = sys.argv[1:]
+    if not {"--help", "-h"} & set(arguments):
+        return
+    from mnist_hydra.cli.help import help_text
+
+    pairs = zip(arguments, arguments[1:], strict=False)
+    print(help_text(command, [value for flag, value in pairs if flag in ("--config-dir", "-cd")]))
+    sys.exit(0)
+
+
 def start(name: str, task: Callable[[DictConfig], int]) -> None:
     """Compose `conf/<name>.yaml` with the command line and leave with the task's exit code."""
 
@@ -79,6 +112,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
         sys.exit(code)
 
     prepare_streams()
+    show_help(name)
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     call(main(checked))
@@ -92,10 +126,30 @@ def call(main: Callable[[], object]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
     try:
+        insist_on_options(sys.argv[1:])
         main()
     except REFUSALS as error:
         print(f"error: {refused(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def insist_on_options(arguments: Sequence[str]) -> None:
+    """Refuse options that Hydra does not have, and overrides on both sides of an option.
+
+    Raises:
+        HydraException: as for all that Hydra refuses; `argparse` by itself shows every option.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        _, unknown = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise HydraException(f"{error}; right: as --hydra-help shows") from None
+    if unknown:
+        raise HydraException(
+            f"unrecognized: {' '.join(unknown)}; right: settings such as lr=0.1, all of them "
+            "together, and options such as --multirun before or after them"
+        )
 
 
 def prepare_streams() -> None:

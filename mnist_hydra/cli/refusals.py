@@ -32,10 +32,15 @@ def refused(error: Exception) -> UserError:
         return UserError(f"{first}{near}; right: one of {', '.join(error.options)}")
     words = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
-        words = f"{error.override}: {words}"
+        key, _, value = str(error.override).partition("=")
+        words = f"{error.override}: {words.partition(' See https://hydra.cc')[0]}"
+        if value and not set(value) & set("'\"\\$`"):
+            words += f"; right, if it is text: \"{key}='{value}'\""
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", words)
     if unknown:
-        near = did_you_mean(unknown[1], known_names())
+        known = known_names()
+        entries = " and ".join(known.get(unknown[1], []))
+        near = f" (a key of {entries})" if entries else did_you_mean(unknown[1], known)
         words = words.replace(f"'{unknown[1]}'", f"'{unknown[1]}'{near}", 1)
     else:
         cause = " ".join(str(error.__cause__ or "").split()).partition(" full_key: ")[0]
@@ -43,25 +48,30 @@ def refused(error: Exception) -> UserError:
     return UserError(words if len(words) <= MAX_SHOWN else words[:MAX_SHOWN] + "...")
 
 
-def known_names() -> list[str]:
-    """The keys of this project's own configuration, in all their dotted forms, and its groups."""
-    names: set[str] = set()
+def known_names() -> dict[str, list[str]]:
+    """The keys of this project's own configuration, in all their dotted forms, and its groups.
 
-    def collect(prefix: str, text: str) -> None:
+    Each with the entries of a group that have it, such as `optimizer=adamw`.
+    """
+    names: dict[str, list[str]] = {"experiment": [], "hydra/launcher": [], "hydra/sweeper": []}
+
+    def collect(prefix: str, text: str, entries: list[str]) -> None:
         def walk(prefix: str, settings: Any) -> None:
             for key, value in settings.items() if isinstance(settings, dict) else ():
-                names.add(f"{prefix}{key}")
-                walk(f"{prefix}{key}.", value)
+                if not str(key).startswith("_"):
+                    names.setdefault(f"{prefix}{key}", []).extend(entries)
+                    walk(f"{prefix}{key}.", value)
 
         walk(prefix, OmegaConf.to_container(OmegaConf.create(text)))
 
     root = files(CONF)
-    collect("", root.joinpath("config.yaml").read_text(encoding="utf-8"))
+    collect("", root.joinpath("config.yaml").read_text(encoding="utf-8"), [])
     for group in root.iterdir():
         if group.is_dir() and group.name not in ("hydra", "experiment"):
-            for entry in group.iterdir():
-                if entry.name.endswith(".yaml"):
-                    collect(f"{group.name}.", entry.read_text(encoding="utf-8"))
-                    names.add(group.name)
-    names |= {"experiment", "hydra/launcher", "hydra/sweeper"}
-    return sorted(name for name in names if not name.endswith("_target_"))
+            for entry in sorted(group.iterdir(), key=lambda entry: entry.name):
+                name, _, suffix = entry.name.rpartition(".")
+                if suffix == "yaml":
+                    names.setdefault(group.name, [])
+                    text = entry.read_text(encoding="utf-8")
+                    collect(f"{group.name}.", text, [f"{group.name}={name}"])
+    return names

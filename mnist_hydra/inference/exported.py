@@ -1,11 +1,11 @@
 """An exported model, found by what people call it, and asked what it sees.
 
-The program inside is torch's own; the files around it, which MLflow reads, are trusted as the
-user's own: see SECURITY.md.
+Anything but a `torch.export` program is refused before MLflow would run what its files name.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ class Exported:
             )
         self.side = int(shape[2])
 
+    @property
+    def module(self) -> Any:
+        """The program as a torch module: images uint8 [N, 1, side, side] to log-probabilities."""
+        return self._model.get_raw_model()
+
     def __call__(self, images: Images) -> Probabilities:
         """Images uint8 [N, side, side] -> probabilities float32 [N, classes]."""
         parts = [
@@ -76,12 +81,44 @@ def load_model(name: str | None, place: entry.Place) -> Exported:
         mlflow.set_tracking_uri(tracker.uri)
         address = address_of(tracker, name)
     try:
-        return Exported(mlflow.pyfunc.load_model(address), name)
+        folder = Path(mlflow.artifacts.download_artifacts(address))
+        insist_on_program(folder, name)
+        return Exported(mlflow.pyfunc.load_model(str(folder)), name)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged or foreign folder makes MLflow raise
         why = first_line(error)
         raise UserError(f"model={name} cannot be read ({why}); {RIGHT_MODEL}") from None
+
+
+def insist_on_program(folder: Path, name: str) -> None:
+    """Refuse a model that is more than a `torch.export` program.
+
+    MLflow imports the loader and the code that an `MLmodel` file names, and unpickles; here it is
+    let do neither.
+
+    Args:
+        folder: the model's.
+        name: as the user called it.
+
+    Raises:
+        UserError: it is something else.
+    """
+    from mlflow.models import Model
+
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    loader = Model.load(str(folder)).flavors.get("python_function", {})
+    data = folder / str(loader.get("data", ""))
+    if (
+        loader.get("loader_module") != "mlflow.pytorch"
+        or loader.get("code")
+        or not (data / "model.pt2").is_file()
+        or (data / "model.pth").exists()
+    ):
+        raise UserError(
+            f"model={name} is no torch.export program, or names code of its own to run; right: a "
+            f"model that this project exported"
+        )
 
 
 def address_of(tracker: Any, name: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.cli import entry
-from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.errors import UserError, first_line, wrong_value
 
 
 def report(cfg: DictConfig) -> int:
@@ -25,7 +26,8 @@ def report(cfg: DictConfig) -> int:
             "sweep=NAME, a sweep's name or its run's id"
         )
     store = entry.place_of(cfg)
-    from mnist_hydra.report import make, read, results
+    file = entry.file_of("optuna", cfg.optuna) if cfg.optuna is not None else None
+    from mnist_hydra.report import make, read, results, study
     from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(store, make=False)
@@ -37,6 +39,14 @@ def report(cfg: DictConfig) -> int:
     output_dir = Path(store.output_dir).absolute()
     made = make.make(tracker, findings, output_dir, output_dir / "data")
     print("\n".join(["", *made.sentences, "", str(made.page)]))
+    if file is not None:
+        runs = [entry.record.run_id for entry in findings.entries if entry.params]
+        histories = read.histories(tracker, runs, findings.results.objective)
+        try:
+            study.write(findings, histories, file)
+        except OSError as error:
+            raise UserError(f"optuna={file} cannot be written: {first_line(error)}") from None
+        print(shlex.join(["optuna-dashboard", str(file)]))
     return 0
 
 

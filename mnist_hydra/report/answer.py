@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Findings, short
@@ -81,6 +81,46 @@ def winner(findings: Findings, others: Sequence[Lead]) -> list[str]:
     return told
 
 
+def in_brief(
+    findings: Findings, contrasts: Mapping[str, Sequence[Contrast]], others: Sequence[Lead]
+) -> list[str]:
+    """The best value of each setting and whether it is more than chance; where they lead to.
+
+    Args:
+        contrasts: of each axis, its best value against the others.
+    """
+    found = findings.results
+    best = {axis: [one for one in of if one.within is None] for axis, of in contrasts.items()}
+    best = {axis: of for axis, of in best.items() if of}
+    if len(best) < 2 or all(one.difference.p is None for of in best.values() for one in of):
+        return []
+    parts = [f"{axis}={short(of[0].better)} {_how_sure(of)}" for axis, of in best.items()]
+    told = [f"Setting by setting, the others averaged: {'; '.join(parts)}."]
+    together = {axis: of[0].better for axis, of in best.items()}
+    for lead in others:
+        values = dict(zip(found.axes, lead.row.values, strict=True))
+        if together.items() <= values.items() and lead.row.rank > 1 and lead.difference.n:
+            behind = gain(found.objective, lead.difference.mean)
+            chances = verdict(lead.difference)
+            place = f"{_place(lead.row.rank)} of {len(found.rows)}"
+            told.append(f"Together they come {place}, {behind} behind the first: {chances}.")
+            break
+    return told
+
+
+def _how_sure(found: Sequence[Contrast]) -> str:
+    """How sure it is that the best value is better than the others."""
+    gaps = [one.difference for one in found if not one.difference.is_identical]
+    real = sum(gap.is_real for gap in gaps)
+    if not gaps:
+        return "is as good as any"
+    if real == len(gaps):
+        return "is best, by more than chance"
+    if real:
+        return f"is ahead, by more than chance of {real} of the {len(gaps)} others"
+    return "is ahead, which may be chance"
+
+
 def setting(
     of: str, axis: str, found: Sequence[Contrast], chosen: Layout, weight: float | None
 ) -> list[str]:
@@ -96,8 +136,7 @@ def setting(
     if overall:
         about = [other for other in chosen.varied if other != axis]
         averaged = f", averaged over {' and '.join(about)}" if about else ""
-        words = f"{_in_short(overall)}{_compared(of, axis, overall)}{averaged}."
-        told.append(words if words.startswith(axis) else words[0].upper() + words[1:])
+        told.append(f"{_in_short(overall)}{_compared(of, axis, overall)}{averaged}.")
     for within in dict.fromkeys(one.within for one in found if one.within is not None):
         part = [one for one in found if one.within == within]
         told.append(f"For {within}: {_compared(of, axis, part)}.")
@@ -181,10 +220,11 @@ def _lead(of: str, others: Sequence[Lead], axes: Sequence[str]) -> str:
     beaten = sum(lead.difference.is_real for lead in others)
     if beaten == len(others):
         return f"{by}. It beats all {beaten} others by more than chance."
-    open_ = len(others) - beaten
+    if beaten == 0:
+        return f"{by}. None of the {_count(len(others), 'other')} can be told from it."
     return (
-        f"{by}. It beats {beaten} of the {_count(len(others), 'other')} by more than chance; "
-        f"{open_} cannot be told from it."
+        f"{by}. It beats {beaten} of the {len(others)} others by more than chance; "
+        f"{len(others) - beaten} cannot be told from it."
     )
 
 
@@ -215,55 +255,51 @@ def _in_short(found: Sequence[Contrast]) -> str:
         return "No: "
     if all(gap.p is None for gap in gaps):
         return "It cannot be told: "
-    return "Perhaps: " if any(gap.is_hint for gap in gaps) else ""
+    return "Perhaps: " if any(gap.is_hint for gap in gaps) else "No difference shows: "
 
 
 def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
-    """`dropout=0.0 beats 0.04 by 0.31 points (...); no difference shows between 0.0 and 0.02`."""
-    best = found[0].better
+    """`dropout=0.0 beats 0.04 by 0.31 points (...); is ahead of 0.02 by 0.10 points (...)`."""
+
+    def against(words: str, chosen: Sequence[Contrast], with_n: bool = False) -> str:
+        gaps = [
+            f"{short(one.worse)} by {gain(of, one.difference.mean)}"
+            + (f" ({_paired(of, one.difference, with_n)})" if one.difference.half_width else "")
+            for one in chosen
+        ]
+        return f"{words} {' and '.join(gaps)}"
+
+    real = [one for one in found if one.difference.is_real]
+    hints = [one for one in found if one.difference.is_hint]
+    same = [one for one in found if one.difference.is_identical]
+    untold = [one for one in found if one.difference.p is None and one not in same]
+    chance = [one for one in found if one not in (*real, *hints, *same, *untold)]
     told = []
-    for one in (one for one in found if one.difference.is_real):
-        gap = one.difference
-        told.append(
-            f"beats {short(one.worse)} by {gain(of, gap.mean)} (paired over {gap.n} seeds, 95 % "
-            f"interval {interval(of, gap)})"
-        )
-    words = [f"{axis}={short(best)} {' and '.join(told)}"] if told else []
-    same = [short(one.worse) for one in found if one.difference.is_identical]
-    if same:
-        words.append(f"{short(best)} and {', '.join(same)} came out exactly the same")
-    hints = [
-        f"{short(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
-        for one in found
-        if one.difference.is_hint
-    ]
+    if real:
+        told.append(against("beats", real, with_n=True))
     if hints:
-        words.append(
-            f"a hint only that {axis}={short(best)} is better than {' and '.join(hints)}, not "
-            "beyond the correction"
-        )
-    none = [
-        f"{short(one.worse)} ({gain(of, one.difference.mean)}, {interval(of, one.difference)})"
-        for one in found
-        if one.difference.p is not None and not (one.difference.is_real or one.difference.is_hint)
-    ]
-    if none:
-        words.append(f"no difference shows between {axis}={short(best)} and {' or '.join(none)}")
-    untold = [
-        f"{short(one.worse)} by {gain(of, one.difference.mean)}"
-        for one in found
-        if one.difference.p is None and not one.difference.is_identical
-    ]
+        told.append(against("is ahead of", hints) + ", a hint only, not beyond the correction")
+    if chance:
+        told.append(against("is ahead of", chance) + ", which may be chance")
     if untold:
-        words.append(
-            f"{axis}={short(best)} is ahead of {' and '.join(untold)}, which cannot be told from "
-            "chance"
-        )
-    return "; ".join(words)
+        told.append(against("is ahead of", untold) + ", which cannot be told from chance")
+    if same:
+        told.append(f"came out exactly as {' and '.join(short(one.worse) for one in same)} did")
+    return f"{axis}={short(found[0].better)} {'; it '.join(told)}"
+
+
+def _paired(of: str, gap: Difference, with_n: bool) -> str:
+    words = f"paired over {gap.n} seeds, 95 % interval " if with_n else ""
+    return words + interval(of, gap)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _place(rank: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    return f"{rank}th" if rank % 100 in (11, 12, 13) else f"{rank}{ending}"
 
 
 def _signed(number: float, digits: int) -> str:

@@ -64,11 +64,15 @@ def class_errors(entries: Sequence[Entry]) -> dict[str, float]:
 
 
 def test_images(
-    entry: Entry, cache_dir: Path
+    entry: Entry, cache_dir: Path, root: str | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
     """The test set that a trial was measured on: uint8 [N, H, W] and labels [N].
 
     `None` where it is not on this machine, or is not the same; nothing is fetched.
+
+    Args:
+        cache_dir: where it is looked for.
+        root: the folder of the user's own where it is looked for first, as the trial did.
     """
     params = entry.params
     try:
@@ -78,6 +82,7 @@ def test_images(
             name,
             float(params["data.mean"]),
             float(params["data.std"]),
+            root=root,
             offline=True,
         )
         found = load_dataset(config, cache_dir)

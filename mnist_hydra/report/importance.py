@@ -38,9 +38,8 @@ def importances(
     chosen = list(range(len(points)))
     if len(chosen) > MAX_TRIALS:
         chosen = random.Random(0).sample(chosen, MAX_TRIALS)
-    spaces = {
-        axis: _space([points[index][place] for index in chosen]) for place, axis in enumerate(axes)
-    }
+    columns = {axis: [points[i][place] for i in chosen] for place, axis in enumerate(axes)}
+    spaces = {axis: space_of(values) for axis, values in columns.items()}
     varied = [(place, axis) for place, axis in enumerate(axes) if spaces[axis] is not None]
     if len(varied) < 2:
         return {axis: 1.0 for _, axis in varied}
@@ -54,7 +53,7 @@ def importances(
         space = {axis: found for axis, found in spaces.items() if found is not None}
         study.add_trials(
             optuna.trial.create_trial(
-                params={axis: _value(points[index][place]) for place, axis in varied},
+                params={axis: plain_value(points[index][place]) for place, axis in varied},
                 distributions=space,
                 value=objectives[index],
             )
@@ -70,8 +69,12 @@ def importances(
     return {axis: float(share) for axis, share in found.items()}
 
 
-def _space(values: Sequence[str]) -> BaseDistribution | None:
-    """What the values are of; `None` where there is only one."""
+def space_of(values: Sequence[str], log: bool = False) -> BaseDistribution | None:
+    """What the values are of, as Optuna has it; `None` where there is only one.
+
+    Args:
+        log: whether ratios of numbers count and not differences.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     unique = in_order(values)
@@ -79,10 +82,11 @@ def _space(values: Sequence[str]) -> BaseDistribution | None:
         return None
     numbers = [found for value in unique if (found := number(value)) is not None]
     if len(numbers) == len(unique) and max(numbers) > min(numbers):
-        return FloatDistribution(min(numbers), max(numbers))
-    return CategoricalDistribution([_value(value) for value in unique])
+        return FloatDistribution(min(numbers), max(numbers), log=log)
+    return CategoricalDistribution([plain_value(value) for value in unique])
 
 
-def _value(text: str) -> str | float:
+def plain_value(text: str) -> str | float:
+    """The number that a text is, or the text."""
     found = number(text)
     return text if found is None else found

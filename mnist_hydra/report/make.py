@@ -92,6 +92,8 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
 def _what(findings: Findings) -> str:
     if not findings.parents:
         return "these runs"
+    if findings.title.startswith("sweep over"):  # it has no name of its own
+        return f"the {findings.title}"
     return ("sweep " if len(findings.parents) == 1 else "sweeps ") + findings.title
 
 
@@ -223,7 +225,9 @@ def _hard(
     images = hard.hardest(found)
     if not images:
         return []
-    test = hard.test_images(findings.by_run()[next(iter(found))], data_dir)
+    one = next(iter(found))
+    root = read.data_root(tracker, one)
+    test = hard.test_images(findings.by_run()[one], data_dir, root)
     if test is None:
         return []
     pixels, labels = test
@@ -293,7 +297,10 @@ def _page(
         title=f"What {_what(findings)} found",
         status=f"{finished} of {findings.planned} trials finished: {len(found.rows)} "
         f"configurations ranked by {found.objective}, {found.at} epoch",
-        answer=answer.winner(findings, answers.leads),
+        answer=[
+            *answer.winner(findings, answers.leads),
+            *answer.in_brief(findings, answers.contrasts, answers.leads),
+        ],
         warnings=warnings,
         settings=settings,
         trust=answer.trust(findings, answers.leads),

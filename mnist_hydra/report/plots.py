@@ -347,7 +347,7 @@ def parallel_coordinates(
     )
     times = 100.0 if is_share(objective) else 1.0
     for column, axis in enumerate(columns):
-        axes_.axvline(column, color=GREY, linewidth=0.9)
+        axes_.plot([column, column], [-0.03, 1.03], color=GREY, linewidth=0.9)
         if axis == objective:
             ticks = [(0.0, f"{times * low:.4g}"), (1.0, f"{times * high:.4g}")]
         else:

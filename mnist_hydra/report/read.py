@@ -13,10 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, SWEEP_TAG
-from mnist_hydra.ledger.plan import PLANS, read_plan
+from mnist_hydra.ledger.plan import PLANS, Axis, read_plan
 from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import SEED, Results, TrialRecord, ranked, record_of_trial
@@ -74,6 +76,8 @@ class Findings:
     minimize: bool
     planned: int
     """How many trials there are to be, as far as known."""
+    log_axes: frozenset[str] = frozenset()
+    """Axes of numbers that a search took its values from by ratio."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -120,12 +124,12 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         right = "sweeps that are ranked by the same metric"
         raise UserError(f"sweep: ranked by {', '.join(sorted(objectives))}; right: {right}")
     (objective,) = objectives
-    axes: dict[str, None] = {}
+    axes: dict[str, Axis] = {}
     entries: dict[str, Entry] = {}
     planned = 0
     for parent in parents:
         swept, found, wanted = _read_one(tracker, parent, objective)
-        axes |= dict.fromkeys(swept)
+        axes |= {axis.key: axis for axis in swept}
         planned += wanted
         entries |= {key: entry for key, entry in found.items() if key not in entries}
     completed = [_completed(entry, tuple(axes)) for entry in entries.values()]
@@ -140,6 +144,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         objective,
         planned,
         "best" if any(map(_at_best, parents)) else "last",
+        frozenset(key for key, axis in axes.items() if axis.span is not None and axis.span.log),
     )
 
 
@@ -221,6 +226,15 @@ def mistakes(tracker: Tracker, run_ids: Iterable[str]) -> dict[str, dict[int, in
     return {run_id: wrong for run_id, wrong in found.items() if wrong is not None}
 
 
+def data_root(tracker: Tracker, run_id: str) -> str | None:
+    """The folder of the user's own (`data.root`) that a run's data lay in, where it says one."""
+    with suppress(Exception):  # whatever a store raises, and a file that is none of ours
+        config = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
+        root = OmegaConf.select(config, "data.root")
+        return root if isinstance(root, str) else None
+    return None
+
+
 def _parents(tracker: Tracker) -> list[Run]:
     """Every sweep's run in the store, the newest first."""
     experiments = [found.experiment_id for found in tracker.client.search_experiments()]
@@ -243,15 +257,15 @@ def _find(there: Sequence[Run], name: str) -> Run:
 
 def _read_one(
     tracker: Tracker, parent: Run, objective: str
-) -> tuple[list[str], dict[str, Entry], int]:
+) -> tuple[list[Axis], dict[str, Entry], int]:
     """One sweep's axes, its trials by fingerprint, and how many there are to be."""
     view = Ledger(tracker.client, parent.info.run_id).read()
     overrides = {point.fingerprint: point.overrides for point in view.points}
-    axes: dict[str, None] = {}
+    axes: dict[str, Axis] = {}
     fixed: list[str] = []
     for file in tracker.client.list_artifacts(parent.info.run_id, PLANS):
         plan = read_plan(tracker.read_text(parent.info.run_id, file.path))
-        axes |= dict.fromkeys(axis.key for axis in plan.arguments.axes)
+        axes |= {axis.key: axis for axis in plan.arguments.axes}
         fixed = list(plan.arguments.fixed)
         overrides |= {planned.fingerprint: planned.overrides for planned in plan.trials}
     metric = objective + ("_best" if _at_best(parent) else "")
@@ -272,7 +286,7 @@ def _read_one(
         seconds = sum(attempt.seconds for attempt in trial.attempts)
         own = runs.get(trial.run_id)
         entries[key] = _entry(record, trial.metrics, seconds, own, trial.made_by)
-    return list(axes), entries, len(overrides)
+    return list(axes.values()), entries, len(overrides)
 
 
 def _at_best(parent: Run) -> bool:
@@ -321,6 +335,7 @@ def _findings(
     objective: str,
     planned: int,
     at: str = "last",
+    log_axes: frozenset[str] = frozenset(),
 ) -> Findings:
     minimize = is_minimized(objective)
     records = [entry.record for entry in entries]
@@ -330,7 +345,7 @@ def _findings(
             f"sweep={title}: none of its {len(entries)} trials has finished; right: the sweep's "
             "own command again, which goes on with it"
         )
-    return Findings(title, commands, parents, tuple(entries), found, minimize, planned)
+    return Findings(title, commands, parents, tuple(entries), found, minimize, planned, log_axes)
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, str]:

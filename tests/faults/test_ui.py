@@ -10,8 +10,11 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +115,45 @@ def test_a_person_finds_the_best_trial_compares_them_all_and_sees_its_pictures(
         browser.close()
 
 
+def test_optuna_s_dashboard_shows_the_trials(chromium: str, sweep: tuple[Path, str]) -> None:
+    pytest.importorskip("optuna_dashboard", reason="pip install -e '.[faults]'")
+    from playwright.sync_api import expect, sync_playwright
+
+    folder, _ = sweep
+    parent, trials = runs(folder)
+    words = ["mnist_hydra.report", f"sweep={parent.info.run_id}", "optuna=study"]
+    subprocess.run([sys.executable, "-m", *words], cwd=folder, check=True, timeout=300)
+    start = "from optuna_dashboard._cli import main; main()"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder / "dashboard.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", start, "study", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
+            page = browser.new_page(viewport={"width": 1500, "height": 1000})
+            page.set_default_timeout(PATIENCE_MS)
+            expect.set_options(timeout=PATIENCE_MS)
+            await_answer(f"http://127.0.0.1:{port}/dashboard")
+            page.goto(f"http://127.0.0.1:{port}/dashboard")
+            page.get_by_text(parent.info.run_name).click()
+            best = trials[0].data
+            expect(page.get_by_text(str(best.metrics["val/acc"])).first).to_be_visible()
+            expect(page.get_by_text(best.params["model.name"]).first).to_be_visible()
+            page.locator(".js-plotly-plot").first.wait_for()
+            keep(page, "optuna")
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
 def test_the_pages_end_with_ctrl_c_and_leave_no_process(sweep: tuple[Path, str]) -> None:
     folder, command = sweep
     with pages(command, folder) as address:
@@ -139,6 +181,18 @@ def test_a_run_or_a_store_that_is_not_there_is_one_line(
         assert done.returncode == 2 and done.stdout == ""
         assert said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (folder / "elsewhere").exists()
+
+
+def await_answer(address: str) -> None:
+    """Wait until a server on this machine answers."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{address} does not answer"
+            time.sleep(0.2)
 
 
 def keep(page: Any, name: str) -> None:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+import optuna
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, questions, read
+from mnist_hydra.report import answer, questions, read, study
 from mnist_hydra.report.make import ask, make
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
@@ -126,6 +129,13 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
     assert text.count('<svg role="img"') == 5
 
 
+def test_the_hard_images_are_shown_from_where_the_trials_had_their_data(swept: Swept) -> None:
+    assert not (swept.folder / "outputs" / "data").exists(), "it lay in data.root"
+    image = r'<li><img src="data:image/png;base64,[^"]+" alt="">\d → \d, \d+ of 12'
+    shown = re.findall(image, swept.page.read_text())
+    assert len(shown) == 24 and (swept.page.parent / "hard_images.png").is_file()
+
+
 def test_a_run_says_which_test_images_it_gets_wrong(swept: Swept) -> None:
     _, trials = swept.runs()
     found = read.mistakes(swept.tracker, [run.info.run_id for run in trials])
@@ -167,6 +177,50 @@ def test_the_command_makes_it_again_by_the_runs_id_without_torch(swept: Swept) -
     assert page.read_text() == before
     imported = {line.rpartition("|")[2].strip() for line in again.stderr.splitlines()}
     assert "sklearn" in imported and not {"torch", "albumentations"} & imported
+
+
+def test_the_trials_are_written_as_a_study_that_optuna_reads(swept: Swept) -> None:
+    (swept.folder / "study").write_text("one from before")
+    done = command("report", "sweep=mine", "optuna=study", cwd=swept.folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "optuna-dashboard study"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(swept.folder / "study")))
+    written = optuna.load_study(study_name="mine", storage=storage)
+    _, trials = swept.runs()
+    by_run = {run.info.run_id: run for run in trials}
+    assert {trial.user_attrs["run"] for trial in written.trials} == set(by_run)
+    for trial in written.trials:
+        run = by_run[trial.user_attrs["run"]]
+        assert trial.value == run.data.metrics["val/acc"] == trial.intermediate_values[2]
+        assert {key: str(number) for key, number in trial.params.items()} == {
+            "dropout": run.data.params["dropout"],
+            "lr": run.data.params["lr"],
+            "seed": f"{run.data.params['seed']}.0",
+        }
+    assert written.best_value == max(run.data.metrics["val/acc"] for run in trials)
+    assert written.metric_names == ["val/acc"] and written.direction.name == "MAXIMIZE"
+    refused = command("report", "sweep=mine", "optuna=nowhere/study", cwd=swept.folder)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "optuna=nowhere/study is not valid" in refused.stderr
+
+
+def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
+    values = {"lr": "0.1", "dropout": "0.0"}
+    states = ["finished", "pruned", "failed", "running", "died"]
+    records = [
+        TrialRecord(values | {"lr": f"0.{place}1"}, [], state, 0.9 if place == 0 else None, state)
+        for place, state in enumerate(states)
+    ]
+    entries = tuple(Entry(record, "", {}, None) for record in records)
+    results = ranked(records, ["lr", "dropout"], "val/acc", minimize=False)
+    findings = Findings("mine", (), (), entries, results, False, 5, frozenset({"lr"}))
+    found = study.trials(findings, {"pruned": [(1, 0.5)]})
+    assert [trial.state.name for trial in found] == [
+        *("COMPLETE", "PRUNED", "FAIL", "RUNNING", "FAIL")
+    ]
+    assert found[1].intermediate_values == {1: 0.5}
+    assert found[0].params == {"lr": 0.01} and found[0].distributions["lr"].log
 
 
 def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> None:
@@ -213,7 +267,33 @@ def test_a_setting_that_helps_with_every_seed_is_told_from_one_that_does_not() -
     helps = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.951, 0.960, 0.971, 0.980]})
     assert "Yes, by more than chance: dropout=0.1 beats 0.0 by 5.05 points" in said_of(helps)
     none = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.89, 0.93, 0.91, 0.94]})
-    assert "No difference shows between dropout=0.1 and 0.0" in said_of(none)
+    assert "No difference shows: dropout=0.1 is ahead of 0.0 by 0.25 points (" in said_of(none)
+    assert "), which may be chance" in said_of(none)
+
+
+def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_together() -> None:
+    low = {("0.0", "0.1"): 0.95, ("0.0", "0.2"): 0.9485}
+    means = low | {("0.1", "0.1"): 0.9, ("0.1", "0.2"): 0.92}
+    records = [
+        TrialRecord(
+            {"dropout": dropout, "lr": lr, "seed": str(seed)},
+            [],
+            "finished",
+            mean + 0.003 * (lr == "0.2" and seed == 2) + 0.0003 * (dropout == "0.1" and seed == 3),
+            f"{dropout} {lr} {seed}",
+        )
+        for (dropout, lr), mean in means.items()
+        for seed in (1, 2, 3)
+    ]
+    entries = tuple(Entry(record, record.values["seed"], {}, None) for record in records)
+    results = ranked(records, ["dropout", "lr", "seed"], "val/acc", minimize=False)
+    findings = Findings("mine", (), (), entries, results, False, len(entries))
+    answers = ask(findings)
+    assert answer.in_brief(findings, answers.contrasts, answers.leads) == [
+        "Setting by setting, the others averaged: dropout=0.0 is best, by more than chance; "
+        "lr=0.2 is best, by more than chance.",
+        "Together they come 2nd of 4, 0.05 points behind the first: may be chance.",
+    ]
 
 
 def test_less_is_better_for_a_loss() -> None:

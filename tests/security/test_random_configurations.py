@@ -107,12 +107,20 @@ def test_a_random_configuration_trains_or_is_refused_in_one_line(
 def test_2000_random_configurations_train_or_are_refused_in_one_line(
     commands: Commands, trained: Store
 ) -> None:
+    failed, number = [], 0
+
     @given(words=st.lists(OVERRIDES, min_size=1, max_size=3))
     @examples(int(os.environ.get("EXAMPLES", "2000")))
     def each(words: list[str]) -> None:
-        check(commands, trained, words)
+        nonlocal number
+        number += 1
+        try:
+            check(commands, trained, words)
+        except AssertionError as error:  # the rest is tried too
+            failed.append(str(error))
 
     each()
+    assert not failed, f"{len(failed)} of {number}\n" + "\n".join(failed)
 
 
 @pytest.mark.parametrize(
