@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,6 +155,19 @@ def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.O
 def as_record(runtime: Runtime) -> dict[str, Any]:
     """Plain values for a checkpoint or for MLflow."""
     return asdict(runtime)
+
+
+def device_name(device: torch.device) -> str:
+    """A device and the name of its GPU or CPU: `cpu (AMD EPYC 9B14)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    name = platform.machine()  # the architecture, where the system does not tell the CPU's name
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{device} ({name})"
 
 
 def _spare_dynamo() -> None:

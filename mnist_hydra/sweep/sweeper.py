@@ -290,11 +290,10 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     if not samples:
         return
     elsewhere = not launchers.on_this_machine(launcher)
-    if launchers.in_process(launcher):
-        torch_tasks.check_trials(samples, elsewhere)
-    else:
+    here = launchers.in_process(launcher)
+    if not here:
         threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
-        torch_tasks.in_child("check_trials", samples, elsewhere)
+    torch_tasks.run(torch_tasks.check_trials, samples, elsewhere, here=here)
 
 
 def _list(command: Command, view: View) -> None:
