@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 SOURCE = Path(__file__).with_name("kernel.c")
-FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
+COMPILER_FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
 CHANNELS = 16
 """Channels that a table of BatchNorm's has room for, as in kernel.c."""
 TIMEOUT_S = 60
@@ -162,7 +162,7 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
     """
     if cpu is None:
         cpu = cpu_flags(platform.machine(), torch.backends.cpu.get_cpu_capability())
-    command = [*compiler(), *FLAGS, *cpu]
+    command = [*compiler(), *COMPILER_FLAGS, *cpu]
     identity = (SOURCE.read_text(), Path(__file__).read_text(), command, shapes, _cpu(), _openmp())
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     library = folder / f"kernel-{digest}.so"
