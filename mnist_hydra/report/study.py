@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 History = Sequence[tuple[int, float]]
 
 
-def write(findings: Findings, histories: Mapping[str, History], path: Path) -> None:
+def write_study(findings: Findings, histories: Mapping[str, History], path: Path) -> None:
     """Write the study; a file that is there already is replaced once the new one is whole.
 
     Args:
