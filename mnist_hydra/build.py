@@ -92,7 +92,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
 def kernel_of(model: torch.nn.Module, folder: Path) -> Fused | None:
     """The model's kernel, compiled into `folder` (1 to 3 s the first time).
 
-    `None` where it cannot be had; why is printed once.
+    `None` if there can be none; the reason is printed once.
     """
     try:
         fused = Fused(model, folder)
@@ -107,7 +107,7 @@ def kernel_of(model: torch.nn.Module, folder: Path) -> Fused | None:
 def runnable(
     model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | None
 ) -> Runnable:
-    """Make a model ready to run as it was chosen; mixed precision is the caller's.
+    """Make a model ready to run as chosen; the caller sees to mixed precision.
 
     Args:
         fused: its kernel, where `chosen.kernel`.

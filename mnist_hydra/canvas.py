@@ -1,6 +1,6 @@
-"""White figures with a title, and sheets of images: what all pictures of a run are drawn on.
+"""White figures with a title, and sheets of images, on which all pictures are drawn.
 
-Like the pictures they touch no pyplot and no other global state. Colours are those of Okabe and
+They use neither pyplot nor any other global state. Colours are those of Okabe and
 Ito (2008), which can be told apart with any colour vision.
 """
 
@@ -35,12 +35,12 @@ def blank(width: float, height: float, title: str, subtitle: str) -> Figure:
 
 
 def only_words(title: str, words: str) -> Figure:
-    """Make the figure of something that there is nothing to show of."""
+    """Make a figure that holds words alone, where there is nothing to draw."""
     return blank(5.2, 1.0, title, words)
 
 
 def share(box: Sequence[float], width: float, height: float) -> tuple[float, float, float, float]:
-    """Turn left, bottom, width and height in inches into shares of the figure."""
+    """Convert left, bottom, width and height from inches to shares of the figure."""
     left, bottom, wide, high = box
     return left / width, bottom / height, wide / width, high / height
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves besides its metrics: pictures and the exported model.
+"""What a finished run records besides its metrics: pictures and the exported model.
 
 The model is a `torch.export` program that needs none of this package's code.
 """
@@ -22,7 +22,7 @@ from mnist_hydra.trainer import Trainer
 
 
 def log_pictures_and_model(trainer: Trainer, spool: Spool) -> None:
-    """Add what only a run worth looking at gets: pictures and the exported model."""
+    """Record the pictures and the exported model of a run."""
     from mnist_hydra import pictures
 
     log_probabilities, labels = trainer.predict("test")

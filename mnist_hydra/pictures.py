@@ -1,7 +1,7 @@
-"""The pictures that a run leaves behind, each returned as a matplotlib figure.
+"""The pictures of a run, each returned as a matplotlib figure.
 
-They never touch pyplot or any other global state, so any thread may draw, and they read nothing
-but their arguments.
+They use neither pyplot nor any other global state, so any thread may draw, and depend on their
+arguments alone.
 """
 
 from __future__ import annotations

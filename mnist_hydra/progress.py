@@ -109,7 +109,7 @@ class Progress:
             self._output.flush()
 
     def _epoch_words(self, epoch: int) -> list[tuple[int, str]]:
-        """What a line says of an epoch; the number is what goes last when it gets narrow."""
+        """The words of an epoch's line, each with a rank: lower ones are left out first."""
         metrics = self._metrics
         words = [(4, self._label), (9, f"epoch {epoch:{len(str(self._epochs))}}/{self._epochs}")]
         for rank, split in ((5, "train"), (8, "val"), (8, "test")):
@@ -128,7 +128,7 @@ class Progress:
         return words
 
     def _bar_words(self) -> list[tuple[int, str]]:
-        """What stands beside the bar, ranked like the words of an epoch."""
+        """The words beside the bar, with ranks as in an epoch's line."""
         metrics = self._metrics
         epoch = min(self._steps // max(self._steps_per_epoch, 1) + 1, self._epochs)
         words = [(9, f"epoch {epoch}/{self._epochs}")]
@@ -244,7 +244,7 @@ class _Output:
 
 
 class _Bar:
-    """What rich draws: label, bar and words on one line, as many as there is room for."""
+    """What rich draws: label, bar and as many words as fit, on one line."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

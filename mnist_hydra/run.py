@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import sys
 import time
@@ -342,6 +341,7 @@ class StopOnSignal:
 def _record_settings(
     config: Config, trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
 ) -> None:
+    device = runtime.device_name(trainer.device)
     chosen = {name: str(value) for name, value in runtime.as_record(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), config.composed) | chosen)
     spool.set_tags(
@@ -350,7 +350,7 @@ def _record_settings(
         | {
             FINGERPRINT_TAG: fingerprint(config),
             provenance.DATA_TAG: trainer.dataset.sha256,
-            "device": _device_name(trainer.device),
+            "device": device,
             "weights": str(sum(p.numel() for p in trainer.model.parameters())),
         },
     )
@@ -359,7 +359,7 @@ def _record_settings(
         spool.log_text(begun_with, "config.yaml")
     spool.log_data(inputs(config.data, trainer.dataset))
     data = {"sha256": trainer.dataset.sha256, "source": trainer.dataset.source}
-    made = provenance.record(data=data, device=_device_name(trainer.device))
+    made = provenance.record(data=data, device=device)
     spool.log_text(json.dumps(made, indent=2), provenance.FILE)
 
 
@@ -400,21 +400,6 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
 def config_text(config: Config) -> str:
     """A run's configuration in YAML, without passwords."""
     return hide(OmegaConf.to_yaml(config.composed))
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({_processor()})"
-
-
-def _processor() -> str:
-    """The CPU's own name, or its architecture where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _run_name(config: Config, overrides: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What `auto` comes to on this machine: device, precision, way of computing, threads of a run.
+"""What `auto` means on this machine: a run's device, precision, way of computing and threads.
 
 The choice is recorded in every checkpoint, so that a run goes on as it began.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Capability:
-    """What a machine has, as far as a choice depends on it."""
+    """What a choice depends on, of what a machine has."""
 
     cuda_devices: int
     cuda_bf16: bool
@@ -93,7 +96,7 @@ def choose(
     *,
     kernel: bool = False,
 ) -> Runtime:
-    """Settle every `auto`: as a checkpoint recorded it where there is one, else by the machine.
+    """Replace every `auto`: by what a checkpoint recorded if there is one, else by the machine.
 
     A device that the checkpoint names and this machine lacks is chosen anew. Without the kernel the
     precision is bfloat16 where the device multiplies it natively.
@@ -140,7 +143,7 @@ def apply(runtime: Runtime) -> None:
 
 
 def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """One of torch's optimizers, with a step that imports no compiler: 1.1 s and 200 MiB.
+    """One of torch's optimizers, whose step does not import torch's compiler (1.1 s, 200 MiB).
 
     Their own `step` imports torch._dynamo to hide itself from it; what is inside is the same.
     """
@@ -152,6 +155,19 @@ def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.O
 def as_record(runtime: Runtime) -> dict[str, Any]:
     """Plain values for a checkpoint or for MLflow."""
     return asdict(runtime)
+
+
+def device_name(device: torch.device) -> str:
+    """A device and the name of its GPU or CPU: `cpu (AMD EPYC 9B14)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    name = platform.machine()  # the architecture, where the system does not tell the CPU's name
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{device} ({name})"
 
 
 def _spare_dynamo() -> None:

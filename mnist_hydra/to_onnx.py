@@ -62,7 +62,7 @@ def write_checked(
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         try:
-            onnx_file.write(model, beside)
+            onnx_file.write_onnx(model, beside)
             answers = onnx_file.answers(beside, images)
         except Exception as error:  # what ONNX has no words for, or no room on the disk
             raise UserError(f"model={model.name} cannot be written: {first_line(error)}") from None

@@ -25,9 +25,9 @@ OF_AN_ENTRY = ("defaults", "name", "_target_")
 OF_TRAIN = {"hydra/launcher": "basic"}
 """Hydra's own default, which no file of ours names."""
 WIDTH = 40
-Rows = Sequence[tuple[str, str]]
-OF_SWEEPS: Rows = [("--multirun", "all combinations of comma-separated values, as one sweep")]
-FLAGS: Rows = [
+Lines = Sequence[tuple[str, str]]
+OF_SWEEPS: Lines = [("--multirun", "all combinations of comma-separated values, as one sweep")]
+FLAGS: Lines = [
     ("--config-dir DIR", "files of your own, laid out like conf/"),
     ("--cfg job", "print the settings as they would be, and end"),
     ("--hydra-help", "Hydra's other flags"),
@@ -55,7 +55,7 @@ def page(
     text: str,
     groups: Mapping[str, str],
     entries: Mapping[str, Mapping[str, str]],
-    flags: Rows,
+    flags: Lines,
 ) -> str:
     """The help as text.
 
@@ -153,7 +153,7 @@ def _comment(line: str) -> str:
     return found[1] if found else ""
 
 
-def _table(rows: Rows) -> list[str]:
+def _table(rows: Lines) -> list[str]:
     """Two columns; what is too long for the first has a line of its own."""
     width = max([len(left) for left, _ in rows if len(left) <= WIDTH], default=0)
     lines = []

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from mnist_hydra.cli.help import CONF
 from mnist_hydra.errors import UserError, did_you_mean
 
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
 """What Hydra raises for a command line or a configuration file that cannot be composed."""
-CONF = "mnist_hydra.conf"
 MAX_SHOWN = 400
 
 

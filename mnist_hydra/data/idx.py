@@ -32,7 +32,7 @@ IMAGES_OFFSET = 16
 LABELS_OFFSET = 8
 
 
-def write(path: Path, array: npt.NDArray[np.uint8]) -> None:
+def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
     """Write `array` (images: uint8 [N, 28, 28]; labels: uint8 [N]) as an IDX file.
 
     Its header is two zeros, 8 for `uint8`, the number of axes and their lengths.

@@ -25,7 +25,7 @@ def check_installed() -> None:
         )
 
 
-def write(model: Exported, path: Path) -> None:
+def write_onnx(model: Exported, path: Path) -> None:
     """Write a model that takes any number of images, as one file.
 
     Its input is `images`, uint8 [N, 1, side, side], its output `log_probabilities`,

@@ -1,6 +1,6 @@
 """Compiles kernel.c for one architecture and this CPU, once, and loads it.
 
-Where that cannot be done it says why; it must never stop a run.
+Where that is not possible it says why, and the run goes on without a kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 
 SOURCE = Path(__file__).with_name("kernel.c")
-FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
+COMPILER_FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
 CHANNELS = 16
 """Channels that a table of BatchNorm's has room for, as in kernel.c."""
 TIMEOUT_S = 60
@@ -45,7 +45,7 @@ class Vectors:
 
 
 def vectors(macros: Collection[str]) -> Vectors:
-    """The vectors of the CPU that a compiler works for.
+    """The vector registers of the CPU that a compiler compiles for.
 
     Args:
         macros: the names that the compiler predefines (`cc -dM -E`).
@@ -60,7 +60,7 @@ def vectors(macros: Collection[str]) -> Vectors:
 
 
 def cpu_flags(machine: str, capability: str) -> list[str]:
-    """The compiler flags that say which CPU to compile for: this one, as far as PyTorch uses it.
+    """The compiler flags that name the CPU to compile for: this one, as far as PyTorch uses it.
 
     So `ATEN_CPU_CAPABILITY=avx2` (or `default`) holds for the kernel as it does for PyTorch.
 
@@ -76,9 +76,9 @@ def cpu_flags(machine: str, capability: str) -> list[str]:
 
 
 def openmp_flags(macros: Collection[str], runtime: Path | None) -> list[str]:
-    """The compiler flags for threads, through the OpenMP library that torch uses where that works.
+    """The compiler flags for threads, with the OpenMP library that torch uses if that works.
 
-    A second library would bring a second set of threads, and on macOS end the process.
+    A second library would start a second set of threads, and crash the process on macOS.
 
     Args:
         macros: the names that the compiler predefines (`cc -dM -E`).
@@ -135,7 +135,7 @@ Call = Callable[[Task], None]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel: two functions a stage."""
+    """A compiled kernel: for each stage a forward and a backward function."""
 
     lanes: int
     """Samples of a vector."""
@@ -149,8 +149,7 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
     """Each stage's functions, compiled unless `folder` has them already.
 
     A damaged file is compiled anew. Processes that ask at the same time compile once. The file's
-    name tells source, shapes, compiler and CPU, so that a folder shared by different machines is
-    no danger.
+    name depends on source, shapes, compiler and CPU, so different machines may share the folder.
 
     Args:
         shapes: the architecture's stages, in order.
@@ -163,7 +162,7 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
     """
     if cpu is None:
         cpu = cpu_flags(platform.machine(), torch.backends.cpu.get_cpu_capability())
-    command = [*compiler(), *FLAGS, *cpu]
+    command = [*compiler(), *COMPILER_FLAGS, *cpu]
     identity = (SOURCE.read_text(), Path(__file__).read_text(), command, shapes, _cpu(), _openmp())
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     library = folder / f"kernel-{digest}.so"
@@ -184,7 +183,7 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
 
 
 def _loaded(library: Path) -> Kernel | None:
-    """A library that was compiled before, or `None` where it is missing or damaged."""
+    """A library that was compiled before; `None` if it is missing or damaged."""
     try:
         return _opened(library) if _hash_file(library).read_text() == _sha256(library) else None
     except (OSError, ValueError):
@@ -192,7 +191,7 @@ def _loaded(library: Path) -> Kernel | None:
 
 
 def _hash_file(library: Path) -> Path:
-    """Where a library's hash is kept: one that is cut short would end the process that loads it."""
+    """The file with a library's hash: loading a library that is cut short crashes the process."""
     return library.with_suffix(".sha256")
 
 
@@ -220,7 +219,7 @@ def _function(library: ctypes.CDLL, name: str) -> Call:
 
 
 def _compiled(library: Path, command: Sequence[str], shapes: Sequence[Shape]) -> Kernel:
-    """Compile, prove that the result can be loaded, and only then put it where it is kept."""
+    """Compile, load the result once as a test, and only then move it to its place."""
     macros = predefined(command)
     vector = vectors(macros)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
@@ -240,13 +239,13 @@ def _compiled(library: Path, command: Sequence[str], shapes: Sequence[Shape]) ->
 
 
 def definitions(shapes: Sequence[Shape], vector: Vectors) -> list[str]:
-    """The compiler flags that make kernel.c one architecture's."""
+    """The compiler flags that define one architecture's stages in kernel.c."""
     stages = " ".join(f"STAGE({i}, {s.as_c(vector.registers)})" for i, s in enumerate(shapes))
     return [f"-DLANES={vector.lanes}", f"-DCOUNT={len(shapes)}", f"-DSTAGES={stages}"]
 
 
 def predefined(command: Sequence[str]) -> set[str]:
-    """The names of the macros that a compiler predefines, for the CPU that it is to work for."""
+    """The names of the macros that a compiler predefines for the CPU that it compiles for."""
     lines = _run([*command, "-dM", "-E", "-x", "c", os.devnull]).splitlines()
     return {words[1] for words in map(str.split, lines) if words[:1] == ["#define"]}
 
@@ -300,7 +299,7 @@ def compiler() -> list[str]:
 
 
 def _openmp() -> Path | None:
-    """The OpenMP library that torch brings, where it does."""
+    """The OpenMP library that comes with torch, if one does."""
     root = Path(torch.__file__).parent
     for folder in (root / "lib", root.parent / "torch.libs"):
         for found in sorted([*folder.glob("libgomp*.so*"), *folder.glob("lib*omp*.dylib")]):
@@ -309,7 +308,7 @@ def _openmp() -> Path | None:
 
 
 def _cpu() -> str:
-    """What `native` depends on."""
+    """All that `-march=native` depends on, as text."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -319,10 +318,10 @@ def _cpu() -> str:
 
 
 def _block(these: int, those: int, registers: int) -> tuple[int, int]:
-    """How many of these to multiply by how many of those at once.
+    """The size of the block of products that is summed in registers at once.
 
-    The sums, one of these and all of one kind's factors must fit in the registers; of the blocks
-    that do, this is the one with the most multiplications for a load.
+    `a` of `these` times `b` of `those` need registers for a * b sums, for `a` factors of the one
+    kind and for one of the other. Of the blocks that fit this has the most products per load.
     """
     blocks = [(a, b) for a in _divisors(these, 16) for b in _divisors(those, 16)]
     fitting = [(a, b) for a, b in blocks if a * b + a + 1 <= registers]

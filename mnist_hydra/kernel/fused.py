@@ -1,7 +1,7 @@
 """Runs a model's layers through the compiled kernel, forward and backward, in float32.
 
-The plain PyTorch model stays the reference and keeps the parameters; nothing is remembered here
-from one step to the next, and the answer does not depend on the number of threads.
+The plain PyTorch model is the reference and keeps the parameters. No state is kept here between two
+steps, and the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Fused:
         return log_probabilities(torch.cat(scores))
 
     def workspace(self, count: int, backward: bool) -> Workspace:
-        """An idle workspace that is large enough, or a new one; its user puts it back."""
+        """An idle workspace that is large enough, or a new one; the caller gives it back."""
         for workspace in self.idle:
             if workspace.capacity >= count and workspace.backward == backward:
                 self.idle.remove(workspace)
@@ -98,7 +98,7 @@ class Fused:
 
 
 class _Scores(torch.autograd.Function):
-    """From images to scores, as one step of autograd."""
+    """From images to scores, as one operation of autograd."""
 
     @staticmethod
     def forward(

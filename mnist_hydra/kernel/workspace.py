@@ -15,7 +15,7 @@ A, B, MEAN, VAR, RSTD, GAMMA, BETA, C0, C1, C2, DGAMMA, DBETA, ROWS = range(13)
 class Workspace:
     """The memory of one forward pass and its backward pass, for up to `capacity` images.
 
-    It is kept for the next step, since fresh memory of this size costs more than filling it.
+    It is kept for the next step, since allocating so much memory takes longer than filling it.
     """
 
     def __init__(self, stages: list[Stage], lanes: int, capacity: int, backward: bool) -> None:
@@ -35,7 +35,7 @@ class Workspace:
         for stage, table, weight in zip(stages, self.tables, self.weights, strict=True):
             if stage.norm is None:
                 table[[A, VAR, GAMMA, C2]] = 1
-            if stage.conv is None:  # it hands its channels on
+            if stage.conv is None:  # it passes its channels on
                 weight.view(len(weight), -1).fill_diagonal_(1)
         self.tasks = [self._task(i) for i in range(len(stages))]
         trained = [i for i, stage in enumerate(stages) if stage.conv is not None]
@@ -47,7 +47,7 @@ class Workspace:
         self.eps = torch.tensor([[0.0 if s.norm is None else s.norm.eps] for s in stages])
 
     def _task(self, i: int) -> Task:
-        """Where stage i's numbers are. Before the first stands the last, which has no BatchNorm."""
+        """Pointers to stage i's numbers. Stage -1 is the last one, which has no BatchNorm."""
         return Task(
             x=(self.y[i - 1] if i else self.images).data_ptr(),
             y=self.y[i].data_ptr(),
@@ -62,7 +62,7 @@ class Workspace:
         )
 
     def _rows(self, *rows: int) -> list[Tensor]:
-        """Rows of the tables, one after another, of each stage that has a BatchNorm."""
+        """These rows of the tables, for each stage that has a BatchNorm."""
         normed = [(i, s.shape.co) for i, s in enumerate(self.stages) if s.norm is not None]
         return [self.tables[i, row, :channels] for row in rows for i, channels in normed]
 
@@ -71,7 +71,7 @@ class Workspace:
         torch._foreach_copy_(self.parameters, parameters)
 
     def use_dropout(self) -> None:
-        """Train: BatchNorm by the batch, dropout by the keys of this step."""
+        """Prepare a training step: BatchNorm by the batch's statistics, this step's dropout."""
         for i, (task, stage) in enumerate(zip(self.tasks, self.stages, strict=True)):
             before = self.stages[i - 1].norm if i else None
             task.eps_x = -1.0 if before is None else before.eps
@@ -82,7 +82,11 @@ class Workspace:
                 task.key[:] = stage.dropout.key.tolist()
 
     def use_statistics(self, running: list[Tensor]) -> None:
-        """Evaluate: BatchNorm by these, in the order of `statistics`, and no dropout."""
+        """Prepare an evaluation: BatchNorm with these statistics, and no dropout.
+
+        Args:
+            running: in the order of `statistics`.
+        """
         torch._foreach_copy_(self.statistics, running)
         tables = self.tables
         tables[:, A] = tables[:, GAMMA] / torch.sqrt(tables[:, VAR] + self.eps)
@@ -91,7 +95,7 @@ class Workspace:
             task.threshold, task.eps_x, task.eps_y = 0, -1.0, -1.0
 
     def begin_forward(self, images: Tensor) -> None:
-        """images: float32 [up to capacity, 1, 28, 28]."""
+        """Copy the images, float32 [up to capacity, 1, 28, 28], before a forward pass."""
         count, threads = len(images), torch.get_num_threads()
         grouped = self._grouped(images[:, 0])
         self.images[: len(grouped), :, 0].copy_(grouped.permute(0, 2, 3, 1))
@@ -99,24 +103,24 @@ class Workspace:
             task.n, task.threads = count, threads
 
     def scores(self, count: int) -> Tensor:
-        """The mean of each channel that the last stage left: float32 [count, 10 or 16]."""
+        """The mean of each channel of the last stage's output: float32 [count, 10 or 16]."""
         last = self.y[-1][: -(-count // self.lanes)]
         means = last.sum(1).sum(2) / last.shape[1] ** 2
         return means.transpose(1, 2).flatten(0, 1)[:count]
 
     def begin_backward(self, gradient: Tensor) -> None:
-        """gradient: of the scores, float32 [B, 10 or 16], of which each pixel gets its part."""
+        """Spread the gradient of the scores, float32 [B, 10 or 16], evenly over their pixels."""
         side = self.y[-1].shape[1]
         each = self._grouped(gradient / side**2).transpose(1, 2)[:, None, :, None]
         each = each.expand(-1, side, -1, side, -1)
         self.gradients[len(self.stages) % 2][: each.numel()].view(each.shape).copy_(each)
 
     def parameter_gradients(self) -> list[Tensor]:
-        """After a backward pass, in the order of `parameters`."""
+        """The gradients of a backward pass, in the order of `parameters`."""
         return [gradient.clone() for gradient in self.found]
 
     def _grouped(self, samples: Tensor) -> Tensor:
-        """[B, ...] -> [groups, lanes, ...], zero where there is no sample any more."""
+        """[B, ...] -> [groups, lanes, ...]; the places after the last sample are zero."""
         missing = -len(samples) % self.lanes
         if missing:
             samples = torch.cat([samples, samples.new_zeros(missing, *samples.shape[1:])])

@@ -61,20 +61,26 @@ def next_action(trial: Trial | None, *, gone: bool, by: str, retries: int) -> Ac
 
 
 def actions_of(
-    trials: Mapping[str, Trial], wanted: Sequence[Planned], by: str, retries: int
+    trials: Mapping[str, Trial],
+    wanted: Sequence[Planned],
+    by: str,
+    retries: int,
+    is_gone: Callable[[Trial], bool] = lambda trial: False,
 ) -> dict[str, Action]:
-    """The next step of every wanted trial, by fingerprint; an attempt without an end is running.
+    """The next step of every wanted trial, by fingerprint.
 
     Args:
         trials: by fingerprint, those that were attempted.
         by, retries: see `next_action`.
+        is_gone: whether the owner of a trial's last attempt is gone; by default none is, as after
+            the deaths of owners were recorded.
     """
-    return {
-        planned.fingerprint: next_action(
-            trials.get(planned.fingerprint), gone=False, by=by, retries=retries
-        )
-        for planned in wanted
-    }
+    actions = {}
+    for key in (planned.fingerprint for planned in wanted):
+        trial = trials.get(key)
+        gone = trial is not None and is_gone(trial)
+        actions[key] = next_action(trial, gone=gone, by=by, retries=retries)
+    return actions
 
 
 def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:

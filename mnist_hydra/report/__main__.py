@@ -43,7 +43,7 @@ def report(cfg: DictConfig) -> int:
         runs = [entry.record.run_id for entry in findings.entries if entry.params]
         histories = read.histories(tracker, runs, findings.results.objective)
         try:
-            study.write(findings, histories, file)
+            study.write_study(findings, histories, file)
         except OSError as error:
             raise UserError(f"optuna={file} cannot be written: {first_line(error)}") from None
         print(shlex.join(["optuna-dashboard", str(file)]))

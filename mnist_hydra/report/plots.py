@@ -94,7 +94,7 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     wide = 3.3 if as_points else min(max(0.85 * len(xs), 2.2), 5.5)
     high_in = 2.4 if as_points else min(max(0.5 * len(ys), 1.4), 4.0)
     width = 0.95 + columns * (wide + 0.35) + 1.0
-    height = 1.15 + rows * (high_in + 0.95)
+    height = 0.85 + rows * (high_in + 0.95)
     title = f"{objective} over {chosen.rows} and {chosen.columns}"
     averaged = f"; averaged over {', '.join(chosen.averaged)}" if chosen.averaged else ""
     unit = "in %, " if is_share(objective) else ""
@@ -164,14 +164,14 @@ def main_effects(
     wide, gap = 2.3, 0.35
     bars = 1.1 + 2.2 if importance else 0.0
     width = max(0.95 + len(effects) * (wide + gap) + bars, 6.4)
-    height = 3.75
+    height = 3.45
     how = "dot: mean, all other axes averaged"
     how += "; bar: 95 % interval over seeds" if seeds > 1 else "; one seed, so no interval"
     figure = blank(width, height, "What each setting does", how)
     times = 100.0 if is_share(objective) else 1.0
     first: Axes | None = None
     for place, (axis, values) in enumerate(effects.items()):
-        box = (0.95 + place * (wide + gap), 0.75, wide, 1.95)
+        box = (0.95 + place * (wide + gap), 0.45, wide, 1.95)
         axes_ = figure.add_axes(share(box, width, height), sharey=first)
         _open(axes_)
         names = list(values)
@@ -201,7 +201,7 @@ def main_effects(
             axes_.tick_params(labelleft=False)
     if importance:
         names = sorted(importance, key=lambda name: importance[name])
-        axes_ = figure.add_axes(share((width - 2.45, 0.75, 2.0, 1.95), width, height))
+        axes_ = figure.add_axes(share((width - 2.45, 0.45, 2.0, 1.95), width, height))
         bars_ = axes_.barh(names, [100 * importance[name] for name in names], color=BLUE)
         for bar, name in zip(bars_, names, strict=True):
             if name == "seed":

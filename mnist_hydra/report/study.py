@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 History = Sequence[tuple[int, float]]
 
 
-def write(findings: Findings, histories: Mapping[str, History], path: Path) -> None:
+def write_study(findings: Findings, histories: Mapping[str, History], path: Path) -> None:
     """Write the study; a file that is there already is replaced once the new one is whole.
 
     Args:
@@ -43,7 +44,9 @@ def write(findings: Findings, histories: Mapping[str, History], path: Path) -> N
             storage=JournalStorage(JournalFileBackend(str(beside))),
             direction="minimize" if findings.minimize else "maximize",
         )
-        study.set_metric_names([findings.results.objective])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([findings.results.objective])
         study.add_trials(trials(findings, histories))
         os.replace(beside, path)
     finally:

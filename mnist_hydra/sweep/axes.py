@@ -1,4 +1,4 @@
-"""From Hydra's override grammar to a sweep's axes; it never composes a configuration."""
+"""Reads a sweep's axes from overrides in Hydra's grammar; composes no configuration."""
 
 from __future__ import annotations
 

@@ -139,10 +139,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         print(f"making pictures and exported models of the best: {len(mine)}", file=sys.stderr)
         raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
         try:
-            if in_process:
-                torch_tasks.complete(raw, mine)
-            else:
-                torch_tasks.in_child("complete", raw, mine)
+            torch_tasks.run(torch_tasks.complete, raw, mine, here=in_process)
         except Exception as error:  # the results stand without them
             print(f"no pictures of the best trials: {error}", file=sys.stderr)
             return

@@ -1,7 +1,8 @@
 """Starts a sweep's workers and watches them; it knows nothing about trials.
 
 A worker is the sweep's own command with more overrides, so any engine that runs commands can run
-workers, and one that dies does not disturb the others. Other projects' launchers work as they are.
+workers, and one that dies does not disturb the others. This project's launchers are the files of
+`hydra_plugins`, each a subclass of `CommandLauncher`; other projects' work as they are.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import trusted_modules
 from mnist_hydra.errors import BAD_INPUT, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
-from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of, next_action
+from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DONE, RUNNING
+from mnist_hydra.ledger.trial import DONE, RUNNING, Trial
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import (
@@ -152,8 +152,8 @@ class Sweep:
         """Print which sweep it is and what will be done."""
         view = mark_dead(self.ledger, self.ledger.read(), self.observer)
         wanted = wanted_of(self.command, view)
-        trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
-        known = {key: trial for key, trial in trials.items() if trial is not None}
+        keys = {planned.fingerprint for planned in wanted}
+        known = {key: trial for key, trial in view.trials.items() if key in keys}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
         _say(self.console, show.overview(self._actions(view), self.command.total))
         warning = show.other_origin(known, provenance.origin(self.command.config.data))
@@ -290,33 +290,25 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     if not samples:
         return
     elsewhere = not launchers.on_this_machine(launcher)
-    if launchers.in_process(launcher):
-        torch_tasks.check_trials(samples, elsewhere)
-    else:
+    here = launchers.in_process(launcher)
+    if not here:
         threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
-        torch_tasks.in_child("check_trials", samples, elsewhere)
+    torch_tasks.run(torch_tasks.check_trials, samples, elsewhere, here=here)
 
 
 def _list(command: Command, view: View) -> None:
     """Print what would be done with each trial; nothing is written anywhere."""
     observer = Observer(time.monotonic)
+
+    def is_gone(trial: Trial) -> bool:
+        return trial.state == RUNNING and observer.is_gone(trial.attempts[-1].owner)
+
     wanted = wanted_of(command, view)
-    trials = {p.fingerprint: view.trials.get(p.fingerprint) for p in wanted}
-    actions = {
-        key: next_action(
-            trial,
-            gone=trial is not None
-            and trial.state == RUNNING
-            and observer.is_gone(trial.attempts[-1].owner),
-            by="",
-            retries=command.settings.retries,
-        )
-        for key, trial in trials.items()
-    }
+    actions = actions_of(view.trials, wanted, "", command.settings.retries, is_gone)
     print(show.overview(actions, command.total))
     for planned in wanted:
-        key = planned.fingerprint
-        print("  " + show.trial_line(planned.name, actions[key], trials[key], command.objective))
+        action, trial = actions[planned.fingerprint], view.trials.get(planned.fingerprint)
+        print("  " + show.trial_line(planned.name, action, trial, command.objective))
 
 
 def _work_done(view: View) -> tuple[int, ...]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT, Config, settle
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import BAD_INPUT, UserError
 from mnist_hydra.targets import LET_IN, let_in
 
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
@@ -71,34 +71,30 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
             log_pictures_and_model(trainer, spool)
 
 
-JOBS = {"check_trials": check_trials, "complete": complete}
-
-
-def in_child(job: str, *arguments: Any) -> Any:
-    """Run one of `JOBS` in a new process.
+def run(task: Callable[..., None], *arguments: Any, here: bool) -> None:
+    """Call `check_trials` or `complete`, in this process or in a new one.
 
     Args:
-        job: its name.
-        arguments: anything that JSON can hold.
+        arguments: the task's, such as JSON can hold.
+        here: whether this process may import torch.
     Raises:
-        UserError: the job's own.
-        ChildProcessError: it died or raised anything else; with its last lines.
+        UserError: the task's own.
+        ChildProcessError: the new process died or raised anything else; with its last lines.
     """
+    if here:
+        return task(*arguments)
+    request = {"task": task.__name__, "arguments": arguments}
     done = subprocess.run(
         [sys.executable, "-m", "mnist_hydra.sweep.torch_tasks"],
-        input=json.dumps(
-            {"job": job, "arguments": arguments, "path": sys.path, "let_in": vars(LET_IN)}
-        ),
+        input=json.dumps(request | {"path": sys.path, "let_in": vars(LET_IN)}),
         check=False,
         capture_output=True,
         text=True,
     )
-    if done.returncode != 0 or not done.stdout:
+    if done.returncode == BAD_INPUT:
+        raise UserError(done.stdout)
+    if done.returncode != 0:
         raise ChildProcessError("\n".join(done.stderr.splitlines()[-5:]) or str(done.returncode))
-    answer = json.loads(done.stdout)
-    if answer["error"] is not None:
-        raise UserError(answer["error"])
-    return answer["value"]
 
 
 def kind_of(config: Config) -> str:
@@ -119,12 +115,13 @@ def _main() -> None:
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
     let_in(**request["let_in"])
-    answer: dict[str, Any] = {"error": None, "value": None}
+    tasks: dict[str, Callable[..., None]] = {t.__name__: t for t in (check_trials, complete)}
     try:
-        answer["value"] = JOBS[request["job"]](*request["arguments"])  # type: ignore[operator]
+        tasks[request["task"]](*request["arguments"])
     except UserError as error:
-        answer["error"] = str(error)
-    json.dump(answer, answer_to)
+        answer_to.write(str(error))
+        answer_to.flush()
+        sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

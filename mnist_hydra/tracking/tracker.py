@@ -218,6 +218,9 @@ class Tracker:
         Raises:
             OSError or MlflowException: if there is no such artifact.
         """
+        recorded = urlsplit(self.client.get_run(run_id).info.artifact_uri)
+        if recorded.scheme == "file":  # MLflow would list the folder and copy it first
+            return (Path(unquote(recorded.path)) / name).read_text()
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, name, folder)).read_text()
 

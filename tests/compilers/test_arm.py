@@ -87,7 +87,7 @@ def test_an_arm_cpu_computes_the_same(
         y.zero_()
     write(workspace, tmp_path / "before")
 
-    command = [ARM, *[f for f in kernel.FLAGS if f not in ("-shared", "-fPIC")], "-static"]
+    command = [ARM, *[f for f in kernel.COMPILER_FLAGS if f not in ("-shared", "-fPIC")], "-static"]
     shapes = [stage.shape for stage in fused.stages]
     vector = kernel.vectors(kernel.predefined(command))
     assert vector.lanes == 4 and vector.registers > kernel.vectors(set()).registers

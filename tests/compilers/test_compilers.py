@@ -26,7 +26,7 @@ CPUS = ["-march=x86-64-v4", "-march=x86-64-v3", "-march=x86-64"]
 def test_it_compiles_without_a_warning(
     compiler: str, cpu: str, openmp: list[str], kind: type[nn.Module], tmp_path: Path
 ) -> None:
-    command = [compiler, *kernel.FLAGS, cpu]
+    command = [compiler, *kernel.COMPILER_FLAGS, cpu]
     shapes = [stage.shape for stage in stages(kind())]
     defined = kernel.definitions(shapes, kernel.vectors(kernel.predefined(command)))
     out = ["-o", str(tmp_path / "kernel.so"), str(kernel.SOURCE)]

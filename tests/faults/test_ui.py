@@ -115,6 +115,31 @@ def test_a_person_finds_the_best_trial_compares_them_all_and_sees_its_pictures(
         browser.close()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 25, 29)")]
+)
+def test_the_report_opens_from_disk_in_light_and_dark_and_on_a_phone(
+    chromium: str, sweep: tuple[Path, str], scheme: Any, paper: str
+) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    (file,) = (sweep[0] / "outputs" / "reports").glob("*/report.html")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
+        for width in (1280, 390):
+            page = browser.new_page(
+                viewport={"width": width, "height": 900}, color_scheme=scheme
+            )
+            page.goto(file.as_uri())
+            expect(page.get_by_role("heading", name="Can I trust it?")).to_be_visible()
+            expect(page.get_by_role("img").first).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+            page.screenshot(path=SCREENSHOTS / f"report-{scheme}-{width}.png", full_page=True)
+        browser.close()
+
+
 def test_optuna_s_dashboard_shows_the_trials(chromium: str, sweep: tuple[Path, str]) -> None:
     pytest.importorskip("optuna_dashboard", reason="pip install -e '.[faults]'")
     from playwright.sync_api import expect, sync_playwright

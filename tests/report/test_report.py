@@ -272,8 +272,8 @@ def test_a_setting_that_helps_with_every_seed_is_told_from_one_that_does_not() -
 
 
 def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_together() -> None:
-    low = {("0.0", "0.1"): 0.95, ("0.0", "0.2"): 0.9485}
-    means = low | {("0.1", "0.1"): 0.9, ("0.1", "0.2"): 0.92}
+    means = {("0.0", "0.1"): 0.95, ("0.0", "0.2"): 0.9485}
+    means |= {("0.1", "0.1"): 0.9, ("0.1", "0.2"): 0.92}
     records = [
         TrialRecord(
             {"dropout": dropout, "lr": lr, "seed": str(seed)},

@@ -16,7 +16,7 @@ import yaml
 from mnist_hydra.cli.entry import Place
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import load
+from mnist_hydra.inference.exported import load_model
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.
@@ -83,14 +83,14 @@ def archived() -> bytes:
 
 
 def test_an_exported_model_is_loaded(model: Path) -> None:
-    assert load(str(model), NOWHERE).side == 28
+    assert load_model(str(model), NOWHERE).side == 28
 
 
 @pytest.mark.parametrize("how", ["loader", "code", "pickle", "archive"])
 def test_a_tampered_model_runs_nothing(model: Path, how: str) -> None:
     tamper(model, how)
     with pytest.raises(UserError, match="right: ") as error:
-        load(str(model), NOWHERE)
+        load_model(str(model), NOWHERE)
     assert not Path(MARKER).exists() and len(str(error.value).splitlines()) == 1
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "true"
     try:

@@ -105,8 +105,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     random = np.random.default_rng(0)
     for part, count in (("train", 200), ("t10k", 100)):
         images = random.integers(0, 256, (count, 28, 28)).astype(np.uint8)
-        idx.write(raw / f"{part}-images-idx3-ubyte", images)
-        idx.write(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
+        idx.write_idx(raw / f"{part}-images-idx3-ubyte", images)
+        idx.write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
     return f"data.root={folder}"
 
 
