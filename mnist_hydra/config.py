@@ -200,7 +200,7 @@ def settle(cfg: DictConfig) -> Config:
                     f"{name} is no name that MLflow keeps; right: at most 250 letters, digits, "
                     "spaces and _ - . : / in it, and no empty, . or .. between two slashes"
                 )
-    return read_settings(Config, raw | filled_in | groups | {"composed": cfg})
+    return read_settings(Config, raw | filled_in | groups, composed=cfg)
 
 
 def trusted_modules(cfg: DictConfig) -> list[str]:

@@ -57,7 +57,7 @@ class Pattern:
         return self.words
 
 
-def read_settings(kind: type[T], raw: Mapping[Any, Any], prefix: str = "") -> T:
+def read_settings(kind: type[T], raw: Mapping[Any, Any], prefix: str = "", **given: Any) -> T:
     """Make a dataclass of settings, each checked by its field's type.
 
     Digits are fine where text is meant. A flag is no number, and a whole number with a decimal
@@ -67,11 +67,13 @@ def read_settings(kind: type[T], raw: Mapping[Any, Any], prefix: str = "") -> T:
         kind: the dataclass.
         raw: its fields by name.
         prefix: what stands before their names in an error, such as `data.`.
+        given: fields that are no settings, as they are.
 
     Raises:
         UserError: naming the key that is unknown, missing or wrong, and what would be right.
     """
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    every = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = {name: field for name, field in every.items() if name not in given}
     for name, value in raw.items():
         if name not in known:
             what = f"{prefix}{name}={shown(value)} is no setting{did_you_mean(str(name), known)}"
@@ -80,7 +82,8 @@ def read_settings(kind: type[T], raw: Mapping[Any, Any], prefix: str = "") -> T:
     for name, field in known.items():
         if name not in raw and field.default is field.default_factory is MISSING:
             raise UserError(f"{prefix}{name} is missing; right: {words(types[name])}")
-    return kind(**{name: check_setting(prefix + name, raw[name], types[name]) for name in raw})
+    settings = {name: check_setting(prefix + name, raw[name], types[name]) for name in raw}
+    return kind(**settings, **given)
 
 
 def check_setting(key: str, value: Any, type_: Any) -> Any:

@@ -88,6 +88,7 @@ def test_root_keys_reach_their_places_whatever_the_groups(
         ("tracking.experiment_name=''", "tracking.experiment_name="),
         ("+dropuot=0.1", "dropuot=0.1"),
         ("+sweep.retry=1", "sweep.retry=1"),
+        ("+composed=1", "composed=1"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_would_be_right(override: str, key: str) -> None:

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from packaging.version import Version
 from PIL import Image
 
 from mnist_hydra.cli.entry import Place, take_words
@@ -28,6 +30,9 @@ from mnist_hydra.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[1]
 Pixels = npt.NDArray[np.uint8]
+WRITES_ONNX = pytest.mark.skipif(
+    Version(version("torch")) < Version("2.7"), reason="torch 2.6 fails with today's onnxscript"
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +175,12 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
     assert "calibration error" in done.stdout
 
 
+@WRITES_ONNX
 def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
     swept: Path, own: list[int], test_images: Pixels, mnist: Path
 ) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
+    import onnxruntime
+
     words = ["model=mnist@champion", "file=digits.onnx", f"data.root={mnist}"]
     before = set(swept.iterdir())
     done = call("to_onnx", *words, cwd=swept)
@@ -187,10 +194,10 @@ def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
         assert answer.argmax(1).tolist() == own[:count]
 
 
+@WRITES_ONNX
 def test_what_answers_otherwise_than_torch_is_not_written(
     swept: Path, champion: str, test_images: Pixels, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxruntime", reason="pip install -e '.[onnx]'")
     place = Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
     client = Tracker(place, make=False).client
     trials = client.search_runs(["1"], "tags.`mlflow.parentRunId` != ''")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -28,8 +27,8 @@ def test_a_run_trains_on_while_its_store_is_locked_and_tells_it_all(
     command.wait_for_line(r"epoch +2/")
     with locked(tmp_path / OUTPUTS):
         time.sleep(locked_s)
-        assert len(re.findall(r"epoch +\d+/", command.said)) >= 4, command.said
-    assert command.finish() == 0, command.said
+        command.wait_for_line(r"epoch +5/")  # it trains on, however slow the machine is
+    assert command.finish(within_s=900) == 0, command.said
     assert "Traceback" not in command.said
     if (tmp_path / OUTPUTS / "spool").exists():  # it ended while the store was locked
         again = start(tmp_path, module="mnist_hydra.sync")
