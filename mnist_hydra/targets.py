@@ -113,7 +113,7 @@ def blaming(what: str, right: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:  # noqa: B036  it is raised as another
         raise UserError(f"{what}: {in_one_line(error)}; right: {right}") from error
 
 

@@ -171,6 +171,8 @@ def test_an_optimizer_steps_one_parameter_after_another_if_asked_to(
     [
         ("import sys\nsys.exit(0)", "SystemExit"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise BaseException('a')", "BaseException: a"),
+        ("raise GeneratorExit", "GeneratorExit"),
         ("raise OSError('a\\nb')", "a b"),
         ("1 +", "SyntaxError"),
         ("import torch\nclass Mine(torch.nn.Module):\n    def __init__(self): exit(3)", "exit"),
