@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,10 +93,10 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
                 failure = error
                 _record_failure(spool)
     failure = failure or spool.refusal
-    if isinstance(failure, UserError):
-        raise failure
     if spool.left:
         _say_what_is_left(config, spool)
+    if isinstance(failure, UserError):
+        raise failure
     if failure is not None:
         print(f"run {spool.run} failed: {one_line(failure)}", file=sys.stderr)
     elif outcome.state != "finished":
@@ -235,6 +236,10 @@ class Recording:
         self._spool.raise_if_refused()
         return self._spool
 
+    def wait(self) -> None:
+        """Wait until the settings are in the spool, or cannot be."""
+        wait_for([self._begun])
+
     def raise_if_failed(self) -> None:
         """Raise what has gone wrong so far, without waiting."""
         self._spool.raise_if_refused()
@@ -262,7 +267,11 @@ def train_run(
         done_steps=trainer.steps,
         enabled=not quiet,
     ) as bar:
-        stopped = trainer.train(_Recorder(recording, bar, hooks))
+        try:
+            stopped = trainer.train(_Recorder(recording, bar, hooks))
+        except Exception:
+            recording.wait()  # what fails at once is recorded, too
+            raise
     spool, history = recording.spool(), trainer.position.history
     outcome = Outcome(
         "finished" if stopped is None else stopped.value,

@@ -28,9 +28,12 @@ from mnist_hydra.ledger.ledger import Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DIED, RUNNING, Trial
+from mnist_hydra.ledger.trial import DIED, INTERRUPTED, RUNNING, Trial
 from mnist_hydra.sweep.attempt import BEAT_S, GRACE_S, Train, Watch, attempt
 from mnist_hydra.tracking.tracker import is_away
+
+SYNC_WAIT_S = 60.0
+"""For a `sync` that delivers what an earlier attempt at a trial has left."""
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +88,14 @@ def work(
         watch.epochs = trial.epochs
 
         state = None
-        wait_for_store(lambda: deliver_left(config, tracker, run_id), watch.stop)
+        deliver = partial(deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
+        wait_for_store(deliver, watch.stop)
         if resume:
             try:
                 state = tracker.load_checkpoint(run_id)
             except DamagedCheckpoint as damage:
                 log.warning("%s begins anew: %s", planned.name, damage)
+                tracker.forget_checkpoint(run_id)
         trainer = prepare(trial, state)
         output_dir, about = Path(config.output_dir).absolute(), about_run(config, run_id)
         with Spool(output_dir, about, lambda about: (tracker, run_id)) as spool:
@@ -104,7 +109,8 @@ def work(
             )
             end = train_run(recording, hooks=watch, label=planned.name, quiet=True).state
             spool.close(watch.stop)  # the ledger reads the run's metrics
-        return end
+        spool.raise_if_refused()
+        return INTERRUPTED if spool.left else end  # the next attempt delivers what is left
 
     rules = Rules(
         by=settings.by,

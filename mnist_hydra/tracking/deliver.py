@@ -89,9 +89,14 @@ def _deliver(
         tracker.log_checkpoint(run_id, path, {**data, "sha256": record.sha256})
 
 
-def deliver_all(folder: Path, about: About, tracker: Tracker) -> tuple[int, str]:
+def deliver_all(
+    folder: Path, about: About, tracker: Tracker, *, wait_s: float = 0.0
+) -> tuple[int, str]:
     """Deliver what a dead process left in a spool; returns how many records that were, and the
     run's id.
+
+    Args:
+        wait_s: for another process that delivers it, or whose run it is.
 
     Raises:
         UserError: its run is still at work, or MLflow refuses a record; what is left stays.
@@ -99,10 +104,13 @@ def deliver_all(folder: Path, about: About, tracker: Tracker) -> tuple[int, str]
     """
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise at_work(about) from None
     try:
+        if not (folder / JOURNAL).exists():  # another process has just delivered it
+            remove(folder)
+            return 0, about.run_id or about.key
         run_id = tracker.create_run(about)
         write_about(folder, replace(about, run_id=run_id))
         count, told = 0, tracker.epochs_told(run_id)

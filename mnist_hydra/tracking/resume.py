@@ -103,15 +103,18 @@ def about_run(config: Config, run_id: str, text: str | None = None) -> About:
     return About(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id, text)
 
 
-def deliver_left(config: Config, tracker: Tracker, run: str) -> None:
+def deliver_left(config: Config, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
     """Deliver what a dead process of a run could not.
+
+    Args:
+        wait_s: for another process that delivers it just now.
 
     Raises:
         Exception: MLflow's, if the store does not take it.
     """
     for folder, about in spools(Path(config.output_dir).absolute()):
         if about.is_called(run):
-            deliver_all(folder, about, tracker)
+            deliver_all(folder, about, tracker, wait_s=wait_s)
 
 
 def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:

@@ -63,8 +63,8 @@ log = logging.getLogger(__name__)
 class Spool:
     """The way of one run's records to MLflow.
 
-    Entering it starts the thread; leaving it waits until all is delivered, or the store has been
-    away for `PATIENCE_S`.
+    Entering it starts the thread; leaving it waits until all is delivered, but no longer than
+    `PATIENCE_S`, or `PATIENCE_AWAY_S` where the store is away.
 
     Args:
         output_dir: where the folder of spools is.
@@ -82,11 +82,13 @@ class Spool:
         self._changed = threading.Condition()
         self._numbered = 0  # records so far
         self._checkpoints: list[Path] = []
+        self._holds_training = False
+        """Whether a checkpoint may lie in it that the store does not have."""
         self._opened: tuple[Tracker, str] | None = None
         self.refusal: BaseException | None = None
         """What MLflow refused for good, first."""
         self._away: str | None = None
-        self._closed = self._given_up = False
+        self._closing = self._closed = self._given_up = False
         self._thread = threading.Thread(target=self._deliver, name="spool", daemon=True)
         self._lock = FileLock(self.folder / LOCK, thread_local=False)
 
@@ -95,10 +97,12 @@ class Spool:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=LOCK_WAIT_S)
             write_about(self.folder, self.about)
-            waiting = [record.number for record in records(self.folder) if record is not None]
-            self._numbered = max(waiting, default=-1) + 1
+            waiting = [record for record in records(self.folder) if record is not None]
+            self._numbered = max((record.number for record in waiting), default=-1) + 1
+            self._holds_training = any(record.kind == "checkpoint" for record in waiting)
             self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
             self._journal.truncate(whole_lines(self.folder / JOURNAL))
+            self._journal.seek(0, os.SEEK_END)
         except Timeout:
             raise at_work(self.about) from None
         except OSError as error:
@@ -188,6 +192,7 @@ class Spool:
         at = {"epoch": state["epoch"], "step": state["steps"]}
         path = self._append("checkpoint", at, "state.pt", lambda p: checkpoint.save(p, state))
         assert path is not None
+        self._holds_training = True
         self._checkpoints.append(path)
         while len(self._checkpoints) > CHECKPOINTS_KEPT:
             self._checkpoints.pop(0).unlink(missing_ok=True)
@@ -249,11 +254,13 @@ class Spool:
                 self._away, wait_s = None, FIRST_WAIT_S
                 with self._changed:
                     if not delivered and not self._pending():
-                        if self._closed:
+                        if self._closing:
                             return
                         self._changed.wait(60)
             except Exception as error:
-                if not is_away(error):
+                # What was trained meanwhile waits for a store that is opened later, whatever keeps
+                # it from that now: a name that is not found, a password that it does not take.
+                if not is_away(error) and not (self._opened is None and self._holds_training):
                     self.refusal = self.refusal or error
                     if self._opened is None:
                         return
@@ -283,7 +290,7 @@ class Spool:
         if self._closed:
             return
         with self._changed:
-            self._closed = True
+            self._closing = True
             self._changed.notify_all()
         began, said = time.monotonic(), False
         while self._thread.is_alive():
@@ -296,10 +303,12 @@ class Spool:
             patience_s = PATIENCE_S if self._away is None else PATIENCE_AWAY_S
             if self._thread.is_alive() and time.monotonic() - began > patience_s:
                 break
+        self._closed = True
         self._journal.close()
         self._given_up = self._thread.is_alive()
         if not self._given_up:
-            if self.left == 0 or (self.refusal is not None and self._opened is None):
+            never_begun = self._opened is None and not self._holds_training
+            if self.left == 0 or (self.refusal is not None and never_begun):
                 remove(self.folder)
             self._lock.release()
 

@@ -284,6 +284,11 @@ class Tracker:
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
+    def forget_checkpoint(self, run_id: str) -> None:
+        """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
+        self.client.delete_tag(run_id, CHECKPOINT_TAG)
+        self._last_checkpoint.pop(run_id, None)
+
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
         """Record an MLflow model as the run's one model, called `model`.
 

@@ -278,6 +278,23 @@ def test_an_end_is_recorded_once(ledger: Ledger, owner: Owner) -> None:
     assert (info.status, info.end_time) == ("FINISHED", ended_at)
 
 
+def test_a_run_is_closed_though_the_store_went_away_behind_its_end(
+    ledger: Ledger, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = claimed(ledger, owner)
+    with monkeypatch.context() as away:
+
+        def close(*_: object) -> None:
+            raise ConnectionError("away")
+
+        away.setattr(ledger, "close", close)
+        with pytest.raises(ConnectionError):
+            ledger.end(trial, "finished", seconds=1.0)
+    assert ledger.client.get_run(trial.run_id).info.status == "RUNNING"
+    assert ledger.end(trial, "finished", seconds=1.0)
+    assert ledger.client.get_run(trial.run_id).info.status == "FINISHED"
+
+
 def test_the_death_of_an_owner_is_recorded_for_all(ledger: Ledger) -> None:
     ledger.read()
     claimed(ledger, replace(myself(new_token()), start_time=1.0))

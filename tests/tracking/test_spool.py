@@ -23,6 +23,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.cli.entry import Place
 from mnist_hydra.config import TrackingConfig, settle
+from mnist_hydra.errors import UserError
 from mnist_hydra.tracking import deliver, journal
 from mnist_hydra.tracking import spool as spools
 from mnist_hydra.tracking.journal import About, Record, line_of, record_of
@@ -363,3 +364,70 @@ def test_a_worker_waits_for_the_store_until_it_is_told_to_stop(made: Path) -> No
         waits.join(60)
         assert not waits.is_alive() and not stop.is_set()
     assert spool.left == 0
+
+
+def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothing_was(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spools, "PATIENCE_AWAY_S", 0.2)
+
+    def refused(about: About) -> tuple[Tracker, str]:
+        raise UserError("tracking.uri lets nobody in")
+
+    with pytest.raises(UserError), Spool(made, ABOUT, refused) as spool:
+        spool.log_epochs([epoch(1)])
+        while spool.refusal is None:
+            time.sleep(0.01)
+        spool.raise_if_refused()
+    assert not spool.folder.exists()
+
+    trained = threading.Event()
+
+    def refused_later(about: About) -> tuple[Tracker, str]:
+        trained.wait()
+        raise UserError("tracking.uri lets nobody in")
+
+    with Spool(made, ABOUT, refused_later) as spool:
+        spool.save_checkpoint(state(1))
+        trained.set()
+    assert spool.refusal is None and spool.away == "tracking.uri lets nobody in"
+    while spool._thread.is_alive():  # it lets go of the spool after its last try
+        time.sleep(0.01)
+    with opened(made):
+        pass
+    client, run = the_run(made)
+    assert json.loads(run.data.tags[CHECKPOINT_TAG])["step"] == 1
+
+
+def test_a_close_that_is_interrupted_is_done_again(made: Path) -> None:
+    class Interrupted(threading.Event):
+        def is_set(self) -> bool:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), opened(made) as spool:
+        spool.log_epochs([epoch(1)])
+        with locked(made):
+            spool.close(Interrupted())
+    assert not spool.folder.exists()
+    with opened(made):
+        pass  # the lock is free
+
+
+def test_a_spool_that_another_process_has_just_delivered_leaves_nothing(made: Path) -> None:
+    left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
+    ((folder, about),) = journal.spools(made)
+    tracker = Tracker(place(made))
+    assert deliver.deliver_all(folder, about, tracker)[0] == 1
+    assert deliver.deliver_all(folder, about, tracker)[0] == 0
+    assert not left.exists()
+
+
+def test_a_run_that_begins_anew_after_damage_keeps_its_checkpoints(made: Path) -> None:
+    with opened(made) as spool:
+        spool.save_checkpoint(state(9))
+    tracker = Tracker(place(made))
+    tracker.forget_checkpoint(spool.run)
+    with opened(made) as spool:
+        spool.save_checkpoint(state(2))
+    loaded = Tracker(place(made)).load_checkpoint(spool.run)
+    assert loaded is not None and loaded["steps"] == 2
