@@ -413,7 +413,10 @@ def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(
     assert call(*words, monkeypatch=monkeypatch) == 1
     message = capfd.readouterr().err
     assert "epoch 1" in message and "step" in message and "lr=1e+30" in message
-    assert only_run(tmp_path).info.status == "FAILED"
+    run = only_run(tmp_path)
+    assert run.info.status == "FAILED"
+    # What it began with is recorded, however soon it fails.
+    assert "command" in run.data.tags and run.data.params["lr"] == "1e+30"
 
 
 def test_a_users_own_model_and_augmentation_need_no_fork(mnist: Path, tmp_path: Path) -> None:
