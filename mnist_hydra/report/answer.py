@@ -187,7 +187,7 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
             "in a family. The families are: all pairs of one setting's values; all those pairs "
             "within the panels; the first configuration against each other one."
         )
-    missing = findings.planned - sum(len(row.finished) for row in found.rows)
+    missing = findings.planned - findings.finished
     if missing > 0:
         told.append(
             f"{missing} of {findings.planned} trials are not in it: they failed, were pruned, or "
@@ -197,11 +197,14 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
 
 
 def same_thing(found: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Which values of an axis are one and the same."""
+    """Which values of an axis are one and the same, see `Findings.same`."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for axis, one, other in found:
+        groups.setdefault((axis, one), [one]).append(other)
     return [
-        f"{axis}={one} and {axis}={other} came out exactly the same in every trial: here they are "
-        "one and the same thing, counted twice."
-        for axis, one, other in found
+        f"{' and '.join(f'{axis}={short(value)}' for value in values)} came out the same in every "
+        f"trial: they are counted once, as {axis}={short(one)}."
+        for (axis, one), values in groups.items()
     ]
 
 

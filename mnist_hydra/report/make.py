@@ -279,7 +279,6 @@ def _page(
     whole = zip(findings.entries, origins, strict=True)
     read_origins = [facts for entry, facts in whole if entry.params]
     common, differing = origin.shared(read_origins)
-    finished = sum(len(row.finished) for row in found.rows)
     settings = []
     for axis in answers.layout.varied:
         lines = answer.setting(
@@ -291,7 +290,7 @@ def _page(
         )
         if lines:
             settings.append(page.Setting(axis, lines[0], lines[1:]))
-    warnings = answer.same_thing(questions.twins(findings, answers.layout))
+    warnings = answer.same_thing(findings.same)
     if found.on_test_set:
         warnings.insert(0, answer.trust(findings, answers.leads)[0])
     warnings += [
@@ -307,10 +306,12 @@ def _page(
     tables["trials"] = _trials(findings, origins, differing)
     if beside := published.beside(findings):
         tables["published"] = _published(beside)
-    errors = list(hard.class_errors(findings.entries).items())[:3]
+    by_run = findings.by_run()
+    counted = [by_run[record.run_id] for row in found.rows for record in row.finished]
+    errors = list(hard.class_errors(counted).items())[:3]
     return page.Page(
         title=f"What {_what(findings)} found",
-        status=f"{finished} of {findings.planned} trials finished: {len(found.rows)} "
+        status=f"{findings.finished} of {findings.planned} trials finished: {len(found.rows)} "
         f"configurations ranked by {found.objective}, {found.at} epoch",
         answer=[
             *answer.winner(findings, answers.leads),

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -310,7 +310,42 @@ def test_what_was_selected_on_the_test_set_is_labelled_so() -> None:
 
 def test_two_names_of_one_thing_are_found() -> None:
     findings = of({("model2",): [0.9, 0.8], ("model3",): [0.9, 0.8], ("model1",): [0.9, 0.7]})
-    assert questions.twins(findings, ask(findings).layout) == [("dropout", "model2", "model3")]
+    once = read.counted_once(findings, ["dropout", "seed"])
+    assert once.same == (("dropout", "model2", "model3"),)
+    assert answer.same_thing(once.same) == [
+        "dropout=model2 and dropout=model3 came out the same in every trial: they are counted "
+        "once, as dropout=model2."
+    ]
+
+
+def test_two_names_of_one_thing_count_once() -> None:
+    scores = {("a",): [0.90, 0.93, 0.95], ("c",): [0.89, 0.91, 0.94]}
+    without = of(scores)
+    found = read.counted_once(of(scores | {("b",): [0.90, 0.93, 0.95]}), ["dropout", "seed"])
+    assert [row.values for row in found.results.rows] == [("a",), ("c",)]
+    assert ask(found) == ask(without) and found.scores() == without.scores()
+    assert (len(found.entries), found.finished) == (9, 9)
+    assert "trials are not in it" not in said_of(found)
+
+
+def test_a_trial_that_failed_is_stood_in_for_by_the_same_under_another_name() -> None:
+    whole = of({("a",): [0.90, 0.93, 0.95], ("b",): [0.90, 0.93, 0.95], ("c",): [0.8, 0.7, 0.6]})
+    failed = replace(whole.entries[0].record, state="failed", objective=None)
+    entries = (replace(whole.entries[0], record=failed), *whole.entries[1:])
+    axes = ["dropout", "seed"]
+    results = ranked([entry.record for entry in entries], axes, "val/acc")
+    found = read.counted_once(replace(whole, entries=entries, results=results), axes)
+    assert found.scores() == {
+        ("a",): {"1": 0.90, "2": 0.93, "3": 0.95},
+        ("c",): {"1": 0.8, "2": 0.7, "3": 0.6},
+    }
+
+
+def test_what_differs_on_the_test_set_is_not_the_same() -> None:
+    findings = of({("a",): [0.9, 0.8], ("b",): [0.9, 0.8]})
+    *others, last = findings.entries
+    entries = (*others, replace(last, metrics={"test/acc_last": 0.5}))
+    assert read.counted_once(replace(findings, entries=entries), ["dropout", "seed"]).same == ()
 
 
 def test_the_two_axes_that_matter_most_are_shown_and_the_others_said() -> None:
