@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Findings, short
+from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import Difference, Summary, summary
 
 NOTHING_APART = (
@@ -14,6 +15,8 @@ NOTHING_APART = (
     "A seed axis, for example seed=1,2,3,4,5, tells more."
 )
 FEW_SEEDS = 5
+REAL, HINT, CHANCE = "more than chance", "a hint only", "may be chance"
+UNTOLD, IDENTICAL = "cannot be told", "identical"
 
 
 def value(objective: str, number: float) -> str:
@@ -47,14 +50,20 @@ def mean_with_interval(objective: str, found: Summary) -> str:
 
 
 def verdict(found: Difference) -> str:
-    """What a comparison comes to, in a few words."""
+    """What a comparison comes to, in a few words; all that is said of it goes by this."""
     if found.is_identical:
-        return "identical"
+        return IDENTICAL
     if found.is_real:
-        return "more than chance"
+        return REAL
     if found.is_hint:
-        return "a hint, may be chance"
-    return "may be chance" if found.p is not None else "cannot be told"
+        return HINT
+    return CHANCE if found.p is not None else UNTOLD
+
+
+def strongest(found: Sequence[Contrast]) -> str:
+    """The verdict on the comparison, of at least one, that tells most."""
+    verdicts = {verdict(one.difference) for one in found}
+    return next(word for word in (REAL, HINT, CHANCE, UNTOLD, IDENTICAL) if word in verdicts)
 
 
 def name(axes: Sequence[str], values: Sequence[str]) -> str:
@@ -110,15 +119,44 @@ def in_brief(
 
 def _how_sure(found: Sequence[Contrast]) -> str:
     """How sure it is that the best value is better than the others."""
-    gaps = [one.difference for one in found if not one.difference.is_identical]
-    real = sum(gap.is_real for gap in gaps)
-    if not gaps:
-        return "is as good as any"
-    if real == len(gaps):
+    others = [one for one in found if not one.difference.is_identical]
+    real = sum(one.difference.is_real for one in others)
+    if real and real == len(others):
         return "is best, by more than chance"
     if real:
-        return f"is ahead, by more than chance of {real} of the {len(gaps)} others"
-    return "is ahead, which may be chance"
+        return f"is ahead, of {real} of the {len(others)} others by more than chance"
+    return {
+        HINT: "is ahead, a hint only",
+        CHANCE: "is ahead, which may be chance",
+        UNTOLD: "is ahead, which cannot be told from chance",
+        IDENTICAL: "is as good as any",
+    }[strongest(found)]
+
+
+def advice(findings: Findings, contrasts: Mapping[str, Sequence[Contrast]]) -> list[str]:
+    """What to use: the first configuration, and which values of its settings may do as well.
+
+    Nothing is advised where no comparison can be told, and nothing by the test set.
+
+    Args:
+        contrasts: of each axis, its best value against the others.
+    """
+    found = findings.results
+    overall = [one for of in contrasts.values() for one in of if one.within is None]
+    if found.on_test_set or all(one.difference.p is None for one in overall):
+        return []
+    mine = dict(zip(found.axes, found.rows[0].values, strict=True))
+    as_good: dict[tuple[str, str], None] = {}  # in order, each once
+    for one in overall:
+        if one.better != mine[one.axis]:
+            as_good[one.axis, one.better] = None
+        if one.worse != mine[one.axis] and not one.difference.is_real:
+            as_good[one.axis, one.worse] = None
+    told = f"Use {name(found.axes, found.rows[0].values)}."
+    if as_good:
+        others = [f"{axis}={short(text)}" for axis, text in as_good]
+        told += f" Changed one at a time, {_listed(others)} may do as well."
+    return [told]
 
 
 def setting(
@@ -135,8 +173,8 @@ def setting(
     told = []
     if overall:
         about = [other for other in chosen.varied if other != axis]
-        averaged = f", averaged over {' and '.join(about)}" if about else ""
-        told.append(f"{_in_short(overall)}{_compared(of, axis, overall)}{averaged}.")
+        averaged = f"averaged over {_listed(about)}, " if about else ""
+        told.append(f"{_in_short(overall)}{averaged}{_compared(of, axis, overall)}.")
     for within in dict.fromkeys(one.within for one in found if one.within is not None):
         part = [one for one in found if one.within == within]
         told.append(f"For {within}: {_compared(of, axis, part)}.")
@@ -145,21 +183,46 @@ def setting(
     return told
 
 
-def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
-    """What to know before believing it."""
+def of_command(findings: Findings, trial: TrialRecord) -> str:
+    """Which trial the report's command trains again, and where it is.
+
+    Args:
+        trial: a finished one of the first configuration.
+    """
+    count = len(findings.results.rows[0].finished)
+    seed = findings.seed_of()[trial.run_id]
+    with_seed = f", with seed {seed}, the best of its {count} runs" if count > 1 else ""
+    return (
+        f"The first configuration{with_seed}, as a command. That was run {trial.run_id}; where "
+        f"its model was kept (sweep.keep), model={trial.run_id} names it in other commands."
+    )
+
+
+def trust(
+    findings: Findings, others: Sequence[Lead], rising_at: int | None = None
+) -> list[str]:
+    """What to know before believing it.
+
+    Args:
+        rising_at: the last epoch, where the best still improve in it.
+    """
     found = findings.results
     told = []
+    what = "accuracy" if is_share(found.objective) else "value"
+    optimistic = (
+        f"The winner's own {what} is slightly optimistic, because it was picked for being the "
+        f"{'lowest' if findings.minimize else 'highest'}"
+    )
     if found.on_test_set:
         told.append(
             f"Selected on the test set: the ranking is by {found.objective}, since no training "
-            "images were held out. The first is no ground for a choice, and its accuracy is too "
-            "good by the luck of having been picked. data.val_size=5000 makes a hold-out."
+            f"images were held out. The first is no ground for a choice. {optimistic}. "
+            "data.val_size=5000 makes a hold-out."
         )
     elif found.objective.startswith("val/"):
         told.append(
             f"The ranking is by {found.objective}, on training images that were held out; the test "
-            "set had no part in it. The first's own value is too good by the luck of having been "
-            "picked; its test accuracy is not."
+            f"set had no part in it. {optimistic}; its test accuracy is not."
         )
     seeds = sorted({len(row.finished) for row in found.rows})
     if seeds[-1] == 1:
@@ -168,7 +231,7 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
         how = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         told.append(
             f"Each configuration ran with {how} seeds. Comparisons are paired over shared seeds "
-            "(Student's t), and every interval is a 95 % interval of its own."
+            "(Student's t); the intervals are not corrected for multiple comparisons."
         )
         pairs = [lead.difference.half_width for lead in others if lead.difference.half_width]
         if seeds[-1] < FEW_SEEDS:
@@ -179,15 +242,20 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
         if pairs:
             least = gain(found.objective, statistics.median(pairs))
             told.append(
-                f"With so many seeds two configurations have to differ by about {least} before "
-                "the interval leaves out 0."
+                f"With {'only ' * (seeds[-1] < FEW_SEEDS)}{seeds[-1]} seeds two configurations "
+                f"typically have to differ by about {least} before the interval leaves out 0."
             )
         told.append(
             "More than chance means p < 0.05 after Holm's correction for the number of comparisons "
             "in a family. The families are: all pairs of one setting's values; all those pairs "
             "within the panels; the first configuration against each other one."
         )
-    missing = findings.planned - sum(len(row.finished) for row in found.rows)
+    if rising_at is not None:
+        told.append(
+            f"The accuracy is still rising at epoch {rising_at}, the last: more epochs may change "
+            "the ranking."
+        )
+    missing = findings.planned - findings.finished
     if missing > 0:
         told.append(
             f"{missing} of {findings.planned} trials are not in it: they failed, were pruned, or "
@@ -197,11 +265,14 @@ def trust(findings: Findings, others: Sequence[Lead]) -> list[str]:
 
 
 def same_thing(found: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Which values of an axis are one and the same."""
+    """Which values of an axis are one and the same, see `Findings.same`."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for axis, one, other in found:
+        groups.setdefault((axis, one), [one]).append(other)
     return [
-        f"{axis}={one} and {axis}={other} came out exactly the same in every trial: here they are "
-        "one and the same thing, counted twice."
-        for axis, one, other in found
+        f"{' and '.join(f'{axis}={short(value)}' for value in values)} came out the same in every "
+        f"trial: they are counted once, as {axis}={short(one)}."
+        for (axis, one), values in groups.items()
     ]
 
 
@@ -243,19 +314,18 @@ def _on_test_set(findings: Findings) -> list[str]:
     if not accuracies:
         return []
     reached = mean_with_interval("test/acc", summary(accuracies))
-    return [f"On the test set, which had no part in the choice, it reaches {reached}."]
+    return [f"On the test set, which is not used for choosing, it reaches {reached}."]
 
 
 def _in_short(found: Sequence[Contrast]) -> str:
     """Whether the axis matters, in a word."""
-    gaps = [one.difference for one in found]
-    if any(gap.is_real for gap in gaps):
-        return "Yes, by more than chance: "
-    if all(gap.is_identical for gap in gaps):
-        return "No: "
-    if all(gap.p is None for gap in gaps):
-        return "It cannot be told: "
-    return "Perhaps: " if any(gap.is_hint for gap in gaps) else "No difference shows: "
+    return {
+        REAL: "Yes, by more than chance: ",
+        HINT: "Perhaps: ",
+        CHANCE: "No difference shows: ",
+        UNTOLD: "It cannot be told: ",
+        IDENTICAL: "No: ",
+    }[strongest(found)]
 
 
 def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
@@ -267,24 +337,24 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
             + (f" ({_paired(of, one.difference, with_n)})" if one.difference.half_width else "")
             for one in chosen
         ]
-        return f"{words} {' and '.join(gaps)}"
+        return f"{words} {_listed(gaps)}"
 
-    real = [one for one in found if one.difference.is_real]
-    hints = [one for one in found if one.difference.is_hint]
-    same = [one for one in found if one.difference.is_identical]
-    untold = [one for one in found if one.difference.p is None and one not in same]
-    chance = [one for one in found if one not in (*real, *hints, *same, *untold)]
+    by_word: dict[str, list[Contrast]] = {}
+    for one in found:
+        by_word.setdefault(verdict(one.difference), []).append(one)
     told = []
-    if real:
+    if real := by_word.get(REAL):
         told.append(against("beats", real, with_n=True))
-    if hints:
-        told.append(against("is ahead of", hints) + ", a hint only, not beyond the correction")
-    if chance:
-        told.append(against("is ahead of", chance) + ", which may be chance")
-    if untold:
-        told.append(against("is ahead of", untold) + ", which cannot be told from chance")
-    if same:
-        told.append(f"came out exactly as {' and '.join(short(one.worse) for one in same)} did")
+    endings = {
+        HINT: "a hint only: it does not survive the correction for several comparisons",
+        CHANCE: "which may be chance",
+        UNTOLD: "which cannot be told from chance",
+    }
+    for word, ending in endings.items():
+        if word in by_word:
+            told.append(f"{against('is ahead of', by_word[word])}, {ending}")
+    if same := by_word.get(IDENTICAL):
+        told.append(f"came out exactly as {_listed([short(one.worse) for one in same])} did")
     return f"{axis}={short(found[0].better)} {'; it '.join(told)}"
 
 
@@ -295,6 +365,12 @@ def _paired(of: str, gap: Difference, with_n: bool) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a, b and c`; of at least one."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _place(rank: int) -> str:

@@ -15,7 +15,7 @@ from mnist_hydra.report import answer, hard, origin, page, published, questions,
 from mnist_hydra.report.importance import importances
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Findings, short
-from mnist_hydra.report.results import SEED, best_command
+from mnist_hydra.report.results import SEED, best_trial, trial_command
 from mnist_hydra.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     folder = output_dir / "reports" / _folder_name(findings)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for picture, figure in _pictures(tracker, findings, answers):
+    curves = _curves(tracker, findings, answers.layout)
+    for picture, figure in _pictures(findings, answers, curves):
         figure.savefig(folder / f"{picture.name}.png", dpi=PICTURE_DPI)
         drawn = page.svg(figure, picture.name)
         pictures.append(page.Picture(picture.name, picture.heading, picture.caption, drawn))
@@ -95,7 +96,7 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
         thumbnails.append(thumbnail)
         if sheet is not None:
             sheet.savefig(folder / "hard_images.png", dpi=PICTURE_DPI)
-    whole = _page(findings, answers, pictures, thumbnails)
+    whole = _page(findings, answers, pictures, thumbnails, rising_at(curves))
     (folder / "report.html").write_text(page.html(whole), encoding="utf-8")
     (folder / "report.csv").write_text(table.csv_text(findings), encoding="utf-8")
     if len(findings.parents) == 1:
@@ -118,7 +119,7 @@ def _folder_name(findings: Findings) -> str:
 
 
 def _pictures(
-    tracker: Tracker, findings: Findings, answers: Answers
+    findings: Findings, answers: Answers, curves: Sequence[plots.Curve]
 ) -> Iterator[tuple[page.Picture, Figure]]:
     """The pictures that there is something to show on, the most telling first."""
     from mnist_hydra.report import plots
@@ -154,7 +155,6 @@ def _pictures(
             page.Picture("main_effects", "How much does each setting matter?", caption),
             plots.main_effects(effects, answers.importance, objective, seeds),
         )
-    curves = _curves(tracker, findings, chosen)
     if curves:
         metric = f"{objective.partition('/')[0]}/acc"
         group = _best_of(chosen)
@@ -163,7 +163,7 @@ def _pictures(
             page.Picture(
                 "learning_curves",
                 "Do they still improve?",
-                f"{what}: {metric} by epoch; the band goes from the least to the most of them.",
+                f"{what}: {metric} by epoch; the band goes from the lowest to the highest seed.",
             ),
             plots.trial_curves(curves, metric),
         )
@@ -220,6 +220,17 @@ def _curves(tracker: Tracker, findings: Findings, chosen: Layout) -> list[plots.
     return [one for one in curves if len(one.epochs) > 1]
 
 
+def rising_at(curves: Sequence[plots.Curve]) -> int | None:
+    """The last epoch, where the accuracy still rises in it; `None` where it does not.
+
+    It does where of most curves every seed's last value is above the mean of the epoch before.
+    """
+    rising = [curve for curve in curves if curve.lows[-1] > curve.means[-2]]
+    if 2 * len(rising) <= len(curves):
+        return None
+    return max(curve.epochs[-1] for curve in rising)
+
+
 def _best_of(chosen: Layout) -> str | None:
     """The axis of which each value has a colour of its own, if there is one."""
     if chosen.panels is not None:
@@ -273,13 +284,13 @@ def _page(
     answers: Answers,
     pictures: Sequence[page.Picture],
     thumbnails: Sequence[page.Thumbnail],
+    rising_at: int | None,
 ) -> page.Page:
     found = findings.results
     origins = [origin.facts(entry, found) for entry in findings.entries]
     whole = zip(findings.entries, origins, strict=True)
     read_origins = [facts for entry, facts in whole if entry.params]
     common, differing = origin.shared(read_origins)
-    finished = sum(len(row.finished) for row in found.rows)
     settings = []
     for axis in answers.layout.varied:
         lines = answer.setting(
@@ -291,7 +302,7 @@ def _page(
         )
         if lines:
             settings.append(page.Setting(axis, lines[0], lines[1:]))
-    warnings = answer.same_thing(questions.twins(findings, answers.layout))
+    warnings = answer.same_thing(findings.same)
     if found.on_test_set:
         warnings.insert(0, answer.trust(findings, answers.leads)[0])
     warnings += [
@@ -307,19 +318,23 @@ def _page(
     tables["trials"] = _trials(findings, origins, differing)
     if beside := published.beside(findings):
         tables["published"] = _published(beside)
-    errors = list(hard.class_errors(findings.entries).items())[:3]
+    by_run = findings.by_run()
+    counted = [by_run[record.run_id] for row in found.rows for record in row.finished]
+    errors = list(hard.class_errors(counted).items())[:3]
     return page.Page(
         title=f"What {_what(findings)} found",
-        status=f"{finished} of {findings.planned} trials finished: {len(found.rows)} "
+        status=f"{findings.finished} of {findings.planned} trials finished: {len(found.rows)} "
         f"configurations ranked by {found.objective}, {found.at} epoch",
         answer=[
             *answer.winner(findings, answers.leads),
             *answer.in_brief(findings, answers.contrasts, answers.leads),
+            *answer.advice(findings, answers.contrasts),
         ],
         warnings=warnings,
         settings=settings,
-        trust=answer.trust(findings, answers.leads),
-        command=best_command(found) or "",
+        trust=answer.trust(findings, answers.leads, rising_at),
+        command_note=answer.of_command(findings, best_trial(found)),
+        command=trial_command(best_trial(found)),
         pictures=pictures,
         tables=tables,
         hard="The classes that are missed most, as the mean over all trials: "

@@ -67,6 +67,8 @@ class Page:
     warnings: Sequence[str]
     settings: Sequence[Setting]
     trust: Sequence[str]
+    command_note: str
+    """What the command is."""
     command: str
     pictures: Sequence[Picture]
     tables: dict[str, Table] = field(default_factory=dict)

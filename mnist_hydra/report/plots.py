@@ -226,7 +226,7 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
         width,
         height,
         f"{metric} by epoch",
-        "line: mean over seeds; band: from the least to the most of them",
+        "line: mean over seeds; band: from the lowest to the highest seed",
     )
     axes_ = figure.add_axes(share((0.85, 0.6, 3.9, 2.85), width, height))
     _open(axes_)

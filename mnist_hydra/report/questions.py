@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import SEED, Row
 from mnist_hydra.report.statistics import (
+    MAX_VALUES,
     Difference,
     Scores,
     Summary,
@@ -20,8 +21,6 @@ from mnist_hydra.report.statistics import (
     number,
 )
 
-MAX_VALUES = 8
-"""An axis of numbers with more values than this is one of a search: its values are not compared."""
 MAX_PANELS = 6
 
 
@@ -152,26 +151,6 @@ def leads(findings: Findings) -> list[Lead]:
     return [
         Lead(row, _times(gain, sign)) for row, gain in zip(others, correct(gains), strict=True)
     ]
-
-
-def twins(findings: Findings, chosen: Layout) -> list[tuple[str, str, str]]:
-    """Axis and two of its values that came out exactly the same in every trial, if any."""
-    scores = findings.scores()
-    found = []
-    for axis in chosen.varied:
-        place = findings.axes.index(axis)
-        if len(chosen.values[axis]) > MAX_VALUES:
-            continue
-        for one, other in itertools.combinations(chosen.values[axis], 2):
-            pairs = [
-                (seeds, scores.get((*point[:place], other, *point[place + 1 :]), {}))
-                for point, seeds in scores.items()
-                if point[place] == one
-            ]
-            trials = sum(len(mine) for mine, _ in pairs)
-            if trials > 1 and all(mine == its and mine for mine, its in pairs):
-                found.append((axis, one, other))
-    return found
 
 
 def points_of(findings: Findings) -> tuple[list[str], list[tuple[str, ...]], list[float]]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -22,7 +22,7 @@ from mnist_hydra.ledger.plan import PLANS, Axis, read_plan
 from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import SEED, Results, TrialRecord, ranked, record_of_trial
-from mnist_hydra.report.statistics import Values, number
+from mnist_hydra.report.statistics import Values, number, same_values
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
 
@@ -72,12 +72,19 @@ class Findings:
     """Their MLflow runs; none where runs were chosen by a filter."""
     entries: tuple[Entry, ...]
     results: Results
-    """The configurations, ranked."""
+    """The configurations, ranked; those that are one and the same are one."""
     minimize: bool
     planned: int
     """How many trials there are to be, as far as known."""
     log_axes: frozenset[str] = frozenset()
     """Axes of numbers that a search took its values from by ratio."""
+    same: tuple[tuple[str, str, str], ...] = ()
+    """Axis, value, and another value of it that is the same thing, and counts as the first."""
+
+    @property
+    def finished(self) -> int:
+        """How many trials finished, those that are the same as others among them."""
+        return sum(entry.record.counts for entry in self.entries)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -345,7 +352,42 @@ def _findings(
             f"sweep={title}: none of its {len(entries)} trials has finished; right: the sweep's "
             "own command again, which goes on with it"
         )
-    return Findings(title, commands, parents, tuple(entries), found, minimize, planned, log_axes)
+    whole = Findings(title, commands, parents, tuple(entries), found, minimize, planned, log_axes)
+    return counted_once(whole, axes)
+
+
+def counted_once(findings: Findings, axes: Sequence[str]) -> Findings:
+    """The same with values of an axis that are one and the same thing as one configuration.
+
+    Else they would weigh twice in every mean, and be compared as if they were two. The same are
+    those that always had the same objective and the same test accuracy. All trials stay in the
+    entries; in the results are of each seed the trials of the first value that finished.
+
+    Args:
+        axes: the keys of the records' values.
+    """
+    rows = {record.run_id: row for row in findings.results.rows for record in row.finished}
+    outcomes: dict[Values, dict[str, tuple[float | None, float | None]]] = {}
+    for entry in findings.entries:
+        if (row := rows.get(entry.record.run_id)) is not None:
+            came_out = (entry.record.objective, entry.metrics.get("test/acc_last"))
+            outcomes.setdefault(row.values, {})[entry.seed] = came_out
+    same = same_values(findings.axes, outcomes)
+    if not same:
+        return findings
+    instead = {(axis, other): one for axis, one, other in same}
+    groups: dict[Values, dict[Values, list[TrialRecord]]] = {}
+    for entry in findings.entries:
+        before = {axis: entry.record.values.get(axis, "") for axis in axes}
+        values = {axis: instead.get((axis.lstrip("+~"), v), v) for axis, v in before.items()}
+        equal = groups.setdefault((*values.values(), entry.seed), {})
+        equal.setdefault(tuple(before.values()), []).append(replace(entry.record, values=values))
+    records: list[TrialRecord] = []
+    for equal in groups.values():
+        records += max(equal.values(), key=lambda group: any(record.counts for record in group))
+    old = findings.results
+    results = ranked(records, axes, old.objective, minimize=old.minimize, at=old.at)
+    return replace(findings, results=results, same=tuple(same))
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, str]:

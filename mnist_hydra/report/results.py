@@ -178,10 +178,20 @@ def best_command(results: Results, flags: Sequence[str] = ()) -> str | None:
     overrides = [
         override
         for override in finished[0].overrides
-        if not _of_the_sweep(override)
-        and not (len(finished) > 1 and _plain(override.partition("=")[0]) == SEED)
+        if not (len(finished) > 1 and _plain(override.partition("=")[0]) == SEED)
     ]
-    return shell_command("train", [*flags, *overrides])
+    return _train(overrides, flags)
+
+
+def best_trial(results: Results) -> TrialRecord:
+    """The best trial of the first configuration; at least one has finished."""
+    better = min if results.minimize else max
+    return better(results.rows[0].finished, key=lambda record: record.objective or 0.0)
+
+
+def trial_command(record: TrialRecord) -> str:
+    """A trial as a shell command that trains it again, its seed included."""
+    return _train(record.overrides)
 
 
 def ranking_csv(results: Results) -> str:
@@ -382,6 +392,11 @@ def _plain(key: str) -> str:
 
 def _seed(record: TrialRecord) -> str:
     return next((value for axis, value in record.values.items() if _plain(axis) == SEED), "")
+
+
+def _train(overrides: Sequence[str], flags: Sequence[str] = ()) -> str:
+    """The shell command with these overrides, without what only concerns the sweep."""
+    return shell_command("train", [*flags, *(o for o in overrides if not _of_the_sweep(o))])
 
 
 def _of_the_sweep(override: str) -> bool:

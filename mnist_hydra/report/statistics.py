@@ -6,14 +6,17 @@ a setting's effect is first averaged over the other settings within each seed.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mnist_hydra.report.results import half_width
 
 LEVEL = 0.05
+MAX_VALUES = 8
+"""An axis of numbers with more values than this is one of a search: its values are not compared."""
 Values = tuple[str, ...]
 """A configuration: one value for each axis, in the order of the axes."""
 Scores = Mapping[Values, Mapping[str, float]]
@@ -159,6 +162,36 @@ def correct(family: Sequence[Difference]) -> list[Difference]:
         highest = max(highest, min(1.0, (len(tested) - done) * (family[index].p or 0.0)))
         corrected[index] = highest
     return [replace(one, corrected=corrected.get(i)) for i, one in enumerate(family)]
+
+
+def same_values(
+    axes: Sequence[str], outcomes: Mapping[Values, Mapping[str, Hashable]]
+) -> list[tuple[str, str, str]]:
+    """Axis, value, and a later value of it that came out exactly the same.
+
+    They are the same where at least two trials have twins that differ in nothing but them, and
+    all of these came out as their twins did. Of three that are the same the first stands for the
+    two others. Axes of more than eight values are left out.
+
+    Args:
+        axes: of the configurations.
+        outcomes: of each configuration what came out, by seed.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for place, axis in enumerate(axes):
+        values = in_order([point[place] for point in outcomes])
+        for one, other in itertools.combinations(values if len(values) <= MAX_VALUES else [], 2):
+            shared = [
+                (seeds[seed], its[seed])
+                for point, seeds in outcomes.items()
+                if point[place] == one
+                for its in [outcomes.get((*point[:place], other, *point[place + 1 :]), {})]
+                for seed in seeds
+                if seed in its
+            ]
+            if len(shared) > 1 and all(mine == its for mine, its in shared):
+                found.setdefault((axis, other), found.get((axis, one), one))
+    return [(axis, one, other) for (axis, other), one in found.items()]
 
 
 def in_order(values: Sequence[str]) -> list[str]:

@@ -48,7 +48,7 @@ def configurations(
 
 
 def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tuple[list[str], Rows]:
-    """Every comparison of a setting's values: names of the columns, and rows."""
+    """The best value of each setting against its others: names of the columns, and rows."""
     header = ["setting", "within", "better", "other", "difference", "95 % interval"]
     header += ["n", "p", "p, corrected", "verdict"]
     rows = []
@@ -138,7 +138,7 @@ def _behind(objective: str, gap: Difference | None) -> str:
 
 
 def _p(p: float | None) -> str:
-    return "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _exact(number: float | None) -> str:

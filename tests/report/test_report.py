@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,14 +21,18 @@ from optuna.storages.journal import JournalFileBackend
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.report import answer, questions, read, study
-from mnist_hydra.report.make import ask, make
+from mnist_hydra.report.make import ask, make, rising_at
+from mnist_hydra.report.plots import curve
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
-from mnist_hydra.report.results import TrialRecord, ranked
+from mnist_hydra.report.results import TrialRecord, best_trial, ranked, trial_command
+from mnist_hydra.report.statistics import Difference, correct, difference
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import Tracker
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
+FAR = Difference(3, 0.1, 0.1, 0.5)
+"""A comparison that takes part in a correction."""
 SETTINGS = ("model=model1", "data.limit=512", "data.val_size=500", "epochs=2", "threads=1")
 
 
@@ -119,10 +123,11 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
         "Can I trust it?",
         "Does dropout matter?",
         "Does lr matter?",
-        "On the test set, which had no part in the choice, it reaches",
+        "On the test set, which is not used for choosing, it reaches",
         "hold-out (val)",
         trials[0].data.tags[DATA_TAG],
         "Which digits are hard?",
+        "How it was made",
         "12 of 12 trials finished",
     ):
         assert words in text, words
@@ -294,6 +299,68 @@ def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_toget
         "lr=0.2 is best, by more than chance.",
         "Together they come 2nd of 4, 0.05 points behind the first: may be chance.",
     ]
+    assert answer.advice(findings, answers.contrasts) == [
+        "Use dropout=0.0, lr=0.1. Changed one at a time, lr=0.2 may do as well."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "word", "opening", "brief"),
+    [
+        ([0.010, 0.011, 0.012], answer.REAL, "Yes, by more than chance", "best, by more than"),
+        ([0.010, 0.020, 0.015], answer.HINT, "Perhaps", "a hint only"),
+        ([0.010, -0.005, 0.015], answer.CHANCE, "No difference shows", "which may be chance"),
+    ],
+)
+def test_one_verdict_is_behind_all_that_is_said_of_a_comparison(
+    pairs: list[float], word: str, opening: str, brief: str
+) -> None:
+    gap = correct([difference(dict(zip("123", pairs)), dict.fromkeys("123", 0.0)), FAR, FAR])[0]
+    one = questions.Contrast("dropout", None, "0.0", "0.1", gap)
+    findings = of({("0.0",): [0.9, 0.8, 0.7], ("0.1",): [0.8, 0.7, 0.6]})
+    assert answer.verdict(gap) == word
+    told = answer.setting("val/acc", "dropout", [one], ask(findings).layout, None)[0]
+    assert told.startswith(opening)
+    two = {"dropout": [one], "lr": [one]}
+    assert answer.in_brief(findings, two, [])[0].count(brief) == 2
+    as_good = answer.advice(findings, {"dropout": [one]})[0].endswith("dropout=0.1 may do as well.")
+    assert as_good == (word != answer.REAL)
+
+
+def test_what_is_averaged_over_stands_before_what_is_compared() -> None:
+    layout = questions.Layout(("dropout", "model", "lr"), {}, None, None, None, ())
+    one = questions.Contrast("model", None, "a", "b", Difference(3, 0.0, 0.0))
+    told = answer.setting("val/acc", "model", [one], layout, None)
+    assert told == ["No: averaged over dropout and lr, model=a came out exactly as b did."]
+
+
+def test_the_command_is_of_the_best_run_of_the_first_configuration_and_names_it() -> None:
+    findings = of({("0.0",): [0.90, 0.95, 0.92], ("0.1",): [0.99, 0.5, 0.5]})
+    best = best_trial(findings.results)
+    assert best.run_id == "0.0/2"
+    assert trial_command(best).endswith("train dropout=0.0 seed=2")
+    told = answer.of_command(findings, best)
+    assert "with seed 2, the best of its 3 runs" in told and "run 0.0/2" in told
+    loss = of({("0.0",): [0.3, 0.2, 0.4]}, "val/loss")
+    assert best_trial(loss.results).run_id == "0.0/2"
+
+
+@pytest.mark.parametrize(
+    ("histories", "epoch"),
+    [
+        ([[0.8, 0.90], [0.82, 0.91]], 2),
+        ([[0.8, 0.90], [0.82, 0.80]], None),
+        ([[0.9, 0.9]], None),
+    ],
+)
+def test_whether_the_accuracy_still_rises_at_the_end(
+    histories: list[list[float]], epoch: int | None
+) -> None:
+    rising = rising_at([curve("one", [list(enumerate(one, start=1)) for one in histories])])
+    assert rising == epoch
+    told = answer.trust(of({("0.0",): [0.9]}), [], rising)
+    assert ("still rising at epoch 2, the last" in " ".join(told)) == (epoch is not None)
+    assert rising_at([]) is None
 
 
 def test_less_is_better_for_a_loss() -> None:
@@ -310,7 +377,42 @@ def test_what_was_selected_on_the_test_set_is_labelled_so() -> None:
 
 def test_two_names_of_one_thing_are_found() -> None:
     findings = of({("model2",): [0.9, 0.8], ("model3",): [0.9, 0.8], ("model1",): [0.9, 0.7]})
-    assert questions.twins(findings, ask(findings).layout) == [("dropout", "model2", "model3")]
+    once = read.counted_once(findings, ["dropout", "seed"])
+    assert once.same == (("dropout", "model2", "model3"),)
+    assert answer.same_thing(once.same) == [
+        "dropout=model2 and dropout=model3 came out the same in every trial: they are counted "
+        "once, as dropout=model2."
+    ]
+
+
+def test_two_names_of_one_thing_count_once() -> None:
+    scores = {("a",): [0.90, 0.93, 0.95], ("c",): [0.89, 0.91, 0.94]}
+    without = of(scores)
+    found = read.counted_once(of(scores | {("b",): [0.90, 0.93, 0.95]}), ["dropout", "seed"])
+    assert [row.values for row in found.results.rows] == [("a",), ("c",)]
+    assert ask(found) == ask(without) and found.scores() == without.scores()
+    assert (len(found.entries), found.finished) == (9, 9)
+    assert "trials are not in it" not in said_of(found)
+
+
+def test_a_trial_that_failed_is_stood_in_for_by_the_same_under_another_name() -> None:
+    whole = of({("a",): [0.90, 0.93, 0.95], ("b",): [0.90, 0.93, 0.95], ("c",): [0.8, 0.7, 0.6]})
+    failed = replace(whole.entries[0].record, state="failed", objective=None)
+    entries = (replace(whole.entries[0], record=failed), *whole.entries[1:])
+    axes = ["dropout", "seed"]
+    results = ranked([entry.record for entry in entries], axes, "val/acc")
+    found = read.counted_once(replace(whole, entries=entries, results=results), axes)
+    assert found.scores() == {
+        ("a",): {"1": 0.90, "2": 0.93, "3": 0.95},
+        ("c",): {"1": 0.8, "2": 0.7, "3": 0.6},
+    }
+
+
+def test_what_differs_on_the_test_set_is_not_the_same() -> None:
+    findings = of({("a",): [0.9, 0.8], ("b",): [0.9, 0.8]})
+    *others, last = findings.entries
+    entries = (*others, replace(last, metrics={"test/acc_last": 0.5}))
+    assert read.counted_once(replace(findings, entries=entries), ["dropout", "seed"]).same == ()
 
 
 def test_the_two_axes_that_matter_most_are_shown_and_the_others_said() -> None:
