@@ -279,6 +279,8 @@ def _page(
     whole = zip(findings.entries, origins, strict=True)
     read_origins = [facts for entry, facts in whole if entry.params]
     common, differing = origin.shared(read_origins)
+    if findings.commands:
+        common.pop("command", None)  # of the one trial; here stand those of the sweeps
     finished = sum(len(row.finished) for row in found.rows)
     settings = []
     for axis in answers.layout.varied:
@@ -329,7 +331,7 @@ def _page(
         else "",
         thumbnails=thumbnails,
         origin=common,
-        commands=() if "command" in common else [text for text in findings.commands if text],
+        commands=[text for text in findings.commands if text],
     )
 
 
@@ -352,7 +354,7 @@ def _trials(
             + [facts.get(name, origin.UNKNOWN) for name in differing]
             + [entry.record.run_id]
         )
-    return page.Table(header, rows, _left_out(len(findings.entries), len(rows)))
+    return page.Table(header, rows, _left_out(len(findings.entries), len(rows)), "command")
 
 
 def _published(found: Sequence[published.Beside]) -> page.Table:

@@ -37,6 +37,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     more: str = ""
     """What is left out, as a sentence."""
+    folded: str = ""
+    """The column of which a cell shows its text only when it is opened."""
 
 
 @dataclass(frozen=True)

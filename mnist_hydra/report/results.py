@@ -174,12 +174,23 @@ def best_command(results: Results, flags: Sequence[str] = ()) -> str | None:
     """
     if not results.rows:
         return None
-    finished = results.rows[0].finished
+    first, *others = results.rows[0].finished
+    return trial_command(first, flags, with_seed=not others)
+
+
+def trial_command(
+    record: TrialRecord, flags: Sequence[str] = (), *, with_seed: bool = True
+) -> str:
+    """The shell command that trains a trial by itself, without what only concerns its sweep.
+
+    Args:
+        flags: as in `best_command`.
+    """
     overrides = [
         override
-        for override in finished[0].overrides
+        for override in record.overrides
         if not _of_the_sweep(override)
-        and not (len(finished) > 1 and _plain(override.partition("=")[0]) == SEED)
+        and (with_seed or _plain(override.partition("=")[0]) != SEED)
     ]
     return shell_command("train", [*flags, *overrides])
 

@@ -64,19 +64,24 @@ def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tupl
 
 
 def csv_text(findings: Findings) -> str:
-    """Every trial with its settings, results and provenance; accuracies are shares (0 to 1)."""
+    """Every trial with its settings, results and provenance; accuracies are shares (0 to 1).
+
+    A metric that has the name of a setting, as `lr`, is told apart from it as `lr_last`.
+    """
     found = findings.results
     objective = found.objective
     ranks = {record.run_id: row.rank for row in found.rows for record in row.finished}
     metrics = sorted({key for entry in findings.entries for key in entry.metrics} - {objective})
     origins = [facts(entry, found) for entry in findings.entries]
     known = list(dict.fromkeys(name for origin in origins for name in origin))
+    header = ["rank", *found.axes, "seed", "state", objective, "seconds", "parameters"]
+    header.append("best_epoch")
+    taken = {*header, *(key for entry in findings.entries for key in entry.params)}
+    header += [f"{key}_last" if key in taken else key for key in metrics]
+    header += [*(name.replace(" ", "_") for name in known), "run_id"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ["rank", *found.axes, "seed", "state", objective, "seconds", "parameters", "best_epoch"]
-        + [*metrics, *(name.replace(" ", "_") for name in known), "run_id"]
-    )
+    writer.writerow(header)
     for entry, origin in zip(findings.entries, origins, strict=True):
         record = entry.record
         swept = {axis.lstrip("+~"): text for axis, text in record.values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, questions, read, study
+from mnist_hydra.report import answer, origin, questions, read, study
 from mnist_hydra.report.make import ask, make
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
@@ -155,7 +156,35 @@ def test_the_csv_has_every_trial_unrounded_with_its_origin(swept: Swept) -> None
         assert float(row["val/acc"]) == run.data.metrics["val/acc"]
         assert row["seed"] == run.data.params["seed"]
         assert float(row["dropout"]) == float(run.data.params["dropout"])
-        assert row["selected_on"] == "hold-out (val)" and row["hardware"] and row["command"]
+        assert row["selected_on"] == "hold-out (val)" and row["hardware"]
+
+
+def test_a_trials_command_is_what_trains_it_alone(swept: Swept) -> None:
+    rows = list(csv.DictReader((swept.page.parent / "report.csv").open()))
+    for row in rows:
+        python, module, name, *words = shlex.split(row["command"])
+        assert (module, name) == ("-m", "mnist_hydra.train")
+        own = {f"{key}={row[key]}" for key in ("dropout", "lr", "seed")}
+        assert own | set(SETTINGS) <= set(words)
+        assert not [word for word in words if word.lstrip("+").startswith(("sweep.", "hydra"))]
+    found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
+    by_run = {row["run_id"]: row["command"] for row in rows}
+    for entry in found.entries:
+        mine = origin.facts(entry, found.results)["command"]
+        assert sorted(shlex.split(mine)) == sorted(shlex.split(by_run[entry.record.run_id]))
+    assert swept.page.read_text().count("<summary>show</summary>") == len(rows)
+
+
+def test_a_metric_with_a_settings_name_is_told_apart_in_the_csv(swept: Swept) -> None:
+    _, trials = swept.runs()
+    metrics = {run.info.run_id: run.data.metrics for run in trials}
+    with (swept.page.parent / "report.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert len(header) == len(set(header))
+    for row in rows:
+        named = dict(zip(header, row, strict=True))
+        assert float(named["lr"]) in (0.05, 0.15)
+        assert float(named["lr_last"]) == metrics[named["run_id"]]["lr"] != float(named["lr"])
 
 
 def test_the_command_makes_it_again_by_the_runs_id_without_torch(swept: Swept) -> None:
