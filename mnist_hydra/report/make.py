@@ -132,7 +132,8 @@ def _pictures(
             page.Picture(
                 "heat_map",
                 f"Which {chosen.rows} and which {chosen.columns}?",
-                f"{objective} over {chosen.rows} and {chosen.columns}{panels}; darker is more. "
+                f"{objective} over {chosen.rows} and {chosen.columns}{panels}; the "
+                "stronger the colour, the more. "
                 f"The numbers stand in the table of configurations.{averaged}",
             ),
             plots.heat_map(scores, found.axes, chosen, objective),
@@ -185,7 +186,8 @@ def _pictures(
             page.Picture(
                 "parallel",
                 "What do the good trials have in common?",
-                f"Each line is a trial, from its settings to its {objective}; dark is good.",
+                f"Each line is a trial, from its settings to its {objective}; "
+                "the stronger its colour, the better.",
             ),
             plots.parallel_coordinates(
                 chosen.varied,

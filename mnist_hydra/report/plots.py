@@ -38,7 +38,9 @@ MOST_CURVES = 500
 """Trials in the parallel coordinates, the best and the rest evenly chosen."""
 ON_DARK, ON_LIGHT = "#fffffe", "#222223"
 """Text in a cell of a heat map, the same in light and dark; so not the canvas's own colours."""
-SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#A87400", "#7A6FD0")
+LINES = ("#8C8C8C", BLUE)
+"""The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -287,7 +289,8 @@ def against_cost(
                 marker=MARKERS[index % len(MARKERS)],
                 color=SERIES[index % len(SERIES)],
                 markersize=5,
-                alpha=0.8,
+                markeredgecolor="#ffffff",
+                markeredgewidth=0.4,
                 label=group or "all",
             )
         axes_.margins(0.08)
@@ -310,7 +313,7 @@ def parallel_coordinates(
     objective: str,
     minimize: bool,
 ) -> Figure:
-    """Draw every trial as a line through its settings to its objective; the best are dark.
+    """Draw every trial as a line through its settings to its objective, the best the strongest.
 
     Args:
         axes: to be drawn, in order.
@@ -319,6 +322,7 @@ def parallel_coordinates(
         values: of each axis, in order.
     """
     from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap
 
     order = np.argsort(objectives)[:: 1 if minimize else -1]
     chosen = order if len(order) <= MOST_CURVES else order[_spread(len(order), MOST_CURVES)]
@@ -333,16 +337,15 @@ def parallel_coordinates(
     places[:, -1] = (scale[chosen] - low) / ((high - low) or 1.0)
     width, height = 1.35 * len(columns) + 1.5, 3.9
     width = max(width, 6.4)
-    subtitle = f"{len(chosen)} of {len(order)} trials; dark: the better ones"
+    subtitle = f"{len(chosen)} of {len(order)} trials; the stronger the colour, the better"
     figure = blank(width, height, "Every trial, setting by setting", subtitle)
     axes_ = figure.add_axes(share((0.6, 0.35, width - 1.35, 2.75), width, height))
     weights = places[:, -1] if not minimize else 1 - places[:, -1]
     axes_.add_collection(
         LineCollection(
             [list(enumerate(line)) for line in places],
-            colors=_colours()(weights),
-            linewidths=0.6 + weights,
-            alpha=0.75,
+            colors=LinearSegmentedColormap.from_list("lines", LINES)(weights),
+            linewidths=0.4 + 1.4 * weights,
         )
     )
     times = 100.0 if is_share(objective) else 1.0
@@ -439,7 +442,7 @@ def _cells(
 
 
 def _colours() -> Any:
-    """From nearly white to dark blue, the same for all pictures."""
+    """From nearly white to dark blue, for what is filled."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("report", ["#e8f1f8", "#6baed6", "#08306b"])
