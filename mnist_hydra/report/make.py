@@ -159,12 +159,14 @@ def _pictures(
     if curves:
         metric = f"{objective.partition('/')[0]}/acc"
         group = _best_of(chosen)
+        below = plots.range_of_the_end(curves) is not None
         what = f"The best configuration of each {group}" if group else "The best configurations"
         yield (
             page.Picture(
                 "learning_curves",
                 "Do they still improve?",
-                f"{what}: {metric} by epoch; the band goes from the least to the most of them.",
+                f"{what}: {metric} by epoch; the band goes from the least to the most of them."
+                + " The first epochs lie below the picture." * below,
             ),
             plots.trial_curves(curves, metric),
         )

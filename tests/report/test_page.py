@@ -8,7 +8,9 @@ from importlib.resources import files
 import pytest
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
-from mnist_hydra.report import plots
+from mnist_hydra.canvas import blank
+from mnist_hydra.report import page, plots
+from mnist_hydra.report.statistics import summary
 
 PAPERS = re.findall(
     "--paper: (#[0-9a-f]{6})", (files("mnist_hydra.report") / "page.html").read_text()
@@ -31,6 +33,31 @@ def test_the_parallel_plot_is_drawn_in_these_colours() -> None:
     drawn = [to_hex(colour) for colour in lines.get_edgecolor()]
     assert drawn == [colour.lower() for colour in plots.LINES], "the best on top"
     assert lines.get_alpha() is None
+
+
+def test_a_picture_on_the_page_leaves_its_title_to_the_heading() -> None:
+    figure = blank(5, 2, "A title", "and what is below it")
+    drawn = page.svg(figure, "mine")
+    assert "A title" not in drawn and "and what is below it" in drawn
+    assert 'viewBox="0 28 360 116"' in drawn
+    assert figure.texts[0].get_visible(), "as a file of its own it has one"
+
+
+def test_the_ids_of_two_pictures_are_apart() -> None:
+    effects = {"lr": {"0.1": summary([0.9, 0.8]), "0.2": summary([0.7, 0.6])}}
+    figure = plots.main_effects(effects, {"lr": 0.9, "seed": 0.1}, "val/acc", 2)
+    drawn = [re.findall(' id="([^"]*)"', page.svg(figure, name)) for name in ("one", "two")]
+    assert drawn[0] and not set(drawn[0]) & set(drawn[1])
+
+
+@pytest.mark.parametrize("epochs, told", [(5, False), (6, True)])
+def test_first_epochs_that_are_left_out_are_said(epochs: int, told: bool) -> None:
+    one = plots.curve("mine", [[(1, 0.2), *((epoch, 0.9) for epoch in range(2, epochs + 1))]])
+    two = plots.curve("other", [[(epoch, 0.91) for epoch in range(1, epochs + 1)]])
+    figure = plots.trial_curves([one, two], "val/acc")
+    low, high = figure.axes[0].get_ylim()
+    assert (low > 20) == told and high > 91
+    assert ("the first epochs lie below the picture" in figure.texts[1].get_text()) == told
 
 
 def contrast(one: str, other: str) -> float:
