@@ -250,6 +250,7 @@ def _hard(
     if test is None:
         return []
     pixels, labels = test
+    kind = "handwritten" if findings.by_run()[one].params["data.name"] == "mnist" else "class"
     drawn, captions = [], []
     for image in images:
         drawn.append(pixels[image.index])
@@ -263,7 +264,11 @@ def _hard(
     )
     return [
         (
-            page.Thumbnail(hard.png_uri(image), f"{what}, {count} (no. {which.index})"),
+            page.Thumbnail(
+                hard.png_uri(image),
+                f"{what}, {count} (no. {which.index})",
+                f"{kind} {labels[which.index]}, test image {which.index}",
+            ),
             sheet if place == 0 else None,
         )
         for place, (image, (what, count), which) in enumerate(

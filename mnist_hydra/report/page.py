@@ -22,6 +22,11 @@ TITLE_POINTS = 28
 """What a title takes at a figure's top."""
 
 
+ONE_NUMBER = r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?"
+NUMBER = re.compile(rf"(< )?{ONE_NUMBER}( (to|±|of) {ONE_NUMBER})?( points)?|–|")
+"""A cell of a number or two, or of none."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture with what it says in words."""
@@ -44,6 +49,15 @@ class Table:
     folded: str = ""
     """The column of which a cell shows its text only when it is opened."""
 
+    @property
+    def numeric(self) -> frozenset[int]:
+        """The columns of numbers alone, which stand at the right."""
+        return frozenset(
+            place
+            for place in range(len(self.header))
+            if all(NUMBER.fullmatch(row[place]) for row in self.rows)
+        )
+
 
 @dataclass(frozen=True)
 class Thumbnail:
@@ -51,6 +65,8 @@ class Thumbnail:
 
     uri: str
     caption: str
+    words: str
+    """What it shows, for those who do not see it."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from mnist_hydra.canvas import blank
 from mnist_hydra.report import page, plots
 from mnist_hydra.report.statistics import summary
 
-PAPERS = re.findall(
-    "--paper: (#[0-9a-f]{6})", (files("mnist_hydra.report") / "page.html").read_text()
-)
+STYLE = (files("mnist_hydra.report") / "page.html").read_text()
+PAPERS = re.findall("--paper: (#[0-9a-f]{6})", STYLE)
 RAMP = LinearSegmentedColormap.from_list("ramp", plots.LINES)
 SHADES = [to_hex(RAMP(place / 8)) for place in range(9)]
 
@@ -58,6 +57,22 @@ def test_first_epochs_that_are_left_out_are_said(epochs: int, told: bool) -> Non
     low, high = figure.axes[0].get_ylim()
     assert (low > 20) == told and high > 91
     assert ("the first epochs lie below the picture" in figure.texts[1].get_text()) == told
+
+
+def test_columns_of_numbers_alone_stand_at_the_right() -> None:
+    rows = [
+        ["1", "model1", "98.68 %", "3 of 4", "−0.01 to 0.21", "< 0.0001", "0.01, may be chance"],
+        ["2", "2", "–", "4", "", "1e-05", "0.02, may be chance"],
+    ]
+    assert page.Table(list("abcdefg"), rows).numeric == {0, 2, 3, 4, 5}
+
+
+def test_the_style_is_light_on_paper_and_keeps_a_digit_on_one_sheet() -> None:
+    assert re.findall("@media[^{]*dark[^{]*", STYLE) == [
+        "@media screen and (prefers-color-scheme: dark) "
+    ]
+    printed = STYLE.partition("@page { margin: 15mm; }")[2]
+    assert re.search(r"\.digits li \{ break-inside: avoid; \}", printed)
 
 
 def contrast(one: str, other: str) -> float:

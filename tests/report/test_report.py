@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, origin, questions, read, study
+from mnist_hydra.report import answer, origin, questions, read, study, table
 from mnist_hydra.report.make import ask, make
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.read import Entry, Findings
@@ -130,11 +130,24 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
     assert text.count('<svg role="img"') == 5
 
 
+def test_every_section_is_in_the_list_and_every_row_has_a_heading(swept: Swept) -> None:
+    text = swept.page.read_text()
+    listed = re.findall('href="#([^"]+)"', text[text.index("<nav") : text.index("</nav>")])
+    assert listed == re.findall('<h2 id="([^"]+)"', text) and listed[0] == "answer"
+    firsts = re.findall(r"<tr>\s*<(t\w)( scope=.\w+)?", text)
+    assert set(firsts) == {("th", ' scope="col'), ("th", ' scope="row')}
+    assert 'class="wide picture" tabindex' not in text
+
+
 def test_the_hard_images_are_shown_from_where_the_trials_had_their_data(swept: Swept) -> None:
     assert not (swept.folder / "outputs" / "data").exists(), "it lay in data.root"
-    image = r'<li><img src="data:image/png;base64,[^"]+" alt="">\d → \d, \d+ of 12'
+    image = (
+        r'<li><img src="data:image/png;base64,[^"]+" alt="handwritten (\d), test image (\d+)">'
+        r"(\d) → \d, \d+ of 12 \(no. (\d+)\)"
+    )
     shown = re.findall(image, swept.page.read_text())
     assert len(shown) == 24 and (swept.page.parent / "hard_images.png").is_file()
+    assert all((label, index) == (true, number) for label, index, true, number in shown)
 
 
 def test_a_run_says_which_test_images_it_gets_wrong(swept: Swept) -> None:
@@ -323,6 +336,22 @@ def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_toget
         "lr=0.2 is best, by more than chance.",
         "Together they come 2nd of 4, 0.05 points behind the first: may be chance.",
     ]
+
+
+def test_the_column_of_the_best_epoch_is_left_out_where_it_says_nothing_new() -> None:
+    def columns(*best: float) -> list[str]:
+        findings = of({("0.0",): [0.9], ("0.1",): [0.8]})
+        found = zip(findings.entries, best, strict=True)
+        entries = tuple(replace(entry, metrics={"val/acc_best": value}) for entry, value in found)
+        changed = replace(findings, entries=entries)
+        header, rows = table.configurations(changed, questions.leads(changed), 10)
+        assert {len(row) for row in rows} == {len(header)}
+        return header
+
+    assert "val/acc at best epoch" in columns(0.9, 0.81)
+    assert "val/acc at best epoch" not in columns(0.9, 0.8)
+    beside = columns(0.9, 0.8)[2:6]
+    assert beside == ["val/acc", table.INTERVAL, "on the test set", "behind the first"]
 
 
 def test_less_is_better_for_a_loss() -> None:
