@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.secrets import hide
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -183,11 +184,13 @@ def trial_command(
 ) -> str:
     """The shell command that trains a trial by itself, without what only concerns its sweep.
 
+    Like every record of a command it has no password.
+
     Args:
         flags: as in `best_command`.
     """
     overrides = [
-        override
+        hide(override)
         for override in record.overrides
         if not _of_the_sweep(override)
         and (with_seed or _plain(override.partition("=")[0]) != SEED)

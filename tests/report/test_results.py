@@ -220,8 +220,15 @@ def test_the_best_command_leaves_out_what_only_concerns_the_sweep() -> None:
 
 
 def test_a_trials_command_has_its_seed_and_nothing_of_the_sweep() -> None:
-    record = TrialRecord({}, ["++sweep.worker=0", "hydra/launcher=joblib", "seed=1"], "x", 0.5, "")
-    assert trial_command(record) == shell_command("train", ["seed=1"])
+    words = ["++sweep.worker=0", "hydra/launcher=joblib", "seed=1"]
+    alone = trial_command(TrialRecord({}, words, trial.FINISHED, 0.5, ""))
+    assert alone == shell_command("train", ["seed=1"])
+
+
+def test_a_trials_command_has_no_password() -> None:
+    words = ["tracking.uri=http://me:secret@host:5000"]
+    alone = trial_command(TrialRecord({}, words, trial.FINISHED, 0.5, ""))
+    assert alone == shell_command("train", ["tracking.uri=http://me@host:5000"])
 
 
 def test_the_best_command_names_no_seed_where_there_were_several() -> None:
