@@ -133,7 +133,8 @@ def _pictures(
             page.Picture(
                 "heat_map",
                 f"Which {chosen.rows} and which {chosen.columns}?",
-                f"{objective} over {chosen.rows} and {chosen.columns}{panels}; darker is more. "
+                f"{objective} over {chosen.rows} and {chosen.columns}{panels}; the "
+                "stronger the colour, the more. "
                 f"The numbers stand in the table of configurations.{averaged}",
             ),
             plots.heat_map(scores, found.axes, chosen, objective),
@@ -158,12 +159,14 @@ def _pictures(
     if curves:
         metric = f"{objective.partition('/')[0]}/acc"
         group = _best_of(chosen)
+        below = plots.range_of_the_end(curves) is not None
         what = f"The best configuration of each {group}" if group else "The best configurations"
         yield (
             page.Picture(
                 "learning_curves",
                 "Do they still improve?",
-                f"{what}: {metric} by epoch; the band goes from the lowest to the highest seed.",
+                f"{what}: {metric} by epoch; the band goes from the lowest to the highest seed."
+                + " The first epochs lie below the picture." * below,
             ),
             plots.trial_curves(curves, metric),
         )
@@ -185,7 +188,8 @@ def _pictures(
             page.Picture(
                 "parallel",
                 "What do the good trials have in common?",
-                f"Each line is a trial, from its settings to its {objective}; dark is good.",
+                f"Each line is a trial, from its settings to its {objective}; "
+                "the stronger its colour, the better.",
             ),
             plots.parallel_coordinates(
                 chosen.varied,
@@ -257,6 +261,7 @@ def _hard(
     if test is None:
         return []
     pixels, labels = test
+    kind = "handwritten" if findings.by_run()[one].params["data.name"] == "mnist" else "class"
     drawn, captions = [], []
     for image in images:
         drawn.append(pixels[image.index])
@@ -270,7 +275,11 @@ def _hard(
     )
     return [
         (
-            page.Thumbnail(hard.png_uri(image), f"{what}, {count} (no. {which.index})"),
+            page.Thumbnail(
+                hard.png_uri(image),
+                f"{what}, {count} (no. {which.index})",
+                f"{kind} {labels[which.index]}, test image {which.index}",
+            ),
             sheet if place == 0 else None,
         )
         for place, (image, (what, count), which) in enumerate(
@@ -291,6 +300,8 @@ def _page(
     whole = zip(findings.entries, origins, strict=True)
     read_origins = [facts for entry, facts in whole if entry.params]
     common, differing = origin.shared(read_origins)
+    if findings.commands:
+        common.pop("command", None)  # of the one trial; here stand those of the sweeps
     settings = []
     for axis in answers.layout.varied:
         lines = answer.setting(
@@ -344,7 +355,7 @@ def _page(
         else "",
         thumbnails=thumbnails,
         origin=common,
-        commands=() if "command" in common else [text for text in findings.commands if text],
+        commands=[text for text in findings.commands if text],
     )
 
 
@@ -367,7 +378,7 @@ def _trials(
             + [facts.get(name, origin.UNKNOWN) for name in differing]
             + [entry.record.run_id]
         )
-    return page.Table(header, rows, _left_out(len(findings.entries), len(rows)))
+    return page.Table(header, rows, _left_out(len(findings.entries), len(rows)), "command")
 
 
 def _published(found: Sequence[published.Beside]) -> page.Table:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mnist_hydra.report.read import Entry
-from mnist_hydra.report.results import Results
+from mnist_hydra.report.results import Results, trial_command
 from mnist_hydra.tracking.provenance import COMMAND_TAG, COMMIT_TAG, DATA_TAG, DIRTY_TAG
+from mnist_hydra.tracking.tracker import PARENT_TAG
 
 SETTINGS = ("precision", "threads")
 UNKNOWN = "not read"
@@ -15,8 +16,11 @@ UNKNOWN = "not read"
 def facts(entry: Entry, results: Results) -> dict[str, str]:
     """What is known about one trial, by what it is called."""
     tags = entry.tags
+    command = trial_command(entry.record)
     if not tags:
-        return {"commit": UNKNOWN}
+        return {"commit": UNKNOWN, "command": command}
+    if PARENT_TAG not in tags:  # else it is the sweep's command, or its worker's
+        command = tags.get(COMMAND_TAG, command)
     commit = tags.get(COMMIT_TAG, "")
     dirty = " with uncommitted changes" if tags.get(DIRTY_TAG) == "true" else ""
     found = {
@@ -29,7 +33,7 @@ def facts(entry: Entry, results: Results) -> dict[str, str]:
             + [f"{key} {entry.params[key]}" for key in SETTINGS if key in entry.params]
         ),
         "machine": tags.get("host", "unknown"),
-        "command": tags.get(COMMAND_TAG, "unknown"),
+        "command": command,
     }
     return found
 

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 VARIABLES = {INK: "var(--ink)", GREY: "var(--grey)", PALE: "var(--pale)", "#ffffff": "var(--paper)"}
 """The canvas's neutral colours, which are others in a dark page."""
+POINTS = 72
+"""Of an inch, in SVG as matplotlib writes it."""
+TITLE_POINTS = 28
+"""What a title takes at a figure's top."""
+
+
+ONE_NUMBER = r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?"
+NUMBER = re.compile(rf"(< )?{ONE_NUMBER}( (to|±|of) {ONE_NUMBER})?( points)?|–|")
+"""A cell of a number or two, or of none."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,17 @@ class Table:
     rows: Sequence[Sequence[str]]
     more: str = ""
     """What is left out, as a sentence."""
+    folded: str = ""
+    """The column of which a cell shows its text only when it is opened."""
+
+    @property
+    def numeric(self) -> frozenset[int]:
+        """The columns of numbers alone, which stand at the right."""
+        return frozenset(
+            place
+            for place in range(len(self.header))
+            if all(NUMBER.fullmatch(row[place]) for row in self.rows)
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,8 @@ class Thumbnail:
 
     uri: str
     caption: str
+    words: str
+    """What it shows, for those who do not see it."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +115,32 @@ def html(page: Page) -> str:
 def svg(figure: Figure, name: str) -> str:
     """A figure as SVG for this page: its neutral colours follow light and dark, its text is text.
 
+    It has no title, since the page has its heading.
+
     Args:
+        figure: as `canvas.blank` makes it, its title the first of its texts.
         name: of the picture; keeps its ids apart from other pictures'.
     """
     import matplotlib
 
     file = io.StringIO()
+    title = figure.texts[0]
+    title.set_visible(False)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(
             file, format="svg", facecolor="none", edgecolor="none", metadata={"Date": None}
         )
+    title.set_visible(True)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r'<g id="[a-zA-Z0-9_.]+">', "<g>", text)  # the same in every picture
+    text = re.sub(r'<g id="[a-zA-Z0-9_.]+"', "<g", text)  # the same in every picture
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    size = re.search(r'viewBox="0 0 ([\d.]+) ', text)
-    width = float(size.group(1)) if size else 600.0
+    width, height = (POINTS * float(inches) for inches in figure.get_size_inches())
+    box = f'viewBox="0 {TITLE_POINTS} {width:g} {height - TITLE_POINTS:g}"'
+    text = re.sub(r'viewBox="[^"]*"', box, text, count=1)
     label = f'<svg role="img" aria-labelledby="{name}-heading" aria-describedby="{name}-caption"'
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     style = f' style="width: 100%; max-width: {width * 4 / 3:.0f}px; height: auto"'

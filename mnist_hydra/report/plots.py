@@ -38,7 +38,11 @@ MOST_CURVES = 500
 """Trials in the parallel coordinates, the best and the rest evenly chosen."""
 ON_DARK, ON_LIGHT = "#fffffe", "#222223"
 """Text in a cell of a heat map, the same in light and dark; so not the canvas's own colours."""
-SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+FEW_EPOCHS = 5
+"""Of learning curves no longer than this all is shown."""
+SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#A87400", "#7A6FD0")
+LINES = ("#8C8C8C", BLUE)
+"""The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -68,6 +72,19 @@ def curve(name: str, histories: Sequence[Sequence[tuple[int, float]]]) -> Curve:
         tuple(min(column) for column in columns),
         tuple(max(column) for column in columns),
     )
+
+
+def range_of_the_end(curves: Sequence[Curve]) -> tuple[float, float] | None:
+    """The range that shows the last epochs' differences where the first ones are far below.
+
+    `None` where all epochs are to be shown: they are few, or not far apart.
+    """
+    values = [value for one in curves for value in one.means]
+    low, high = min(values), max(values)
+    middle = sorted(values)[len(values) // 3]
+    if max(len(one.epochs) for one in curves) > FEW_EPOCHS and high - low > 4 * (high - middle) > 0:
+        return middle - 2 * (high - middle), high + 0.35 * (high - middle)
+    return None
 
 
 def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str) -> Figure:
@@ -222,12 +239,11 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     width, height = 7.4, 4.3
-    figure = blank(
-        width,
-        height,
-        f"{metric} by epoch",
-        "line: mean over seeds; band: from the lowest to the highest seed",
-    )
+    shown = range_of_the_end(curves) if is_share(metric) else None
+    subtitle = "line: mean over seeds; band: from the lowest to the highest seed"
+    if shown is not None:
+        subtitle += "; the first epochs lie below the picture"
+    figure = blank(width, height, f"{metric} by epoch", subtitle)
     axes_ = figure.add_axes(share((0.85, 0.6, 3.9, 2.85), width, height))
     _open(axes_)
     times = 100.0 if is_share(metric) else 1.0
@@ -250,8 +266,8 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
             alpha=0.18,
             linewidth=0,
         )
-    if is_share(metric):
-        _cut_off_beginning(axes_, [100 * value for one in curves for value in one.means])
+    if shown is not None:
+        axes_.set_ylim(*(100 * limit for limit in shown))
     axes_.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes_.set_xlabel("epoch", fontsize=9.5, color=INK)
     axes_.set_ylabel(_label(metric), fontsize=9.5, color=INK)
@@ -287,7 +303,8 @@ def against_cost(
                 marker=MARKERS[index % len(MARKERS)],
                 color=SERIES[index % len(SERIES)],
                 markersize=5,
-                alpha=0.8,
+                markeredgecolor="#ffffff",
+                markeredgewidth=0.4,
                 label=group or "all",
             )
         axes_.margins(0.08)
@@ -310,7 +327,7 @@ def parallel_coordinates(
     objective: str,
     minimize: bool,
 ) -> Figure:
-    """Draw every trial as a line through its settings to its objective; the best are dark.
+    """Draw every trial as a line through its settings to its objective, the best the strongest.
 
     Args:
         axes: to be drawn, in order.
@@ -319,6 +336,7 @@ def parallel_coordinates(
         values: of each axis, in order.
     """
     from matplotlib.collections import LineCollection
+    from matplotlib.colors import LinearSegmentedColormap
 
     order = np.argsort(objectives)[:: 1 if minimize else -1]
     chosen = order if len(order) <= MOST_CURVES else order[_spread(len(order), MOST_CURVES)]
@@ -333,16 +351,15 @@ def parallel_coordinates(
     places[:, -1] = (scale[chosen] - low) / ((high - low) or 1.0)
     width, height = 1.35 * len(columns) + 1.5, 3.9
     width = max(width, 6.4)
-    subtitle = f"{len(chosen)} of {len(order)} trials; dark: the better ones"
+    subtitle = f"{len(chosen)} of {len(order)} trials; the stronger the colour, the better"
     figure = blank(width, height, "Every trial, setting by setting", subtitle)
     axes_ = figure.add_axes(share((0.6, 0.35, width - 1.35, 2.75), width, height))
     weights = places[:, -1] if not minimize else 1 - places[:, -1]
     axes_.add_collection(
         LineCollection(
             [list(enumerate(line)) for line in places],
-            colors=_colours()(weights),
-            linewidths=0.6 + weights,
-            alpha=0.75,
+            colors=LinearSegmentedColormap.from_list("lines", LINES)(weights),
+            linewidths=0.4 + 1.4 * weights,
         )
     )
     times = 100.0 if is_share(objective) else 1.0
@@ -439,7 +456,7 @@ def _cells(
 
 
 def _colours() -> Any:
-    """From nearly white to dark blue, the same for all pictures."""
+    """From nearly white to dark blue, for what is filled."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("report", ["#e8f1f8", "#6baed6", "#08306b"])
@@ -466,14 +483,6 @@ def _spread(count: int, wanted: int) -> NDArray[np.int64]:
     first = wanted // 10
     rest = np.linspace(first, count - 1, wanted - first).astype(np.int64)
     return np.concatenate([np.arange(first, dtype=np.int64), rest])
-
-
-def _cut_off_beginning(axes_: Axes, values: Sequence[float]) -> None:
-    """Show the last epochs' differences where the first ones are far below."""
-    low, high = min(values), max(values)
-    middle = sorted(values)[len(values) // 3]
-    if high - low > 4 * (high - middle) > 0:
-        axes_.set_ylim(middle - 2 * (high - middle), high + 0.35 * (high - middle))
 
 
 def _label(metric: str) -> str:

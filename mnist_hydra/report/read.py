@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,13 @@ from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import SEED, Results, TrialRecord, ranked, record_of_trial
 from mnist_hydra.report.statistics import Values, number, same_values
 from mnist_hydra.tracking.provenance import COMMAND_TAG
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, PARENT_TAG, Tracker
+from mnist_hydra.tracking.tracker import (
+    FINGERPRINT_TAG,
+    MISTAKES_FILE,
+    OVERRIDES_TAG,
+    PARENT_TAG,
+    Tracker,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -188,7 +195,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
         done = run.info.status == STATUS[FINISHED]
         record = TrialRecord(
             values=values,
-            overrides=[f"{key}={value}" for key, value in values.items()],
+            overrides=_overrides(run) or [f"{key}={value}" for key, value in values.items()],
             state=FINISHED if done else run.info.status.lower(),
             objective=objective if done else None,
             run_id=run.info.run_id,
@@ -388,6 +395,12 @@ def counted_once(findings: Findings, axes: Sequence[str]) -> Findings:
     old = findings.results
     results = ranked(records, axes, old.objective, minimize=old.minimize, at=old.at)
     return replace(findings, results=results, same=tuple(same))
+
+
+def _overrides(run: Run) -> list[str]:
+    """A run's own overrides, which its tag separates by spaces; a value may hold some too."""
+    text = run.data.tags.get(OVERRIDES_TAG, "")
+    return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, str]:

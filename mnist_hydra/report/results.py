@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.secrets import hide
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -174,24 +175,33 @@ def best_command(results: Results, flags: Sequence[str] = ()) -> str | None:
     """
     if not results.rows:
         return None
-    finished = results.rows[0].finished
+    first, *others = results.rows[0].finished
+    return trial_command(first, flags, with_seed=not others)
+
+
+def trial_command(
+    record: TrialRecord, flags: Sequence[str] = (), *, with_seed: bool = True
+) -> str:
+    """The shell command that trains a trial by itself, without what only concerns its sweep.
+
+    Like every record of a command it has no password.
+
+    Args:
+        flags: as in `best_command`.
+    """
     overrides = [
-        override
-        for override in finished[0].overrides
-        if not (len(finished) > 1 and _plain(override.partition("=")[0]) == SEED)
+        hide(override)
+        for override in record.overrides
+        if not _of_the_sweep(override)
+        and (with_seed or _plain(override.partition("=")[0]) != SEED)
     ]
-    return _train(overrides, flags)
+    return shell_command("train", [*flags, *overrides])
 
 
 def best_trial(results: Results) -> TrialRecord:
     """The best trial of the first configuration; at least one has finished."""
     better = min if results.minimize else max
     return better(results.rows[0].finished, key=lambda record: record.objective or 0.0)
-
-
-def trial_command(record: TrialRecord) -> str:
-    """A trial as a shell command that trains it again, its seed included."""
-    return _train(record.overrides)
 
 
 def ranking_csv(results: Results) -> str:
@@ -392,11 +402,6 @@ def _plain(key: str) -> str:
 
 def _seed(record: TrialRecord) -> str:
     return next((value for axis, value in record.values.items() if _plain(axis) == SEED), "")
-
-
-def _train(overrides: Sequence[str], flags: Sequence[str] = ()) -> str:
-    """The shell command with these overrides, without what only concerns the sweep."""
-    return shell_command("train", [*flags, *(o for o in overrides if not _of_the_sweep(o))])
 
 
 def _of_the_sweep(override: str) -> bool:

@@ -15,6 +15,7 @@ from mnist_hydra.report.results import Row
 from mnist_hydra.report.statistics import Difference, summary
 
 Rows = list[list[str]]
+INTERVAL = "±\N{NO-BREAK SPACE}95\N{NO-BREAK SPACE}%"
 
 
 def configurations(
@@ -24,8 +25,10 @@ def configurations(
     found = findings.results
     entries = findings.by_run()
     behind: list[Difference | None] = [None, *(lead.difference for lead in others)]
-    header = ["rank", *found.axes, "n", found.objective, "± 95 %", "deviation"]
-    header += ["best epoch", "on the test set", "seconds", "parameters", "behind the first"]
+    best_metric = f"{found.objective.partition('/')[0]}/acc"
+    at_best = f"{best_metric} at best epoch"
+    header = ["rank", *found.axes, found.objective, INTERVAL, "on the test set"]
+    header += ["behind the first", "n", "std. dev.", at_best, "seconds", "parameters"]
     rows = []
     for row, gap in list(zip(found.rows, behind, strict=True))[:limit]:
         mine = [entries[record.run_id] for record in row.finished]
@@ -34,17 +37,17 @@ def configurations(
         sizes = sorted({entry.parameters for entry in mine if entry.parameters is not None})
         rows.append(
             [str(row.rank), *map(short, row.values)]
-            + [str(scores.n) if scores.n == row.trials else f"{scores.n} of {row.trials}"]
             + [value(found.objective, scores.mean)]
             + [_width(found.objective, scores.half_width)]
-            + [_width(found.objective, scores.deviation)]
-            + [_mean(found.objective, mine, found.objective.partition("/")[0] + "/acc_best")]
             + [_mean("test/acc", mine, "test/acc_last")]
+            + [_behind(found.objective, gap)]
+            + [str(scores.n) if scores.n == row.trials else f"{scores.n} of {row.trials}"]
+            + [_width(found.objective, scores.deviation)]
+            + [_mean(best_metric, mine, f"{best_metric}_best")]
             + [f"{statistics.fmean(seconds):.1f}" if seconds else "–"]
             + [" ".join(f"{size:,}" for size in sizes) or "–"]
-            + [_behind(found.objective, gap)]
         )
-    return header, rows
+    return _without_repeated(at_best, found.objective, header, rows)
 
 
 def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tuple[list[str], Rows]:
@@ -64,19 +67,24 @@ def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tupl
 
 
 def csv_text(findings: Findings) -> str:
-    """Every trial with its settings, results and provenance; accuracies are shares (0 to 1)."""
+    """Every trial with its settings, results and provenance; accuracies are shares (0 to 1).
+
+    A metric that has the name of a setting, as `lr`, is told apart from it as `lr_last`.
+    """
     found = findings.results
     objective = found.objective
     ranks = {record.run_id: row.rank for row in found.rows for record in row.finished}
     metrics = sorted({key for entry in findings.entries for key in entry.metrics} - {objective})
     origins = [facts(entry, found) for entry in findings.entries]
     known = list(dict.fromkeys(name for origin in origins for name in origin))
+    header = ["rank", *found.axes, "seed", "state", objective, "seconds", "parameters"]
+    header.append("best_epoch")
+    taken = {*header, *(key for entry in findings.entries for key in entry.params)}
+    header += [f"{key}_last" if key in taken else key for key in metrics]
+    header += [*(name.replace(" ", "_") for name in known), "run_id"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ["rank", *found.axes, "seed", "state", objective, "seconds", "parameters", "best_epoch"]
-        + [*metrics, *(name.replace(" ", "_") for name in known), "run_id"]
-    )
+    writer.writerow(header)
     for entry, origin in zip(findings.entries, origins, strict=True):
         record = entry.record
         swept = {axis.lstrip("+~"): text for axis, text in record.values.items()}
@@ -116,6 +124,17 @@ def costs(
         add("parameters", row, [e.parameters for e in mine if e.parameters is not None])
         add("seconds of training", row, [e.seconds for e in mine if e.seconds is not None])
     return found
+
+
+def _without_repeated(
+    name: str, other: str, header: list[str], rows: Rows
+) -> tuple[list[str], Rows]:
+    """A table without one column, where each row has the same in another."""
+    place = header.index(name)
+    if any(row[place] != row[header.index(other)] for row in rows):
+        return header, rows
+    kept = [index for index in range(len(header)) if index != place]
+    return [header[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
 def _mean(metric: str, entries: Sequence[Entry], key: str) -> str:

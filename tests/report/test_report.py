@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, questions, read, study
+from mnist_hydra.report import answer, origin, questions, read, study, table
 from mnist_hydra.report.make import ask, make, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.published import recipe_of
@@ -134,11 +135,24 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
     assert text.count('<svg role="img"') == 5
 
 
+def test_every_section_is_in_the_list_and_every_row_has_a_heading(swept: Swept) -> None:
+    text = swept.page.read_text()
+    listed = re.findall('href="#([^"]+)"', text[text.index("<nav") : text.index("</nav>")])
+    assert listed == re.findall('<h2 id="([^"]+)"', text) and listed[0] == "answer"
+    firsts = re.findall(r"<tr>\s*<(t\w)( scope=.\w+)?", text)
+    assert set(firsts) == {("th", ' scope="col'), ("th", ' scope="row')}
+    assert 'class="wide picture" tabindex' not in text
+
+
 def test_the_hard_images_are_shown_from_where_the_trials_had_their_data(swept: Swept) -> None:
     assert not (swept.folder / "outputs" / "data").exists(), "it lay in data.root"
-    image = r'<li><img src="data:image/png;base64,[^"]+" alt="">\d → \d, \d+ of 12'
+    image = (
+        r'<li><img src="data:image/png;base64,[^"]+" alt="handwritten (\d), test image (\d+)">'
+        r"(\d) → \d, \d+ of 12 \(no. (\d+)\)"
+    )
     shown = re.findall(image, swept.page.read_text())
     assert len(shown) == 24 and (swept.page.parent / "hard_images.png").is_file()
+    assert all((label, index) == (true, number) for label, index, true, number in shown)
 
 
 def test_a_run_says_which_test_images_it_gets_wrong(swept: Swept) -> None:
@@ -160,7 +174,35 @@ def test_the_csv_has_every_trial_unrounded_with_its_origin(swept: Swept) -> None
         assert float(row["val/acc"]) == run.data.metrics["val/acc"]
         assert row["seed"] == run.data.params["seed"]
         assert float(row["dropout"]) == float(run.data.params["dropout"])
-        assert row["selected_on"] == "hold-out (val)" and row["hardware"] and row["command"]
+        assert row["selected_on"] == "hold-out (val)" and row["hardware"]
+
+
+def test_a_trials_command_is_what_trains_it_alone(swept: Swept) -> None:
+    rows = list(csv.DictReader((swept.page.parent / "report.csv").open()))
+    for row in rows:
+        python, module, name, *words = shlex.split(row["command"])
+        assert (module, name) == ("-m", "mnist_hydra.train")
+        own = {f"{key}={row[key]}" for key in ("dropout", "lr", "seed")}
+        assert own | set(SETTINGS) <= set(words)
+        assert not [word for word in words if word.lstrip("+").startswith(("sweep.", "hydra"))]
+    found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
+    by_run = {row["run_id"]: row["command"] for row in rows}
+    for entry in found.entries:
+        mine = origin.facts(entry, found.results)["command"]
+        assert sorted(shlex.split(mine)) == sorted(shlex.split(by_run[entry.record.run_id]))
+    assert swept.page.read_text().count("<summary>show</summary>") == len(rows)
+
+
+def test_a_metric_with_a_settings_name_is_told_apart_in_the_csv(swept: Swept) -> None:
+    _, trials = swept.runs()
+    metrics = {run.info.run_id: run.data.metrics for run in trials}
+    with (swept.page.parent / "report.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert len(header) == len(set(header))
+    for row in rows:
+        named = dict(zip(header, row, strict=True))
+        assert float(named["lr"]) in (0.05, 0.15)
+        assert float(named["lr_last"]) == metrics[named["run_id"]]["lr"] != float(named["lr"])
 
 
 def test_the_command_makes_it_again_by_the_runs_id_without_torch(swept: Swept) -> None:
@@ -361,6 +403,22 @@ def test_whether_the_accuracy_still_rises_at_the_end(
     told = answer.trust(of({("0.0",): [0.9]}), [], rising)
     assert ("still rising at epoch 2, the last" in " ".join(told)) == (epoch is not None)
     assert rising_at([]) is None
+
+
+def test_the_column_of_the_best_epoch_is_left_out_where_it_says_nothing_new() -> None:
+    def columns(*best: float) -> list[str]:
+        findings = of({("0.0",): [0.9], ("0.1",): [0.8]})
+        found = zip(findings.entries, best, strict=True)
+        entries = tuple(replace(entry, metrics={"val/acc_best": value}) for entry, value in found)
+        changed = replace(findings, entries=entries)
+        header, rows = table.configurations(changed, questions.leads(changed), 10)
+        assert {len(row) for row in rows} == {len(header)}
+        return header
+
+    assert "val/acc at best epoch" in columns(0.9, 0.81)
+    assert "val/acc at best epoch" not in columns(0.9, 0.8)
+    beside = columns(0.9, 0.8)[2:6]
+    assert beside == ["val/acc", table.INTERVAL, "on the test set", "behind the first"]
 
 
 def test_less_is_better_for_a_loss() -> None:

@@ -28,6 +28,7 @@ from mnist_hydra.report.results import (
     ranked,
     ranking_csv,
     table,
+    trial_command,
 )
 
 COUNTER = itertools.count()
@@ -216,6 +217,18 @@ def test_the_best_command_leaves_out_what_only_concerns_the_sweep() -> None:
     assert best_command(results, ["--config-dir", "mine"]) == shell_command(
         "train", ["--config-dir", "mine", *typed]
     )
+
+
+def test_a_trials_command_has_its_seed_and_nothing_of_the_sweep() -> None:
+    words = ["++sweep.worker=0", "hydra/launcher=joblib", "seed=1"]
+    alone = trial_command(TrialRecord({}, words, trial.FINISHED, 0.5, ""))
+    assert alone == shell_command("train", ["seed=1"])
+
+
+def test_a_trials_command_has_no_password() -> None:
+    words = ["tracking.uri=http://me:secret@host:5000"]
+    alone = trial_command(TrialRecord({}, words, trial.FINISHED, 0.5, ""))
+    assert alone == shell_command("train", ["tracking.uri=http://me@host:5000"])
 
 
 def test_the_best_command_names_no_seed_where_there_were_several() -> None:
