@@ -171,7 +171,8 @@ def test_optuna_s_dashboard_shows_the_trials(chromium: str, sweep: tuple[Path, s
             page.get_by_text(parent.info.run_name).click()
             best = trials[0].data
             expect(page.get_by_text(str(best.metrics["val/acc"])).first).to_be_visible()
-            equals = [t.data for t in trials if t.data.metrics["val/acc"] == best.metrics["val/acc"]]
+            value = best.metrics["val/acc"]
+            equals = [trial.data for trial in trials if trial.data.metrics["val/acc"] == value]
             names = re.compile("|".join(data.params["model.name"] for data in equals))
             expect(page.get_by_text(names).first).to_be_visible()
             page.locator(".js-plotly-plot").first.wait_for()
@@ -244,7 +245,7 @@ def runs(folder: Path) -> tuple[Any, list[Any]]:
     return parent, trials
 
 
-def pictured(folder: Path, trials: list[Run]) -> Run:
+def pictured(folder: Path, trials: list[Any]) -> Any:
     """The best trial that has pictures: of equal ones not each has."""
     client = MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
     for trial in trials:
