@@ -124,7 +124,7 @@ def _how_sure(found: Sequence[Contrast]) -> str:
     if real and real == len(others):
         return "is best, by more than chance"
     if real:
-        return f"is ahead, of {real} of the {len(others)} others by more than chance"
+        return f"is ahead (of {real} of the {len(others)} others by more than chance)"
     return {
         HINT: "is ahead, a hint only",
         CHANCE: "is ahead, which may be chance",
@@ -183,18 +183,20 @@ def setting(
     return told
 
 
-def of_command(findings: Findings, trial: TrialRecord) -> str:
+def of_command(findings: Findings, trial: TrialRecord, has_model: bool) -> str:
     """Which trial the report's command trains again, and where it is.
 
     Args:
         trial: a finished one of the first configuration.
+        has_model: whether its exported model is in the store.
     """
     count = len(findings.results.rows[0].finished)
     seed = findings.seed_of()[trial.run_id]
     with_seed = f", with seed {seed}, the best of its {count} runs" if count > 1 else ""
+    model = "; its model is there, for predict and evaluate as model=<that id>" * has_model
     return (
-        f"The first configuration{with_seed}, as a command. That was run {trial.run_id}; where "
-        f"its model was kept (sweep.keep), model={trial.run_id} names it in other commands."
+        f"The first configuration{with_seed}, as a command that trains it again. It was run "
+        f"{trial.run_id}{model}."
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnist_hydra.errors import UserError
+from mnist_hydra.inference.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
 from mnist_hydra.report import answer, hard, origin, page, published, questions, read, table
 from mnist_hydra.report.importance import importances
@@ -96,7 +98,10 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
         thumbnails.append(thumbnail)
         if sheet is not None:
             sheet.savefig(folder / "hard_images.png", dpi=PICTURE_DPI)
-    whole = _page(findings, answers, pictures, thumbnails, rising_at(curves))
+    best = best_trial(findings.results)
+    note = answer.of_command(findings, best, _has_model(tracker, best.run_id))
+    command = (note, trial_command(best))
+    whole = _page(findings, answers, pictures, thumbnails, command, rising_at(curves))
     (folder / "report.html").write_text(page.html(whole), encoding="utf-8")
     (folder / "report.csv").write_text(table.csv_text(findings), encoding="utf-8")
     if len(findings.parents) == 1:
@@ -288,12 +293,22 @@ def _hard(
     ]
 
 
+def _has_model(tracker: Tracker, run_id: str) -> bool:
+    """Whether a run's exported model is in the store."""
+    try:
+        model_of(tracker, tracker.client.get_run(run_id).info.experiment_id, run_id)
+    except UserError:
+        return False
+    return True
+
+
 def _page(
     findings: Findings,
     answers: Answers,
     pictures: Sequence[page.Picture],
     thumbnails: Sequence[page.Thumbnail],
-    rising_at: int | None,
+    command: tuple[str, str],
+    last_rise: int | None,
 ) -> page.Page:
     found = findings.results
     origins = [origin.facts(entry, found) for entry in findings.entries]
@@ -343,9 +358,9 @@ def _page(
         ],
         warnings=warnings,
         settings=settings,
-        trust=answer.trust(findings, answers.leads, rising_at),
-        command_note=answer.of_command(findings, best_trial(found)),
-        command=trial_command(best_trial(found)),
+        trust=answer.trust(findings, answers.leads, last_rise),
+        command_note=command[0],
+        command=command[1],
         pictures=pictures,
         tables=tables,
         hard="The classes that are missed most, as the mean over all trials: "

@@ -133,6 +133,7 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
     ):
         assert words in text, words
     assert text.count('<svg role="img"') == 5
+    assert "its model is there" not in text, "sweep.keep=0"
 
 
 def test_every_section_is_in_the_list_and_every_row_has_a_heading(swept: Swept) -> None:
@@ -381,8 +382,9 @@ def test_the_command_is_of_the_best_run_of_the_first_configuration_and_names_it(
     best = best_trial(findings.results)
     assert best.run_id == "0.0/2"
     assert trial_command(best).endswith("train dropout=0.0 seed=2")
-    told = answer.of_command(findings, best)
-    assert "with seed 2, the best of its 3 runs" in told and "run 0.0/2" in told
+    told = answer.of_command(findings, best, has_model=False)
+    assert "with seed 2, the best of its 3 runs" in told and told.endswith("It was run 0.0/2.")
+    assert "run 0.0/2; its model is there" in answer.of_command(findings, best, has_model=True)
     loss = of({("0.0",): [0.3, 0.2, 0.4]}, "val/loss")
     assert best_trial(loss.results).run_id == "0.0/2"
 
