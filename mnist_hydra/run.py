@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,7 +237,7 @@ class Recording:
 
     def wait(self) -> None:
         """Wait until the settings are in the spool, or cannot be."""
-        wait_for([self._begun])
+        self._begun.exception()
 
     def raise_if_failed(self) -> None:
         """Raise what has gone wrong so far, without waiting."""

@@ -46,8 +46,7 @@ def task(cfg: DictConfig) -> float | None:
 
         return run_alone(config, raw["task"])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        entry.leave(error)
 
 
 def refuse_sweep_settings(overrides: Sequence[str]) -> None:

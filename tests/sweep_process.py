@@ -119,6 +119,20 @@ def work(
         pull(ledger, GridSource(planned), TinyTrial(client, journal, 3), Rules(**rules), stop)
 
 
+def race_four(uri: str, action: Callable[..., Any], *arguments: Any) -> None:
+    """Let four processes do the same at once, and see that each ends well."""
+    context = processes()
+    start = context.Barrier(4)
+    racers = [
+        context.Process(target=race, args=(uri, start, action, *arguments)) for _ in range(4)
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+        assert racer.exitcode == 0
+
+
 def race(uri: str, start: Barrier, action: Callable[..., Any], *arguments: Any) -> None:
     """Wait for the others and act at once with them."""
     client = MlflowClient(uri)

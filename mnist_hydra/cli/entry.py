@@ -9,7 +9,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, TrackingConfig, resolved
-from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.errors import BAD_INPUT, UserError, wrong_value
 from mnist_hydra.typed import check_setting, read_settings
 
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
@@ -107,8 +107,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
         try:
             code = task(cfg)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = 2
+            leave(error)
         sys.exit(code)
 
     prepare_streams()
@@ -129,8 +128,13 @@ def call(main: Callable[[], object]) -> None:
         insist_on_options(sys.argv[1:])
         main()
     except REFUSALS as error:
-        print(f"error: {refused(error)}", file=sys.stderr)
-        sys.exit(2)
+        leave(refused(error))
+
+
+def leave(error: UserError) -> NoReturn:
+    """Say what is wrong with the input, and leave with the exit code of that."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 def insist_on_options(arguments: Sequence[str]) -> None:

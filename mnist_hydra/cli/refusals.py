@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from mnist_hydra.cli.help import CONF
+from mnist_hydra.cli.help import CONF, entries_of
 from mnist_hydra.errors import UserError, did_you_mean
 
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -68,10 +68,7 @@ def known_names() -> dict[str, list[str]]:
     collect("", root.joinpath("config.yaml").read_text(encoding="utf-8"), [])
     for group in root.iterdir():
         if group.is_dir() and group.name not in ("hydra", "experiment"):
-            for entry in sorted(group.iterdir(), key=lambda entry: entry.name):
-                name, _, suffix = entry.name.rpartition(".")
-                if suffix == "yaml":
-                    names.setdefault(group.name, [])
-                    text = entry.read_text(encoding="utf-8")
-                    collect(f"{group.name}.", text, [f"{group.name}={name}"])
+            for name, text in entries_of([root], group.name).items():
+                names.setdefault(group.name, [])
+                collect(f"{group.name}.", text, [f"{group.name}={name}"])
     return names

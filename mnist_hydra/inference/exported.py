@@ -6,7 +6,7 @@ Anything but a `torch.export` program is refused before MLflow would run what it
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,14 @@ class Exported:
 
     def __call__(self, images: Images) -> Probabilities:
         """Images uint8 [N, side, side] -> probabilities float32 [N, classes]."""
-        parts = [
-            np.exp(self._model.predict(images[start : start + AT_ONCE, None]))
-            for start in range(0, len(images), AT_ONCE)
-        ]
+        parts = [np.exp(self._model.predict(batch)) for batch in batches(images)]
         return np.concatenate(parts).astype(np.float32)
+
+
+def batches(images: Images) -> Iterator[Images]:
+    """Images uint8 [N, side, side] as a model takes them: uint8 [at most 500, 1, side, side]."""
+    for start in range(0, len(images), AT_ONCE):
+        yield images[start : start + AT_ONCE, None]
 
 
 def load_model(name: str | None, place: entry.Place) -> Exported:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import AT_ONCE, Exported, Images, Probabilities
+from mnist_hydra.inference.exported import Exported, Images, Probabilities, batches
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 IMAGES, LOG_PROBABILITIES = "images", "log_probabilities"
@@ -54,9 +54,6 @@ def answers(path: Path, images: Images) -> Probabilities:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run([LOG_PROBABILITIES], {IMAGES: images[start : start + AT_ONCE, None]})[0]
-        for start in range(0, len(images), AT_ONCE)
-    ]
+    parts = [session.run([LOG_PROBABILITIES], {IMAGES: batch})[0] for batch in batches(images)]
     probabilities: Probabilities = np.exp(np.concatenate(parts))
     return probabilities

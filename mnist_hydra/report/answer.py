@@ -210,21 +210,12 @@ def trust(
     """
     found = findings.results
     told = []
-    what = "accuracy" if is_share(found.objective) else "value"
-    optimistic = (
-        f"The winner's own {what} is slightly optimistic, because it was picked for being the "
-        f"{'lowest' if findings.minimize else 'highest'}"
-    )
     if found.on_test_set:
-        told.append(
-            f"Selected on the test set: the ranking is by {found.objective}, since no training "
-            f"images were held out. The first is no ground for a choice. {optimistic}. "
-            "data.val_size=5000 makes a hold-out."
-        )
+        told.append(selected_on_test_set(findings))
     elif found.objective.startswith("val/"):
         told.append(
             f"The ranking is by {found.objective}, on training images that were held out; the test "
-            f"set had no part in it. {optimistic}; its test accuracy is not."
+            f"set had no part in it. {_optimistic(findings)}; its test accuracy is not."
         )
     seeds = sorted({len(row.finished) for row in found.rows})
     if seeds[-1] == 1:
@@ -298,6 +289,23 @@ def _lead(of: str, others: Sequence[Lead], axes: Sequence[str]) -> str:
     return (
         f"{by}. It beats {beaten} of the {len(others)} others by more than chance; "
         f"{len(others) - beaten} cannot be told from it."
+    )
+
+
+def selected_on_test_set(findings: Findings) -> str:
+    """What to know of a ranking that is of the test set."""
+    return (
+        f"Selected on the test set: the ranking is by {findings.results.objective}, since no "
+        f"training images were held out. The first is no ground for a choice. "
+        f"{_optimistic(findings)}. data.val_size=5000 makes a hold-out."
+    )
+
+
+def _optimistic(findings: Findings) -> str:
+    what = "accuracy" if is_share(findings.results.objective) else "value"
+    return (
+        f"The winner's own {what} is slightly optimistic, because it was picked for being the "
+        f"{'lowest' if findings.minimize else 'highest'}"
     )
 
 

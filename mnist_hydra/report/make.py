@@ -101,9 +101,10 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     best = best_trial(findings.results)
     note = answer.of_command(findings, best, _has_model(tracker, best.run_id))
     command = (note, trial_command(best))
-    whole = _page(findings, answers, pictures, thumbnails, command, rising_at(curves))
+    origins = [origin.facts(entry, findings.results) for entry in findings.entries]
+    whole = _page(findings, answers, pictures, thumbnails, command, origins, rising_at(curves))
     (folder / "report.html").write_text(page.html(whole), encoding="utf-8")
-    (folder / "report.csv").write_text(table.csv_text(findings), encoding="utf-8")
+    (folder / "report.csv").write_text(table.csv_text(findings, origins), encoding="utf-8")
     if len(findings.parents) == 1:
         tracker.client.log_artifacts(findings.parents[0], str(folder), REPORT)
     settings = [f"{setting.axis}: {setting.overall}" for setting in whole.settings]
@@ -308,10 +309,10 @@ def _page(
     pictures: Sequence[page.Picture],
     thumbnails: Sequence[page.Thumbnail],
     command: tuple[str, str],
+    origins: Sequence[Mapping[str, str]],
     last_rise: int | None,
 ) -> page.Page:
     found = findings.results
-    origins = [origin.facts(entry, found) for entry in findings.entries]
     whole = zip(findings.entries, origins, strict=True)
     read_origins = [facts for entry, facts in whole if entry.params]
     common, differing = origin.shared(read_origins)
@@ -330,7 +331,7 @@ def _page(
             settings.append(page.Setting(axis, lines[0], lines[1:]))
     warnings = answer.same_thing(findings.same)
     if found.on_test_set:
-        warnings.insert(0, answer.trust(findings, answers.leads)[0])
+        warnings.insert(0, answer.selected_on_test_set(findings))
     warnings += [
         f"The trials differ in {name}: see the table of every trial."
         for name in ("commit", "data SHA-256", "versions")

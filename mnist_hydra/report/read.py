@@ -333,11 +333,7 @@ def _completed(entry: Entry, axes: Sequence[str]) -> Entry:
         else entry.params.get(plain[axis], entry.params.get(plain[axis] + ".name", ""))
         for axis, value in values.items()
     }
-    record = entry.record
-    same = TrialRecord(
-        whole, record.overrides, record.state, record.objective, record.run_id, record.note
-    )
-    return Entry(same, entry.seed, entry.metrics, entry.seconds, entry.params, entry.tags)
+    return replace(entry, record=replace(entry.record, values=whole))
 
 
 def _findings(

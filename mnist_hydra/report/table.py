@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from mnist_hydra.report.answer import gain, interval, value, verdict
-from mnist_hydra.report.origin import facts
 from mnist_hydra.report.questions import Contrast, Layout, Lead
 from mnist_hydra.report.read import Entry, Findings, short
 from mnist_hydra.report.results import Row
@@ -66,16 +65,18 @@ def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> tupl
     return header, rows
 
 
-def csv_text(findings: Findings) -> str:
+def csv_text(findings: Findings, origins: Sequence[Mapping[str, str]]) -> str:
     """Every trial with its settings, results and provenance; accuracies are shares (0 to 1).
 
     A metric that has the name of a setting, as `lr`, is told apart from it as `lr_last`.
+
+    Args:
+        origins: what made each of the entries, see `origin.facts`.
     """
     found = findings.results
     objective = found.objective
     ranks = {record.run_id: row.rank for row in found.rows for record in row.finished}
     metrics = sorted({key for entry in findings.entries for key in entry.metrics} - {objective})
-    origins = [facts(entry, found) for entry in findings.entries]
     known = list(dict.fromkeys(name for origin in origins for name in origin))
     header = ["rank", *found.axes, "seed", "state", objective, "seconds", "parameters"]
     header.append("best_epoch")

@@ -76,6 +76,13 @@ def go_on(command: Command) -> Command:
     return start(command.folder, *shlex.split(found[-1]))
 
 
+def assert_finished(command: Command) -> None:
+    """A command that went on with a run has ended it."""
+    # 2: all was written down before, and to deliver that finished the run
+    code = command.finish()
+    assert code == 0 or (code == 2 and "that run has finished" in command.said), command.said
+
+
 def the_runs(folder: Path, output_dir: Path) -> tuple[MlflowClient, list[Any]]:
     client = MlflowClient(f"sqlite:///{folder / output_dir / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("mnist_hydra")

@@ -23,7 +23,7 @@ from mnist_hydra.sweep.worker import finish_half_done, mark_dead
 from mnist_hydra.tracking.provenance import COMMIT_TAG
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
 from tests.ledger.others import again, delete_for_good
-from tests.sweep_process import processes, race
+from tests.sweep_process import race_four
 
 SWEEPER = "sweeper"
 
@@ -120,19 +120,8 @@ def _claim_all(client: MlflowClient, parent: str, path: str) -> None:
 def test_of_processes_that_race_one_gets_each_claim(
     store: tuple[str, MlflowClient], ledger: Ledger, tmp_path: Path
 ) -> None:
-    context = processes()
-    start = context.Barrier(4)
     journal = tmp_path / "journal"
-    arguments = (ledger.parent_id, str(journal))
-    racers = [
-        context.Process(target=race, args=(store[0], start, _claim_all, *arguments))
-        for _ in range(4)
-    ]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join(60)
-        assert racer.exitcode == 0
+    race_four(store[0], _claim_all, ledger.parent_id, str(journal))
     trials = again(ledger).read().trials
     assert sorted(journal.read_text().split()) == sorted(
         word for f, trial in trials.items() for word in (f, trial.run_id)

@@ -12,7 +12,7 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.parent import SWEEP_TAG, Parent, elect_parent, find_parent
 from tests.ledger.others import again, delete_for_good
-from tests.sweep_process import processes, race
+from tests.sweep_process import race_four
 
 
 def _elect(client: MlflowClient, experiment: str, path: str) -> None:
@@ -24,18 +24,8 @@ def _elect(client: MlflowClient, experiment: str, path: str) -> None:
 def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
     store: tuple[str, MlflowClient], experiment: str, tmp_path: Path
 ) -> None:
-    context = processes()
-    start = context.Barrier(4)
     journal = tmp_path / "journal"
-    racers = [
-        context.Process(target=race, args=(store[0], start, _elect, experiment, str(journal)))
-        for _ in range(4)
-    ]
-    for racer in racers:
-        racer.start()
-    for racer in racers:
-        racer.join(60)
-        assert racer.exitcode == 0
+    race_four(store[0], _elect, experiment, str(journal))
     lines = [line.split() for line in journal.read_text().splitlines()]
     assert len({run_id for run_id, _ in lines}) == 1
     assert sum(made_now == "True" for _, made_now in lines) == 1
