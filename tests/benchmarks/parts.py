@@ -93,6 +93,7 @@ def compare_evaluations(trainer: Trainer, *_: object) -> None:
             ("evaluation_s", lambda: trainer.evaluate("test")),
             ("bare_forward_s", bare),
         ):
+            trainer._predicted = None  # else the last epoch's answers are used again
             began = now()
             call()
             seconds[name].append(now() - began)
