@@ -17,7 +17,7 @@ from mnist_hydra.ledger.owner import Working, new_token
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FINISHED, Trial
 from mnist_hydra.sweep import sweeper
-from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
+from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command, write_plan
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker
 
@@ -31,6 +31,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     parent = begin_sweep(command, tracker)
     ledger = Ledger(tracker.client, parent.run_id)
     view, by = ledger.read(), new_token()
+    write_plan(command, tracker, parent, by)
     made_by = provenance.tags() | provenance.origin(command.config.data)
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):

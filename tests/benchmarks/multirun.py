@@ -44,8 +44,9 @@ def command(
 
 
 def fill(overrides: Sequence[str], data: Path, output_dir: Path) -> None:
-    """Let all trials of a sweep be finished without training them."""
+    """Let all trials of a sweep be finished without training them, and its report be made."""
     run(command(overrides, data, output_dir, "tests.benchmarks.finished_sweep"))
+    run(command(overrides, data, output_dir))
 
 
 def again(overrides: Sequence[str], data: Path, output_dir: Path, trials: int) -> Finished:
