@@ -72,7 +72,7 @@ def main() -> None:
     # as the default on an idle machine, and three times as fast on one that others use too.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from hydra_plugins.mnist_hydra.registration import register_plugins
+    from hydra_plugins.mnist_hydra import register_plugins
 
     register_plugins()
     entry.call(task)

@@ -1,1 +1,28 @@
-"""What Hydra finds as `hydra_plugins.mnist_hydra`; it holds no logic of its own."""
+"""This project's sweepers and launchers, registered with Hydra, whose own scan may miss them."""
+
+from __future__ import annotations
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+
+from mnist_hydra.cli.config_files import check_files
+
+
+def register_plugins() -> None:
+    """Register them all; to be called before Hydra composes.
+
+    An installed plugin of another project with a launcher of the same name would otherwise have
+    Hydra check our settings against its own, and refuse them.
+    """
+    check_files()
+    known = Plugins.instance()  # its scan executes plugin modules anew, so it has to come first
+    from .joblib_launcher import JoblibLauncher
+    from .ray_launcher import RayLauncher
+    from .slurm_launcher import SlurmLauncher
+    from .sweepers import GridSweeper, SearchSweeper
+
+    for plugin in (GridSweeper, SearchSweeper, JoblibLauncher, RayLauncher, SlurmLauncher):
+        known.register(plugin)
+    others = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for name in ("joblib", "ray", "slurm"):
+        others.pop(f"{name}.yaml", None)

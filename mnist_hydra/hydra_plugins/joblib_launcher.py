@@ -10,17 +10,11 @@ import platform
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from omegaconf import OmegaConf
-
-from mnist_hydra.sweep.launchers import (
-    CommandLauncher,
-    Ended,
-    last_line,
-    start_process,
-)
+from mnist_hydra.sweep.launchers import CommandLauncher, Ended, last_line, start_process
 
 MPS = "mps"
 """Stands for the GPU of an Apple machine, which has only one."""
@@ -40,19 +34,16 @@ class JoblibLauncher(CommandLauncher):
     ) -> None:
         super().__init__(workers, restarts)
         self.trials_per_gpu = trials_per_gpu
-        self._gpus: list[str] | None = None
         self._count = 0
 
     def room(self) -> int:
-        """Cores that this process may use, container limits included, or room on the GPUs."""
-        return room(self.gpus(), trials_per_gpu=self.trials_per_gpu, cores=_cores())
+        """Room on the GPUs; without any, the cores that this process may use."""
+        return len(self.gpus) * self.trials_per_gpu or _cores()
 
+    @cached_property
     def gpus(self) -> list[str]:
-        """The GPUs for the workers, looked up once."""
-        if self._gpus is None:
-            device = str(OmegaConf.select(self.config, "device", default="auto"))
-            self._gpus = visible_gpus(device, os.environ)
-        return self._gpus
+        """The GPUs for the workers."""
+        return visible_gpus(str(self.config.device), os.environ)
 
     def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Handle]:
         """Start a process for each list of overrides."""
@@ -60,7 +51,7 @@ class JoblibLauncher(CommandLauncher):
         started = {}
         for number, overrides in jobs.items():
             head, rest = self.command(overrides)
-            place = placement(number, self._count, gpus=self.gpus(), cores=_cores())
+            place = placement(number, self._count, gpus=self.gpus, cores=_cores())
             log = self._log(number)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
@@ -91,11 +82,6 @@ class JoblibLauncher(CommandLauncher):
 
     def _log(self, number: int) -> Path:
         return Path(self.log_folder, f"worker-{number}.log")
-
-
-def room(gpus: Sequence[str], *, trials_per_gpu: int, cores: int) -> int:
-    """How many workers a machine takes: `trials_per_gpu` a GPU, or one a core without any."""
-    return len(gpus) * trials_per_gpu if gpus else cores
 
 
 def placement(worker: int, workers: int, *, gpus: Sequence[str], cores: int) -> dict[str, str]:

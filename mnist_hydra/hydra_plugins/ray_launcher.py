@@ -17,16 +17,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.launchers import (
-    CommandLauncher,
-    Ended,
-    followed,
-    last_line,
-    start_process,
-)
+from mnist_hydra.sweep.launchers import CommandLauncher, Ended, followed, last_line, start_process
 
 LOCAL = "local"
 """The address of a cluster that is started for this process and ends with it."""
@@ -72,7 +64,7 @@ class RayLauncher(CommandLauncher):
         return max(1, int(cpus // self.cpus_per_worker))
 
     def _gpus(self) -> int:
-        device = str(OmegaConf.select(self.config, "device", default="auto"))
+        device = str(self.config.device)
         if device != "auto" and not device.startswith("cuda"):
             return 0
         return int(joined(self.address).cluster_resources().get("GPU", 0))

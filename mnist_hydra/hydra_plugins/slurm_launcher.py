@@ -18,13 +18,7 @@ from types import FrameType
 from typing import Any
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.launchers import (
-    CommandLauncher,
-    Ended,
-    followed,
-    last_line,
-    start_process,
-)
+from mnist_hydra.sweep.launchers import CommandLauncher, Ended, followed, last_line, start_process
 
 LARGEST_ARRAY = 64
 ASK_EVERY_S = 3.0
@@ -110,14 +104,14 @@ class SlurmLauncher(CommandLauncher):
             except Exception as error:  # submitit's, with a traceback of the job between two rules
                 return Ended(None, last_line(str(error).replace("-" * 22, "")))
             return ended
-        if not self._is_gone(handle):
+        if not self._has_left(handle):
             return None
         if self._dropped and not handle.paths.stdout.exists():
             return Ended(0)
         said = last_line(handle.stdout() or "it wrote no log")
         return Ended(None, f"{said} (job {handle.job_id}, log in {handle.paths.stdout})")
 
-    def _is_gone(self, handle: Any) -> bool:
+    def _has_left(self, handle: Any) -> bool:
         """Whether a job left the queue so long ago that its result, if any, would be here."""
         if self.on_this_machine:
             return bool(handle.done()) and not handle.paths.result_pickle.exists()

@@ -26,18 +26,15 @@ class GridSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what Hydra gives; the launcher is made once the input is known to be good."""
-        self.hydra_context = hydra_context
-        self.task_function = task_function
-        self.config = config
+        from mnist_hydra.sweep.command import Job
+
+        self.job = Job(self.kind, self.params, hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep that the command line asks for; leaves with its exit code."""
-        from mnist_hydra.sweep.command import Job
         from mnist_hydra.sweep.sweeper import run_and_exit
 
-        assert self.hydra_context is not None and self.config is not None
-        job = Job(self.kind, self.params, self.hydra_context, self.task_function, self.config)
-        run_and_exit(job, arguments)
+        run_and_exit(self.job, arguments)
 
 
 class SearchSweeper(GridSweeper):

@@ -62,8 +62,6 @@ class CommandLauncher(Launcher):
         restarts: how many dead workers are started again in a launch, per worker.
     """
 
-    hydra_context: HydraContext
-    task_function: TaskFunction
     config: DictConfig
     log_folder: str
     """Where the output of workers on this machine is kept."""
@@ -79,7 +77,6 @@ class CommandLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra before anything else."""
-        self.hydra_context, self.task_function = hydra_context, task_function
         self.config = config
         self.log_folder = f"{config.output_dir}/workers"
 
@@ -100,7 +97,6 @@ class CommandLauncher(Launcher):
         A result is FAILED if the command's input was bad, or if it died more often than
         `restarts` allows and no other worker found that no trial is left.
         """
-        self.slots()
         ends = self._watch(dict(enumerate(job_overrides, start=initial_job_idx)))
         over = any(end.code == 0 for end in ends.values())
         return [
@@ -128,8 +124,8 @@ class CommandLauncher(Launcher):
                     if end.code in (0, BAD_INPUT):
                         continue
                     again = restarts > 0 and not over
-                    told = "died and is started again" if again else "died"
-                    print(f"worker {number} {told}: {end}", file=sys.stderr)
+                    what = "died and is started again" if again else "died"
+                    print(f"worker {number} {what}: {end}", file=sys.stderr)
                     if again:
                         restarts -= 1
                         with suppress(UserError):  # then it is not started again

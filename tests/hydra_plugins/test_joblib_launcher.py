@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
-from hydra_plugins.mnist_hydra.joblib_launcher import placement, room, visible_gpus
+import pytest
+from omegaconf import OmegaConf
+
+from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher, placement, visible_gpus
+
+
+def slots(device: str, **settings: int) -> int:
+    """How many workers a launcher of trials on a device runs side by side here."""
+    launcher = JoblibLauncher(**settings)
+    config = OmegaConf.create({"device": device, "output_dir": "outputs"})
+    launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
+    return launcher.slots()
 
 
 def test_without_gpus_there_is_room_for_a_worker_a_core() -> None:
-    assert room([], trials_per_gpu=3, cores=16) == 16
+    assert 1 <= slots("cpu", trials_per_gpu=3) <= len(os.sched_getaffinity(0))
+    assert slots("cpu", workers=5) == 5
 
 
-def test_with_gpus_there_is_room_for_so_many_trials_on_each() -> None:
-    assert room(["0", "1"], trials_per_gpu=1, cores=64) == 2
-    assert room(["0", "1"], trials_per_gpu=3, cores=4) == 6
+def test_with_gpus_there_is_room_for_so_many_trials_on_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert slots("cuda") == 2
+    assert slots("cuda", trials_per_gpu=3) == 6
 
 
 def test_workers_take_turns_on_the_gpus() -> None:

@@ -21,8 +21,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
+from hydra_plugins.mnist_hydra import register_plugins
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
-from hydra_plugins.mnist_hydra.registration import register_plugins
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import last_line
 
