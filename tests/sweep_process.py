@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.sweep import attempt
 from mnist_hydra.sweep.attempt import Watch
-from mnist_hydra.sweep.worker import GridSource, Rules, pull, stopping_on_signals
+from mnist_hydra.sweep.worker import Worker, stopping_on_signals
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
 
 if TYPE_CHECKING:
@@ -108,15 +110,20 @@ class TinyTrial:
             file.write(f"{line} {os.getpid()}\n")
 
 
+def settings_of(parent: str, by: str, worker: int = 0, **settings: Any) -> SweepConfig:
+    """What a sweep sets for one of its workers."""
+    return SweepConfig(parent=parent, by=by, worker=worker, **settings)
+
+
 def work(
-    uri: str, parent: str, planned: list[Planned], journal: Path, **rules: Any
+    uri: str, parent: str, planned: list[Planned], journal: Path, grace_s: float, **settings: Any
 ) -> None:
     """What a worker process does in these tests."""
+    attempt.ASK_S, attempt.ASKS_PER_BEAT, attempt.GRACE_S = 0.2, 1, grace_s
     client = MlflowClient(uri)
-    ledger = Ledger(client, parent)
-    stop = threading.Event()
+    train, stop = TinyTrial(client, journal, 3), threading.Event()
     with stopping_on_signals(stop):
-        pull(ledger, GridSource(planned), TinyTrial(client, journal, 3), Rules(**rules), stop)
+        Worker(Ledger(client, parent), planned, train, settings_of(parent, **settings), stop).pull()
 
 
 def race_four(uri: str, action: Callable[..., Any], *arguments: Any) -> None:

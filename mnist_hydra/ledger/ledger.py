@@ -7,18 +7,18 @@ so that a trial's parameters are its settings alone. `trial.py` works out what t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.ledger.owner import Owner, read_owner
+from mnist_hydra.ledger.owner import Observer, Owner, read_owner
 from mnist_hydra.ledger.parent import entries_run_of, existing_run
+from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import (
-    CLAIM,
     DIED,
     FAILURES,
     FINISHED,
@@ -26,16 +26,15 @@ from mnist_hydra.ledger.trial import (
     POINT,
     RUNNING,
     STOP,
-    Attempt,
     Claim,
     End,
     Point,
     Trial,
     claim_key,
+    claims_of,
     end_key,
     proposed_points,
     replay,
-    stop_reasons,
     trial_of,
 )
 from mnist_hydra.tracking.provenance import HIDDEN, ORIGIN_TAGS
@@ -65,6 +64,7 @@ SHARE_OF_TIME = 0.1
 LOOK_EVERY_S = 2.0
 """How often a process that waits looks again."""
 
+Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
@@ -80,24 +80,34 @@ class View:
     stops: Mapping[str, str] = field(default_factory=dict)
     """Why trials are to stop, by the token of their sweeper."""
 
+    @property
+    def proposed(self) -> list[Planned]:
+        """The trials at the points of a search; a grid has none."""
+        return [point.planned for point in self.points]
 
-def wait_for_store(call: Callable[[], Answer], stop: threading.Event) -> Answer:
+
+def wait_for_store(
+    stop: threading.Event,
+    call: Callable[Arguments, Answer],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> Answer:
     """Call again and again while the store is away, and say so once.
 
     Args:
-        call: may be repeated.
         stop: once it is set, the store's error is raised.
+        call: may be repeated.
     """
-    told = False
+    warned = False
     while True:
         try:
-            return call()
+            return call(*args, **kwargs)
         except Exception as error:
             if not is_away(error) or stop.is_set():
                 raise
-            if not told:
+            if not warned:
                 log.warning("waiting for the store, which does not answer: %s", first_line(error))
-            told = True
+            warned = True
             stop.wait(LOOK_EVERY_S)
 
 
@@ -118,33 +128,59 @@ class Ledger:
         self.client = client
         self.parent_id = parent_id
         self.experiment_id: str = parent.info.experiment_id
-        self._run = entries_run_of(parent)
+        self._entries_experiment, self._entries_run = entries_run_of(parent)
         self._entries: dict[str, str] = {}
         self._trials: dict[str, Trial] = {}
-        self._claims: Counter[str] = Counter()
         self._deleted: set[str] = set()
-        self._read_at: float | None = None
+        self._read_at = -math.inf
         self._read_s = 0.0
 
-    def read(self, fresh: bool = False) -> View:
+    def read(self, up_to_date: bool = False) -> View:
         """Read the ledger; after the first time it takes time for running trials alone.
 
         Args:
-            fresh: read the entries anew in any case; else they may be a little old.
+            up_to_date: read the entries again in any case; else they may be a little old.
         Raises:
             UserError: the sweep's run, or the one with its entries, was deleted in MLflow.
         """
-        read_now = self._read_entries(0.0 if fresh else self._read_s / SHARE_OF_TIME)
+        read_now = self._read_entries(0.0 if up_to_date else self._read_s / SHARE_OF_TIME)
         opened = {run.info.run_id: run for run in self._children("attributes.status = 'RUNNING'")}
-        trials = dict(self._trials)
+        trials: dict[str, Trial] = {}
         for fingerprint, trial in list(self._trials.items()):
+            now: Trial | None = trial
             if trial.state == RUNNING:
                 now = self._as_running(trial, opened.get(trial.run_id), read_now)
-                if now is None:
-                    del trials[fingerprint]
-                else:
-                    trials[fingerprint] = now
-        return View(trials, proposed_points(self._entries), stop_reasons(self._entries))
+            if now is not None:
+                trials[fingerprint] = now
+        return View(trials, proposed_points(self._entries), self.entries(STOP))
+
+    def mark_dead(self, observer: Observer, up_to_date: bool = False) -> View:
+        """Read the ledger, and record the death of every owner that is dead, for all to see.
+
+        Args:
+            up_to_date: see `read`.
+        """
+        view = self.read(up_to_date)
+        running = [trial for trial in view.trials.values() if trial.state == RUNNING]
+        dead = [trial for trial in running if observer.is_dead(trial.owner, trial.heartbeat)]
+        for trial in dead:
+            owner = trial.owner
+            notice = f"process {owner.pid} on {owner.machine} is gone (killed, out of memory?)"
+            self.end(trial, DIED, error=notice)
+        return self.read(up_to_date=True) if dead else view
+
+    def finish_half_done(self, observer: Observer) -> None:
+        """Close or delete the runs that dead processes left open; any process may do so."""
+        self._read_entries(0.0)
+        by_run = {trial.run_id: trial for trial in self._trials.values()}
+        for run in self._children("attributes.status = 'RUNNING'"):
+            run_id, creator = run.info.run_id, run.data.tags.get(CREATOR_TAG)
+            trial = by_run.get(run_id)
+            if trial is not None:
+                if trial.state != RUNNING and observer.is_dead(trial.owner):
+                    self.close(run_id, trial.state, trial.error)
+            elif creator is not None and observer.is_dead(read_owner(creator)):
+                self.client.delete_run(run_id)  # made for a trial, and never claimed
 
     def write_once(self, key: str, text: str) -> str:
         """Write an entry that nobody has written, and return the text that stands.
@@ -157,7 +193,7 @@ class Ledger:
 
         assert len(text) <= MAX_ENTRY, f"{key}: {len(text)} characters"
         try:
-            self.client.log_param(self._run.run_id, key, text)
+            self.client.log_param(self._entries_run, key, text)
             self._take_in({key: text})
         except MlflowException:
             self._read_entries(0.0)
@@ -167,42 +203,40 @@ class Ledger:
 
     def holds(self, key: str) -> bool:
         """Whether there is such an entry now; quick, however many entries there are."""
-        which = f"attributes.run_id = '{self._run.run_id}' and params.`{key}` != ''"
-        return bool(self.client.search_runs([self._run.experiment_id], which, max_results=1))
+        which = f"attributes.run_id = '{self._entries_run}' and params.`{key}` != ''"
+        return bool(self.client.search_runs([self._entries_experiment], which, max_results=1))
 
     def entries(self, prefix: str) -> dict[str, str]:
         """The entries under a prefix, as they were last read, by the rest of their key."""
         return {k.removeprefix(prefix): t for k, t in self._entries.items() if k.startswith(prefix)}
 
     def claim(
-        self, fingerprint: str, name: str, trial: Trial | None, owner: Owner, by: str
+        self, fingerprint: str, name: str, trial: Trial | None, owner: Owner, sweeper: str
     ) -> Trial | None:
         """Take the next attempt at a trial; `None` if another process was faster.
 
         Args:
             name: for people, such as `lr=0.1`.
             trial: as it was read; `None` if it was never attempted, then its run is made.
-            by: the token of the sweeper that the worker belongs to.
+            sweeper: the token of the sweeper that the worker belongs to.
         """
-        if _attempts(self._trials.get(fingerprint)) != _attempts(trial):
+        if self._trials.get(fingerprint) != trial:
             return None
-        number = 1 + self._claims[fingerprint]
-        heartbeat = {HEARTBEAT_TAG: f"{number}:0", STATE_TAG: RUNNING}
+        number = 1 + len(claims_of(fingerprint, self._entries))
         if trial is None:
-            run_id = self._make_run(fingerprint, name, owner, heartbeat)
+            run_id = self._make_run(fingerprint, name, owner, number)
         elif self._without_deleted(trial) is not trial:
             return None
         else:
             run_id = trial.run_id
         step = -1 if trial is None else trial.step
-        text = Claim(run_id, name, owner, by, step).text()
+        text = Claim(run_id, name, owner, sweeper, step).text()
         if self.write_once(claim_key(fingerprint, number), text) != text:
             if trial is None:
                 self.client.delete_run(run_id)
             return None
         if trial is not None:
-            self.client.update_run(run_id, status="RUNNING")
-            self._tag(run_id, heartbeat)
+            self.beat(self._trials[fingerprint], 0)
         return replace(self._trials[fingerprint], heartbeat=f"{number}:0")
 
     def beat(self, trial: Trial, count: int) -> bool:
@@ -215,10 +249,11 @@ class Ledger:
         run = existing_run(self.client, trial.run_id)
         if run is None or self.holds(end_key(trial.fingerprint, number)):
             return False
-        self._tag(trial.run_id, {HEARTBEAT_TAG: f"{number}:{count}"})
-        if run.info.status != "RUNNING":
-            # The process that ended the attempt before this one was slow to close the run.
+        tags = {HEARTBEAT_TAG: f"{number}:{count}"}
+        if run.info.status != "RUNNING":  # since the attempt before, which may be closed late
             self.client.update_run(trial.run_id, status="RUNNING")
+            tags[STATE_TAG] = RUNNING
+        self._tag(trial.run_id, tags)
         return True
 
     def end(self, trial: Trial, state: str, *, seconds: float = 0.0, error: str = "") -> bool:
@@ -270,61 +305,42 @@ class Ledger:
         rows = self.client.get_metric_history(trial.run_id, metric)
         return {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
 
-    def half_done(self) -> Iterator[tuple[str, Owner, Trial | None]]:
-        """Open runs in which nothing is trained: run, process that opened it, and trial.
-
-        The trial is `None` for a run that was made for one and never claimed.
-        """
-        self._read_entries(0.0)
-        by_run = {trial.run_id: trial for trial in self._trials.values()}
-        for run in self._children("attributes.status = 'RUNNING'"):
-            trial = by_run.get(run.info.run_id)
-            if trial is None and CREATOR_TAG in run.data.tags:
-                yield run.info.run_id, read_owner(run.data.tags[CREATOR_TAG]), None
-            elif trial is not None and trial.state != RUNNING:
-                yield run.info.run_id, trial.attempts[-1].owner, trial
-
-    def _make_run(
-        self, fingerprint: str, name: str, owner: Owner, heartbeat: Mapping[str, str]
-    ) -> str:
+    def _make_run(self, fingerprint: str, name: str, owner: Owner, number: int) -> str:
         """Make a trial's run; a tag names this process, in case it dies before its claim."""
-        tags = {PARENT_TAG: self.parent_id, FINGERPRINT_TAG: fingerprint, **heartbeat}
+        tags = {PARENT_TAG: self.parent_id, FINGERPRINT_TAG: fingerprint}
+        tags |= {CREATOR_TAG: owner.text(), HEARTBEAT_TAG: f"{number}:0", STATE_TAG: RUNNING}
         name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
-        tags[CREATOR_TAG] = owner.text()
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
         return str(run.info.run_id)
 
     def _read_entries(self, patience_s: float) -> bool:
         """Read the entries if they are older than `patience_s`; whether that was done."""
-        first = self._read_at is None
-        started = time.monotonic()
-        if self._read_at is not None and started - self._read_at <= patience_s:
+        started, first = time.monotonic(), self._read_at == -math.inf
+        if started - self._read_at <= patience_s:
             return False
         if not first and existing_run(self.client, self.parent_id) is None:
             raise _deleted(self.parent_id)
-        entries_run = existing_run(self.client, self._run.run_id)
+        entries_run = existing_run(self.client, self._entries_run)
         if entries_run is None:
             raise UserError(
-                f"the entries of this sweep (run {self._run.run_id}) were deleted in MLflow; "
+                f"the entries of this sweep (run {self._entries_run}) were deleted in MLflow; "
                 "right: restore it with `mlflow runs restore` (its experiment with `mlflow "
                 "experiments restore`), or begin the sweep anew with sweep.fresh=true"
             )
-        self._read_at = time.monotonic()
-        self._read_s = self._read_at - started
+        read_at = time.monotonic()
         if first:
             self._deleted = {run.info.run_id for run in self._children(deleted=True)}
         self._take_in(entries_run.data.params)
         if first:
-            self._find_gone()
+            self._forget_removed_runs()
+        self._read_at, self._read_s = read_at, read_at - started
         return True
 
     def _take_in(self, entries: Mapping[str, str]) -> None:
         """Add entries, and replay the trials that the new ones are about."""
         new = {key: text for key, text in entries.items() if key not in self._entries}
         self._entries.update(new)
-        about = {key: fingerprint for key in new if (fingerprint := trial_of(key)) is not None}
-        self._claims.update(about[key] for key in about if key.startswith(CLAIM))
-        for fingerprint in set(about.values()):
+        for fingerprint in filter(None, set(map(trial_of, new))):
             self._replay(fingerprint)
 
     def _replay(self, fingerprint: str) -> Trial | None:
@@ -361,7 +377,7 @@ class Ledger:
             left = self._replay(trial.fingerprint)
         return left
 
-    def _find_gone(self) -> None:
+    def _forget_removed_runs(self) -> None:
         """Forget the attempts whose runs `mlflow gc` has removed.
 
         Listing the runs is slow, so it is done only where there are fewer than there must be.
@@ -418,10 +434,6 @@ def _deleted(parent_id: str) -> UserError:
         f"this sweep (run {parent_id}) was deleted in MLflow; right: the same command again, which "
         "begins it anew, or `mlflow runs restore` before it"
     )
-
-
-def _attempts(trial: Trial | None) -> tuple[Attempt, ...]:
-    return () if trial is None else trial.attempts
 
 
 def _checkpoint(run: Run) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Pure functions over a trial's attempts: no disk, no network, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from mnist_hydra.ledger.plan import Planned
@@ -33,16 +33,15 @@ class Action(IntEnum):
     """It failed as often as this command allows."""
 
 
-TO_DO = frozenset({Action.RESUME, Action.START, Action.RETRY})
+TO_DO = (Action.RESUME, Action.START, Action.RETRY)
 
 
-def next_action(trial: Trial | None, *, gone: bool, by: str, retries: int) -> Action:
+def next_action(trial: Trial | None, sweeper: str, retries: int) -> Action:
     """Decide a trial's next step within one command.
 
     Args:
-        trial: `None` for one that was never attempted.
-        gone: whether the owner of its last attempt is gone; ignored once that has ended.
-        by: the command's sweeper; attempts of other commands do not count against it.
+        trial: `None` for one that was never attempted; a dead process's attempt has ended in it.
+        sweeper: the token of the command's sweeper; other commands' attempts do not count here.
         retries: how many more attempts a failed trial gets within the command.
     """
     if trial is None or not trial.attempts:
@@ -50,72 +49,54 @@ def next_action(trial: Trial | None, *, gone: bool, by: str, retries: int) -> Ac
     last = trial.attempts[-1]
     if last.end in DONE:
         return Action.DONE
-    if last.end is None and not gone:
+    if last.end is None:
         return Action.WAIT
-    own = [attempt for attempt in trial.attempts if attempt.by == by]
+    own = [attempt for attempt in trial.attempts if attempt.sweeper == sweeper]
     failures = sum(attempt.end in FAILURES for attempt in own)
     if failures > retries or deaths_in_a_row(own, trial.step) >= MAX_DEATHS:
         return Action.GIVE_UP
-    died_further_on = last.end in (None, DIED) and last.from_step != trial.step
+    died_further_on = last.end == DIED and last.from_step != trial.step
     return Action.RESUME if last.end == INTERRUPTED or died_further_on else Action.RETRY
 
 
 def actions_of(
-    trials: Mapping[str, Trial],
-    wanted: Sequence[Planned],
-    by: str,
-    retries: int,
-    is_gone: Callable[[Trial], bool] = lambda trial: False,
+    trials: Mapping[str, Trial], wanted: Sequence[Planned], sweeper: str, retries: int
 ) -> dict[str, Action]:
-    """The next step of every wanted trial, by fingerprint.
+    """The next step of every wanted trial, by fingerprint, in the order of `wanted`.
 
     Args:
         trials: by fingerprint, those that were attempted.
-        by, retries: see `next_action`.
-        is_gone: whether the owner of a trial's last attempt is gone; by default none is, as after
-            the deaths of owners were recorded.
+        sweeper, retries: see `next_action`.
     """
-    actions = {}
-    for key in (planned.fingerprint for planned in wanted):
-        trial = trials.get(key)
-        gone = trial is not None and is_gone(trial)
-        actions[key] = next_action(trial, gone=gone, by=by, retries=retries)
-    return actions
+    keys = [planned.fingerprint for planned in wanted]
+    return {key: next_action(trials.get(key), sweeper, retries) for key in keys}
 
 
 def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
     """How many of the last attempts, in a row, died without writing a new checkpoint.
 
     Args:
-        attempts: in order; one without an end counts as dead.
+        attempts: in order.
         step: of the newest checkpoint, -1 for none.
     """
     count = 0
     for attempt in reversed(attempts):
-        if attempt.end not in (None, DIED) or attempt.from_step != step:
+        if attempt.end != DIED or attempt.from_step != step:
             break
         count += 1
     return count
 
 
-def attempt_order(
-    wanted: Sequence[str],
-    action: Callable[[str], Action],
-    offset: int = 0,
-) -> list[tuple[str, Action]]:
-    """The trials that need an attempt, in the order in which to try them.
+def attempt_order(actions: Mapping[str, Action], offset: int = 0) -> list[str]:
+    """The trials that need an attempt, by fingerprint, in the order in which to try them.
 
     Args:
-        wanted: fingerprints, in the sweep's order.
-        action: of a fingerprint.
+        actions: by fingerprint, in the sweep's order.
         offset: how far to rotate the trials that were never attempted, so that workers that begin
             together do not all try to claim the same one.
     """
-    found: dict[Action, list[str]] = {Action.RESUME: [], Action.START: [], Action.RETRY: []}
-    for fingerprint in wanted:
-        if (what := action(fingerprint)) in found:
-            found[what].append(fingerprint)
-    fresh = found[Action.START]
-    turn = offset % len(fresh) if fresh else 0
-    found[Action.START] = fresh[turn:] + fresh[:turn]
-    return [(fingerprint, what) for what in sorted(found) for fingerprint in found[what]]
+    resume, start, retry = (
+        [key for key, action in actions.items() if action is wanted] for wanted in TO_DO
+    )
+    turn = offset % len(start) if start else 0
+    return [*resume, *start[turn:], *start[:turn], *retry]

@@ -1,7 +1,7 @@
-"""Which process works on a trial, and whether that process is gone.
+"""Which process works on a trial, and whether that process is dead.
 
 A process of this machine is known by boot, pid namespace, pid and start time. One of another
-machine is gone when its heartbeat stops changing. No two machines' clocks are compared.
+machine is dead when its heartbeat stops changing. No two machines' clocks are compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SILENT_S = 60.0
-"""An owner on another machine whose heartbeat has not changed for so long is gone."""
+"""An owner on another machine whose heartbeat has not changed for so long is dead."""
 LONGEST_GAP_S = 10.0
 """The most that a pause between two looks adds to that: the store may have been away."""
 NOT_READABLE = -1.0
@@ -81,15 +81,10 @@ def myself(token: str = "") -> Owner:
     return Owner(token, _host(), pid, start_time(pid) or 0.0, platform.node())
 
 
-def is_gone(
-    owner: Owner,
-    here: Owner,
-    *,
-    started: float | None,
-    working_here: bool,
-    silent_s: float,
+def is_dead(
+    owner: Owner, here: Owner, *, started: float | None, working_here: bool, silent_s: float
 ) -> bool:
-    """Decide from what was observed whether an owner is gone; a pure function.
+    """Decide from what was observed whether an owner is dead; a pure function.
 
     Args:
         owner: of the claim.
@@ -106,7 +101,7 @@ def is_gone(
 
 
 class Observer:
-    """Watches heartbeats by this process's own clock, to say which owners are gone.
+    """Watches heartbeats by this process's own clock, to say which owners are dead.
 
     Args:
         clock: monotonic, in seconds; must not be a wall clock.
@@ -117,13 +112,13 @@ class Observer:
         self._clock = clock
         self._seen: dict[str, tuple[str, float, float]] = {}
 
-    def is_gone(self, owner: Owner, heartbeat: str = "") -> bool:
-        """Whether an owner is gone; call it again and again, each time with the last heartbeat."""
+    def is_dead(self, owner: Owner, heartbeat: str = "") -> bool:
+        """Whether an owner is dead; call it again and again, each time with the last heartbeat."""
         now = self._clock()
         text, looked, silent_s = self._seen.get(owner.token, (heartbeat, now, 0.0))
         silent_s = silent_s + min(now - looked, LONGEST_GAP_S) if text == heartbeat else 0.0
         self._seen[owner.token] = (heartbeat, now, silent_s)
-        return is_gone(
+        return is_dead(
             owner,
             self._here,
             started=start_time(owner.pid) if owner.host == self._here.host else None,

@@ -7,6 +7,7 @@ So each sweep has such a name: its experiment is deleted at once and only keeps 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,20 +32,10 @@ ENTRIES_SUFFIX = ".ledger"
 
 
 @dataclass(frozen=True)
-class EntriesRun:
-    """The run whose parameters are a sweep's entries; it is never trained in."""
-
-    experiment_id: str
-    run_id: str
-
-
-@dataclass(frozen=True)
 class Parent:
     """A sweep's MLflow run."""
 
     run_id: str
-    generation: int
-    """How often the sweep was begun anew (`sweep.fresh=true`)."""
     tags: Mapping[str, str]
     made_now: bool = False
     """Whether this very call made it."""
@@ -82,7 +73,7 @@ def elect_parent(
     *,
     name: str,
     tags: Mapping[str, str],
-    fresh: bool = False,
+    anew: bool = False,
 ) -> Parent:
     """Find a sweep's parent or make it; processes that ask at the same time get the same one.
 
@@ -91,21 +82,21 @@ def elect_parent(
     Args:
         name: the run's name if it is made.
         tags: of the run if it is made.
-        fresh: ignore the parents that there are, and make another.
+        anew: ignore the parents that there are, and make another (`sweep.fresh=true`).
     Raises:
         UserError: as `find_parent`, or the sweep's experiment was renamed in MLflow.
     """
     newest = _newest(client, experiment_id, identity)
-    if newest is not None and not fresh:
+    if newest is not None and not anew:
         return _parent(newest)
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
         run, made_now = _elect(client, experiment_id, identity, generation, name, tags)
-        if run is not None and fresh and ENTRIES_TAG not in run.data.tags:
-            pass  # of an earlier version: try the next generation
-        elif run is not None and run.info.experiment_id == experiment_id:
+        if run is None or (anew and ENTRIES_TAG not in run.data.tags):
+            pass  # deleted, or of an earlier version: try the next generation
+        elif run.info.experiment_id == experiment_id:
             return _parent(run, made_now)
-        elif run is not None and not fresh:
+        elif not anew:
             there = client.get_experiment(run.info.experiment_id).name
             raise UserError(
                 f"this sweep (run {run.info.run_id}) is in the experiment {there}, which had "
@@ -115,8 +106,8 @@ def elect_parent(
         generation += 1
 
 
-def entries_run_of(parent: Run) -> EntriesRun:
-    """The run that holds a parent's entries.
+def entries_run_of(parent: Run) -> tuple[str, str]:
+    """Experiment and id of the run whose parameters are a parent's entries.
 
     Raises:
         UserError: it has none: an earlier version of this program made it.
@@ -129,7 +120,7 @@ def entries_run_of(parent: Run) -> EntriesRun:
             "over beside it, or another sweep.name"
         )
     experiment_id, _, run_id = text.partition("/")
-    return EntriesRun(experiment_id, run_id)
+    return experiment_id, run_id
 
 
 def _elect(
@@ -148,10 +139,10 @@ def _elect(
     register = f"{experiment}.sweep.{identity}.{generation}"
     mine: list[str] = []
     if client.get_experiment_by_name(register) is None:
-        entries = _make_entries_run(client, experiment, name)
-        tags = {**tags, ENTRIES_TAG: f"{entries.experiment_id}/{entries.run_id}"}
+        in_experiment, entries = _make_entries_run(client, experiment, name)
+        tags = {**tags, ENTRIES_TAG: f"{in_experiment}/{entries}"}
         parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-        mine = [parent, entries.run_id]
+        mine = [parent, entries]
         try:
             client.create_experiment(register, tags={ELECTED_TAG: parent})
         except MlflowException as error:
@@ -161,10 +152,8 @@ def _elect(
     held = client.get_experiment_by_name(register)
     assert held is not None
     if held.lifecycle_stage != "deleted":
-        try:
+        with suppress(MlflowException):  # another process was faster
             client.delete_experiment(held.experiment_id)
-        except MlflowException:  # another process was faster
-            pass
     elected = held.tags[ELECTED_TAG]
     if elected not in mine:
         _delete(client, mine)
@@ -177,13 +166,13 @@ def _elect(
     return run, elected in mine
 
 
-def _make_entries_run(client: MlflowClient, experiment: str, name: str) -> EntriesRun:
-    """A new run for entries. It measures no time, so it is closed at once."""
+def _make_entries_run(client: MlflowClient, experiment: str, name: str) -> tuple[str, str]:
+    """Experiment and id of a new run for entries. It measures no time, so it is closed at once."""
     note = "The entries by which a sweep knows what is done. Without them it is begun anew."
     in_experiment = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
     run = client.create_run(in_experiment, tags={"mlflow.note.content": note}, run_name=name)
     client.set_terminated(run.info.run_id)
-    return EntriesRun(in_experiment, run.info.run_id)
+    return in_experiment, run.info.run_id
 
 
 def _delete(client: MlflowClient, run_ids: list[str]) -> None:
@@ -201,5 +190,5 @@ def _generation(run: Run) -> int:
 
 
 def _parent(run: Run, made_now: bool = False) -> Parent:
-    entries_run_of(run)
-    return Parent(run.info.run_id, _generation(run), dict(run.data.tags), made_now)
+    entries_run_of(run)  # refuses an earlier version's
+    return Parent(run.info.run_id, dict(run.data.tags), made_now)

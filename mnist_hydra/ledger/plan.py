@@ -128,13 +128,13 @@ def read_plan(text: str) -> Plan:
     return Plan(raw["kind"], Arguments(items), trials)
 
 
-def plan_file(by: str) -> str:
+def plan_file(sweeper: str) -> str:
     """The artifact of the parent run that holds a command's plan.
 
     Args:
-        by: the token of the command's sweeper.
+        sweeper: the token of the command's sweeper.
     """
-    return f"{PLANS}/{by}.json"
+    return f"{PLANS}/{sweeper}.json"
 
 
 def _read_axis(raw: Mapping[str, Any]) -> Axis:

@@ -51,7 +51,7 @@ class Claim:
     """The trial's, for people: `model=model3, dropout=0.02`."""
     owner: Owner
     by: str
-    """The sweeper that started the worker."""
+    """The token of the sweeper that started the worker."""
     from_step: int
     """The step of the checkpoint that the attempt goes on from; -1 for none."""
 
@@ -96,12 +96,12 @@ class Attempt:
     number: int
     """Counts the trial's attempts, from 1."""
     owner: Owner
-    by: str
-    """The sweeper that started the owner."""
+    sweeper: str
+    """The token of the sweeper that started the owner."""
     from_step: int
     """The step of the checkpoint that it goes on from; -1 for none."""
     end: str | None = None
-    """How it ended; `None` while it runs, or if its process died."""
+    """How it ended; `None` while it runs, or if its process died and nobody has seen it yet."""
     seconds: float = 0.0
     """How long it took."""
     error: str = ""
@@ -139,9 +139,19 @@ class Trial:
         return len(self.attempts)
 
     @property
+    def owner(self) -> Owner:
+        """Who has the last attempt, of which there must be one."""
+        return self.attempts[-1].owner
+
+    @property
     def error(self) -> str:
         """The last lines of what went wrong in the last attempt."""
         return self.attempts[-1].error if self.attempts else ""
+
+    def as_dead(self) -> Trial:
+        """The running trial as it will be once the death of its owner is recorded."""
+        *before, last = self.attempts
+        return replace(self, attempts=(*before, replace(last, end=DIED)))
 
 
 @dataclass(frozen=True)
@@ -211,21 +221,19 @@ def replay(
     if not kept:
         return None
     newest = kept[-1][1]
-    attempts: list[Attempt] = []
-    last = None
+    trial = Trial(fingerprint, newest.run_id, newest.name)
     for number, claim in kept:
-        if claim.run_id == newest.run_id:
-            attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
-            if (text := entries.get(end_key(fingerprint, number))) is not None:
-                last = read_end(text)
-                attempt = replace(attempt, end=last.state, seconds=last.seconds, error=last.error)
-            attempts.append(attempt)
-    trial = Trial(fingerprint, newest.run_id, newest.name, tuple(attempts))
-    if last is None:
-        return trial
-    return replace(
-        trial, epoch=last.epoch, step=last.step, metrics=last.metrics, made_by=last.made_by
-    )
+        if claim.run_id != newest.run_id:
+            continue
+        attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
+        if (text := entries.get(end_key(fingerprint, number))) is not None:
+            end = read_end(text)
+            attempt = replace(attempt, end=end.state, seconds=end.seconds, error=end.error)
+            trial = replace(
+                trial, epoch=end.epoch, step=end.step, metrics=end.metrics, made_by=end.made_by
+            )
+        trial = replace(trial, attempts=(*trial.attempts, attempt))
+    return trial
 
 
 def claims_of(fingerprint: str, entries: Mapping[str, str]) -> list[tuple[int, Claim]]:
@@ -244,8 +252,3 @@ def proposed_points(entries: Mapping[str, str]) -> list[Point]:
         overrides = tuple(raw["overrides"])
         found.append(Point(len(found), raw["fingerprint"], overrides, raw["values"]))
     return found
-
-
-def stop_reasons(entries: Mapping[str, str]) -> dict[str, str]:
-    """Why trials are to stop, by the token of their sweeper."""
-    return {k.removeprefix(STOP): text for k, text in entries.items() if k.startswith(STOP)}

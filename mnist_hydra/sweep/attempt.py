@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeAlias, cast
 
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FAILED, INTERRUPTED, TIMEOUT, Trial
@@ -26,14 +28,18 @@ from mnist_hydra.secrets import hide
 if TYPE_CHECKING:
     from mnist_hydra.trainer import StopReason
 
-BEAT_S = 3.0
 ASK_S = 1.0
 """How often the ledger is asked whether the trial is to stop."""
+ASKS_PER_BEAT = 3
+"""The heartbeat changes with every third time."""
 GRACE_S = 20.0
 """How long a trial may go on past its time limit, to write a checkpoint, before it is killed."""
 HUNG_EXIT_CODE = 1
 MAX_CHARACTERS = 1_000_000
 """The beginning of a longer transcript is dropped."""
+
+Prune: TypeAlias = Callable[[int, dict[str, float]], bool]
+"""Decides after an epoch of a trial, from its number and metrics, whether to give the trial up."""
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +70,16 @@ class Train(Protocol):
 def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch: Watch) -> None:
     """Train a claimed trial once and record how that ended; a failure is recorded, not raised."""
     error = ""
-    transcript = Transcript()
     try:
-        with watch, transcript:
+        with transcribing() as transcript, watch:
             end = train(planned, trial.run_id, watch, trial.step >= 0)
         if end == TIMEOUT:
-            error = timeout_text(watch.timeout_s)
+            error = watch.timeout_text()
     except ClaimLost as lost:
         log.warning("%s", lost)
         return
     except TimedOut:
-        end, error = TIMEOUT, timeout_text(watch.timeout_s) + "\n" + traceback.format_exc()
+        end, error = TIMEOUT, watch.timeout_text() + "\n" + traceback.format_exc()
     except (Exception, SystemExit):
         end, error = FAILED, traceback.format_exc()
     except BaseException:
@@ -84,7 +89,7 @@ def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch:
     if error:
         _keep_evidence(ledger, planned, trial, error, transcript.text())
         _free_memory()
-    wait_for_store(lambda: ledger.end(trial, end, seconds=seconds, error=error), watch.stop)
+    wait_for_store(watch.stop, ledger.end, trial, end, seconds=seconds, error=error)
 
 
 def _keep_evidence(
@@ -92,10 +97,10 @@ def _keep_evidence(
 ) -> None:
     """Record the full traceback and the log of a failed attempt as artifacts of its run."""
     folder = f"failures/attempt-{trial.number}"
-    about = f"{' '.join(planned.overrides)}\non {trial.attempts[-1].owner}\n\n"
+    heading = f"{' '.join(planned.overrides)}\non {trial.owner}\n\n"
     try:
         ledger.client.log_text(trial.run_id, hide(error), f"{folder}/traceback.txt")
-        ledger.client.log_text(trial.run_id, hide(about + transcript), f"{folder}/log.txt")
+        ledger.client.log_text(trial.run_id, hide(heading + transcript), f"{folder}/log.txt")
     except Exception as failure:  # the state is what matters
         log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
 
@@ -115,38 +120,25 @@ class Watch:
     Args:
         ledger: of the sweep.
         trial: as `Ledger.claim` returned it.
-        by: the sweeper's token.
+        settings: of the sweep.
         stop: set when this process is asked to stop.
-        timeout_s: time limit of the attempt, or `None`.
-        prune: decides after an epoch, from its number and metrics, whether to give the trial up.
-        beat_s, grace_s: see `BEAT_S`, `GRACE_S`.
+        prune: decides whether to give the trial up; `None` never does.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         trial: Trial,
-        *,
-        by: str,
+        settings: SweepConfig,
         stop: threading.Event,
-        timeout_s: float | None = None,
-        prune: Callable[[int, dict[str, float]], bool] | None = None,
-        beat_s: float = BEAT_S,
-        grace_s: float = GRACE_S,
+        prune: Prune | None = None,
     ) -> None:
-        self._ledger = ledger
-        self._trial = trial
-        self._by = by
+        self._ledger, self._trial, self._prune, self.stop = ledger, trial, prune, stop
+        self._sweeper, self._timeout_s = str(settings.by), settings.trial_timeout_s
         self.epochs: int | None = None
         """How many the trial has; set by the training."""
-        self.stop = stop
-        self.timeout_s = timeout_s
-        self._prune = prune
-        self._beat_s = beat_s
-        self._grace_s = grace_s
         self._began = time.monotonic()
-        self._deadline = self._began + timeout_s if timeout_s is not None else float("inf")
-        self._told_to_stop = False
+        self._asked_to_stop = False
         self._lost = False
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
@@ -166,13 +158,13 @@ class Watch:
         """
         if self._lost:
             raise ClaimLost(f"{self._trial.name}: it was deleted, or another process took it over")
-        if not (self._told_to_stop or self.stop.is_set() or time.monotonic() > self._deadline):
+        is_late = self._timeout_s is not None and self.seconds > self._timeout_s
+        interrupted = self._asked_to_stop or self.stop.is_set()
+        if not (interrupted or is_late):
             return None
         from mnist_hydra.trainer import StopReason  # torch; whoever trains has it
 
-        if self._told_to_stop or self.stop.is_set():
-            return StopReason.INTERRUPTED
-        return StopReason.TIMEOUT
+        return StopReason.INTERRUPTED if interrupted else StopReason.TIMEOUT
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         """Told of every epoch; after the last one there is nothing left to stop."""
@@ -185,16 +177,18 @@ class Watch:
             return StopReason.PRUNED
         return reason
 
+    def timeout_text(self) -> str:
+        """The recorded error of a trial that took too long."""
+        return f"took longer than sweep.trial_timeout_s={self._timeout_s:g}"
+
     def __enter__(self) -> Watch:
         self._beating.start()
-        if self.timeout_s is not None:
-            forced_after_s = self.timeout_s + self._grace_s
-            if threading.current_thread() is threading.main_thread() and hasattr(
-                signal, "setitimer"
-            ):
+        if self._timeout_s is not None:
+            forced_after_s = self._timeout_s + GRACE_S
+            if threading.current_thread() is threading.main_thread():
                 self._alarm_before = signal.signal(signal.SIGALRM, self._raise_timed_out)
                 signal.setitimer(signal.ITIMER_REAL, forced_after_s)
-                forced_after_s += self._grace_s
+                forced_after_s += GRACE_S
             self._watchdog = threading.Timer(forced_after_s, self._end_process)
             self._watchdog.daemon = True
             self._watchdog.start()
@@ -210,22 +204,22 @@ class Watch:
             signal.signal(signal.SIGALRM, self._alarm_before)  # type: ignore[arg-type]
 
     def _beat(self) -> None:
-        """Change the heartbeat every `beat_s`, and ask about `ASK_S` apart whether to stop."""
-        silent = False
-        asks = max(1, round(self._beat_s / ASK_S))  # a heartbeat
+        """Ask every `ASK_S` whether to stop, and change the heartbeat every few times."""
+        warned = False
         for count in itertools.count(1):
-            if self._over.wait(self._beat_s / asks):
+            if self._over.wait(ASK_S):
                 return
             try:
-                self._told_to_stop = self._told_to_stop or self._ledger.stopped(self._by)
-                if count % asks == 0 and not self._ledger.beat(self._trial, count // asks):
+                self._asked_to_stop = self._asked_to_stop or self._ledger.stopped(self._sweeper)
+                beats, asks_since = divmod(count, ASKS_PER_BEAT)
+                if asks_since == 0 and not self._ledger.beat(self._trial, beats):
                     self._lost = True
                     return
-                silent = False
+                warned = False
             except Exception as error:  # the store may come back; training goes on
-                if not silent:
+                if not warned:
                     log.warning("no heartbeat of %s: %s", self._trial.name, error)
-                silent = True
+                warned = True
 
     def _raise_timed_out(self, number: int, frame: FrameType | None) -> None:
         if not self._over.is_set():
@@ -235,7 +229,7 @@ class Watch:
         """End this process: the training hangs where no Python exception can reach it."""
         if self._over.is_set():
             return
-        text = timeout_text(self.timeout_s) + "; it hung, so its process was ended"
+        text = self.timeout_text() + "; it hung, so its process was ended"
         try:
             self._ledger.end(self._trial, TIMEOUT, seconds=self.seconds, error=text)
         finally:
@@ -243,28 +237,20 @@ class Watch:
             os._exit(HUNG_EXIT_CODE)
 
 
-def timeout_text(timeout_s: float | None) -> str:
-    """The recorded error of a trial that took too long."""
-    return f"took longer than sweep.trial_timeout_s={timeout_s:g}"
-
-
 class Transcript:
-    """A context that keeps a copy of all that this thread prints and logs."""
+    """What one thread prints and logs, as a stream that keeps its end."""
 
     def __init__(self) -> None:
         self._kept: list[str] = []
         self._length = 0
         self._thread = threading.get_ident()
-        self._handler = logging.StreamHandler(cast(TextIO, _Tee(None, self)))
-        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        self._handler.setFormatter(logging.Formatter(form))
 
     def text(self) -> str:
         """All that was kept."""
         return "".join(self._kept)
 
-    def keep(self, text: str) -> None:
-        """Add `text`, if this thread is the one that opened the context."""
+    def write(self, text: str) -> None:
+        """Keep `text`, if this thread is the one that made the object."""
         if threading.get_ident() != self._thread or not text:
             return
         self._kept.append(text)
@@ -272,32 +258,31 @@ class Transcript:
         while self._length > MAX_CHARACTERS and len(self._kept) > 1:
             self._length -= len(self._kept.pop(0))
 
-    def __enter__(self) -> Transcript:
-        logging.getLogger().addHandler(self._handler)
-        self._before = sys.stdout, sys.stderr
-        self._own = tuple(cast(TextIO, _Tee(stream, self)) for stream in self._before)
-        sys.stdout, sys.stderr = self._own
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        # A stream that other code has replaced meanwhile is left alone.
-        if sys.stdout is self._own[0]:
-            sys.stdout = self._before[0]
-        if sys.stderr is self._own[1]:
-            sys.stderr = self._before[1]
-        logging.getLogger().removeHandler(self._handler)
+@contextmanager
+def transcribing() -> Iterator[Transcript]:
+    """A context that keeps a copy of all that this thread prints and logs."""
+    transcript = Transcript()
+    handler = logging.StreamHandler(transcript)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    out, err = (cast(TextIO, _Tee(stream, transcript)) for stream in (sys.stdout, sys.stderr))
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield transcript
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 class _Tee:
-    """A stream that keeps a copy of what is written to another one, if there is another one."""
+    """A stream that keeps a copy of what is written to another one."""
 
-    def __init__(self, shown: TextIO | None, transcript: Transcript) -> None:
-        self._shown = shown
-        self._transcript = transcript
+    def __init__(self, shown: TextIO, transcript: Transcript) -> None:
+        self._shown, self._transcript = shown, transcript
 
     def write(self, text: str) -> int:
-        self._transcript.keep(text)
-        return len(text) if self._shown is None else self._shown.write(text)
+        self._transcript.write(text)
+        return self._shown.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shown, name)

@@ -8,13 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import (
-    Glob,
-    IntervalSweep,
-    Override,
-    RangeSweep,
-    Sweep,
-)
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Sweep
 from hydra.errors import HydraException
 
 from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT
@@ -112,30 +106,24 @@ def _target(override: Override) -> str:
 
 
 def _refuse_twins(overrides: Sequence[Override]) -> None:
-    seen: dict[str, Override] = {}
-    for override in overrides:
-        target = _target(override)
-        for other_target, other in seen.items():
-            if not (override.is_sweep_override() or other.is_sweep_override()):
-                continue
-            if not other.is_sweep_override() and (
-                override.get_key_element() == other.get_key_element()
-            ):
-                continue  # the last counts, as with Hydra; an axis is never dropped that way
-            if target == other_target or _one_sets_the_other(override, other):
-                raise UserError(
-                    f"{other.input_line} and {override.input_line} set the same key; "
-                    "right: one of them, with all values"
-                )
-        seen[target] = override
+    for earlier, later in itertools.combinations(overrides, 2):
+        same_key = earlier.get_key_element() == later.get_key_element()
+        if same_key and not earlier.is_sweep_override():
+            continue  # the last counts, as with Hydra; an axis is never dropped that way
+        swept = earlier.is_sweep_override() or later.is_sweep_override()
+        if swept and _set_the_same(earlier, later):
+            raise UserError(
+                f"{earlier.input_line} and {later.input_line} set the same key; "
+                "right: one of them, with all values"
+            )
 
 
-def _one_sets_the_other(one: Override, other: Override) -> bool:
-    """Whether a mapping is swept at a key and something else at a key inside it."""
+def _set_the_same(one: Override, other: Override) -> bool:
+    """Whether both set one key, or one sets a mapping and the other something inside of it."""
     for outer, inner in ((one, other), (other, one)):
         if _target(inner).startswith(_target(outer) + ".") and "{" in str(outer.input_line):
             return True
-    return False
+    return _target(one) == _target(other)
 
 
 def _axis(override: Override, options: Options) -> Axis:

@@ -6,7 +6,7 @@ It does not read the ledger and starts no worker.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 
 from mnist_hydra import metrics
 from mnist_hydra.cli.commands import PLACE, override_value, refuse_moving_folder, written
-from mnist_hydra.config import Config, SweepConfig, settle, sweep_settings
+from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
-from mnist_hydra.ledger.plan import Arguments, Plan, plan_file
+from mnist_hydra.ledger.plan import Arguments, Plan
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
@@ -83,24 +83,25 @@ class Command:
         most = self.settings.n_trials
         return min(most, self.arguments.count()) if finite else most
 
+    @property
     def plan(self) -> Plan:
-        """The plan for its workers."""
+        """For its workers: all trials of a grid; those of a search are proposed later."""
         trials = () if self.is_search else tuple(self.trials.planned.values())
         return Plan(self.job.kind, self.arguments, trials)
 
-    def worker_overrides(self, parent: str, by: str, worker: int) -> list[str]:
+    def worker_overrides(self, parent: str, sweeper: str, worker: int) -> list[str]:
         """The overrides that make this command a worker of the sweep.
 
         Args:
             parent: the sweep's MLflow run.
-            by: the sweeper's token.
+            sweeper: the sweeper's token.
             worker: the worker's number, from 0.
         """
         return [
             *self.arguments.fixed,
             *self.place,
             f"++sweep.parent={parent}",
-            f"++sweep.by='{by}'",
+            f"++sweep.by='{sweeper}'",
             f"++sweep.worker={worker}",
         ]
 
@@ -126,7 +127,8 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
         check_grid(arguments)
         points = arguments.points()
     trials = check_points(arguments, points, composer)
-    config = settle(composer.compose(arguments.overrides(trials.first)))
+    config = trials.first
+    assert config is not None
     without_axes = composer.base(arguments.fixed)
     base = base_settings(without_axes, job.kind)
     return Command(
@@ -182,14 +184,14 @@ def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:
         without_axes: as a worker composes it.
         config: a trial's, as the sweeper resolved it.
     """
-    told = []
-    if "${" in str(written(config.composed, "output_dir")):  # such as the time, which differs there
-        told.append(f"++output_dir={override_value(config.output_dir)}")
-    for key in PLACE:
-        here, there = written(config.composed, key), written(without_axes, key)
-        if here != there and not any(word.startswith(f"++{key}=") for word in told):
-            told.append(f"++{key}={'null' if here is None else override_value(str(here))}")
-    return told
+    place = {key: written(config.composed, key) for key in PLACE}
+    other = {key: value for key, value in place.items() if value != written(without_axes, key)}
+    if "${" in str(place["output_dir"]):  # such as the time, which differs there
+        other["output_dir"] = config.output_dir
+    return [
+        f"++{key}={'null' if value is None else override_value(str(value))}"
+        for key, value in other.items()
+    ]
 
 
 def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
@@ -215,30 +217,22 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     """
     mine = {axis.key: axis.text for axis in command.arguments.axes}
     base = json.dumps(dict(command.base), sort_keys=True)
-    parts = {f"{BASE_TAG}{n}": part for n, part in enumerate(_parts(base))}
-    about = {AXES_TAG: json.dumps(mine)[:PART], OBJECTIVE_TAG: command.objective}
+    starts = range(0, len(base), PART)
+    parts = {f"{BASE_TAG}{n}": base[at : at + PART] for n, at in enumerate(starts)}
+    asked = {AXES_TAG: json.dumps(mine)[:PART], OBJECTIVE_TAG: command.objective}
     parent = elect_parent(
         tracker.client,
         tracker.experiment_id,
         command.identity,
         name=command.settings.name or "sweep over " + ", ".join(mine),
-        tags=hide_all(provenance.tags() | parts | about),
-        fresh=command.settings.fresh,
+        tags=hide_all(provenance.tags() | parts | asked),
+        anew=command.settings.fresh,
     )
     if not parent.made_now:
         _check_base(command, parent)
-        about[AXES_TAG] = json.dumps({**_axes(parent), **mine})[:PART]
-        tracker.set_tags(parent.run_id, about)
+        asked[AXES_TAG] = json.dumps({**_axes(parent), **mine})[:PART]
+        tracker.set_tags(parent.run_id, asked)
     return parent
-
-
-def write_plan(command: Command, tracker: Tracker, parent: Parent, by: str) -> None:
-    """Record the plan on the parent run, for the command's workers.
-
-    Args:
-        by: the token of the command's sweeper.
-    """
-    tracker.log_text(parent.run_id, command.plan().text(), plan_file(by))
 
 
 def _check_base(command: Command, parent: Parent) -> None:
@@ -247,10 +241,6 @@ def _check_base(command: Command, parent: Parent) -> None:
         return
     swept = _axes(parent).keys() | {axis.key for axis in command.arguments.axes}
     check_same_base(command.settings.name, _base(parent), command.base, swept)
-
-
-def _parts(text: str) -> Iterable[str]:
-    return (text[start : start + PART] for start in range(0, len(text), PART))
 
 
 def _base(parent: Parent) -> dict[str, str]:

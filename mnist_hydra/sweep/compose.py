@@ -6,7 +6,8 @@ Hydra composes once per combination of group choices; the values are set on a co
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, cast
@@ -51,13 +52,11 @@ class Composer:
         hydra_overrides: Sequence[str] = (),
         resolved: DictConfig | None = None,
     ) -> None:
-        self._loader = loader
-        self._config_name = config_name
-        self._hydra_overrides = list(hydra_overrides)
-        self._resolved = resolved
+        self._loader, self._config_name = loader, config_name
+        self._hydra_overrides, self._resolved = list(hydra_overrides), resolved
         self._parser = OverridesParser.create()
-        self._parsed: dict[str, tuple[Override, bool]] = {}
-        self._composed: dict[tuple[str, ...], bytes] = {}
+        self._parse = cache(self._parse_anew)
+        self._of_groups = cache(self._compose_anew)
         self._is_group = cache(lambda name: bool(self._entries(name, None)))
 
     @classmethod
@@ -86,16 +85,14 @@ class Composer:
         Raises:
             UserError: with Hydra's message, where Hydra would refuse the overrides.
         """
-        try:
+        with _refusing():
             parsed = [(text, *self._parse(text)) for text in overrides]
             groups = tuple(text for text, _, sets_value in parsed if not sets_value)
             values = [override for _, override, sets_value in parsed if sets_value]
             # Unpickling is seven times as fast as a deep copy.
             cfg = cast(DictConfig, pickle.loads(self._of_groups(groups)))
             ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise refused(error) from None
-        return cfg
+            return cfg
 
     def base(self, overrides: Sequence[str]) -> DictConfig:
         """What all trials share; a group that only an axis chooses may be missing.
@@ -103,49 +100,49 @@ class Composer:
         Raises:
             UserError: with Hydra's message, where Hydra would refuse the overrides.
         """
-        try:
-            return self._loader.load_configuration(
-                self._config_name,
-                overrides=[*self._hydra_overrides, *overrides],
-                run_mode=RunMode.MULTIRUN,
-            )
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise refused(error) from None
+        with _refusing():
+            return self._load(overrides, RunMode.MULTIRUN)
+
+    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+        words = [*self._hydra_overrides, *overrides]
+        return self._loader.load_configuration(self._config_name, words, run_mode=mode)
 
     def _entries(self, group: str, kind: ObjectType | None) -> list[str]:
         return self._loader.get_group_options(
             group, kind, config_name=self._config_name, overrides=self._hydra_overrides
         )
 
-    def _parse(self, text: str) -> tuple[Override, bool]:
+    def _parse_anew(self, text: str) -> tuple[Override, bool]:
         """An override, and whether Hydra applies it after composition, not in the defaults list."""
-        if text not in self._parsed:
-            override = self._parser.parse_overrides([text])[0]
-            is_group = self._is_group(override.key_or_group)
-            self._parsed[text] = override, not is_group or isinstance(override.value(), dict)
-        return self._parsed[text]
+        override = self._parser.parse_overrides([text])[0]
+        is_group = self._is_group(override.key_or_group)
+        return override, not is_group or isinstance(override.value(), dict)
 
-    def _of_groups(self, groups: tuple[str, ...]) -> bytes:
-        if groups not in self._composed:
-            cfg = self._loader.load_configuration(
-                self._config_name,
-                overrides=[*self._hydra_overrides, *groups],
-                run_mode=RunMode.RUN,
-            )
-            if self._resolved is not None:
-                known = _axes_of(self._resolved)
-                own = {k: v for k, v in _axes_of(cfg).items() if known.get(k) != v}
-                if own:
-                    axes = ", ".join(f"{key}={value}" for key, value in own.items())
-                    raise UserError(
-                        f"{' '.join(groups)} brings axes of its own ({axes}), which would be lost "
-                        "in a sweep over it; right: those axes on the command line, or it alone"
-                    )
-                OmegaConf.copy_cache(from_config=self._resolved, to_config=cfg)
-            with flag_override(cfg, ["struct", "readonly"], [False, False]):
-                del cfg["hydra"]
-            self._composed[groups] = pickle.dumps(cfg)
-        return self._composed[groups]
+    def _compose_anew(self, groups: tuple[str, ...]) -> bytes:
+        """What Hydra makes of overrides that choose entries of groups, pickled."""
+        cfg = self._load(groups, RunMode.RUN)
+        if self._resolved is not None:
+            known = _axes_of(self._resolved)
+            own = {k: v for k, v in _axes_of(cfg).items() if known.get(k) != v}
+            if own:
+                axes = ", ".join(f"{key}={value}" for key, value in own.items())
+                raise UserError(
+                    f"{' '.join(groups)} brings axes of its own ({axes}), which would be lost "
+                    "in a sweep over it; right: those axes on the command line, or it alone"
+                )
+            OmegaConf.copy_cache(from_config=self._resolved, to_config=cfg)
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            del cfg["hydra"]
+        return pickle.dumps(cfg)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A context in which what Hydra refuses is bad input."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise refused(error) from None
 
 
 def _axes_of(cfg: DictConfig) -> dict[str, Any]:
@@ -165,29 +162,27 @@ class Trials:
     repeated: list[tuple[str, str]] = field(default_factory=list)
     """Name of each point that is the same trial as an earlier one, and that one's name."""
     as_model2: dict[str, str] = field(default_factory=dict)
-    """Names of trials of model3, by the fingerprint that model2 would have."""
+    """By fingerprint of a trial of model3, the one that model2 would have."""
     samples: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     """By kind, the name and the resolved configuration of one trial."""
     holdout: bool = True
     """Whether every trial has a hold-out (`val`)."""
     epochs: int = 0
     """The most that a trial has."""
+    first: Config | None = None
+    """Of the first trial."""
 
-    @property
-    def first(self) -> tuple[str, ...]:
-        """The first point."""
-        return next(iter(self.planned.values())).overrides
+    def twins(self) -> dict[str, str]:
+        """The trials that train the same as another one, and that one, both by fingerprint."""
+        return {key: twin for key, twin in self.as_model2.items() if twin in self.planned}
 
     def same_as_others(self) -> str | None:
         """A line that says which points would train the same; `None` if none do."""
-        told = self.repeated + [
-            (name, self.planned[twin].name)
-            for twin, name in self.as_model2.items()
-            if twin in self.planned
-        ]
-        if not told:
+        twins = [(self.planned[a].name, self.planned[b].name) for a, b in self.twins().items()]
+        same = self.repeated + twins
+        if not same:
             return None
-        count, (one, other) = len(told), told[0]
+        count, (one, other) = len(same), same[0]
         are = "is the same training as another" if count == 1 else "are the same as others"
         points = len(self.repeated) + len(self.planned)
         return f"{count} of {points} points {are}, such as {one} and {other}"
@@ -201,7 +196,7 @@ class Trials:
             self.repeated.append((planned.name, twin.name))
         elif config.model.target == MODEL3:
             model2 = replace(config.model, name="model2", target=MODEL2)
-            self.as_model2[fingerprint(replace(config, model=model2))] = planned.name
+            self.as_model2[key] = fingerprint(replace(config, model=model2))
         self.kinds[key] = kind
         if kind not in self.samples and len(self.samples) < MAX_KINDS:
             raw: Any = OmegaConf.to_container(config.composed, resolve=True)
@@ -219,7 +214,6 @@ def check_points(
         UserError: naming the trial that is wrong, or that would be recorded in another place.
     """
     trials = Trials()
-    first: Config | None = None
     for point in points:
         try:
             config = settle(composer.compose(arguments.overrides(point)))
@@ -230,7 +224,7 @@ def check_points(
                 f"resume={config.resume} goes on with one run and has no place in a sweep; right: "
                 "the same --multirun command again, which goes on with the whole sweep"
             )
-        first = first or config
+        trials.first = first = trials.first or config
         for key in ("output_dir", "tracking", "sweep"):
             here, there = getattr(config, key), getattr(first, key)
             if here != there:

@@ -180,7 +180,7 @@ def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
     if claims:
         rival = read_owner(claims[str(len(claims))])
         observer = Observer(time.monotonic)
-        while not observer.is_gone(rival):
+        while not observer.is_dead(rival):
             if rival.host == owner.host or ledger.holds(COMPLETED + run_id):
                 return False
             time.sleep(LOOK_EVERY_S)

@@ -11,26 +11,17 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mnist_hydra.config import SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger, View
-from mnist_hydra.ledger.plan import Arguments, Axis, Planned, title
-from mnist_hydra.ledger.trial import (
-    DIED,
-    DONE,
-    FAILED,
-    FAILURES,
-    FINISHED,
-    PRUNED,
-    RUNNING,
-    Point,
-    Trial,
-)
+from mnist_hydra.ledger.plan import Arguments, Axis, title
+from mnist_hydra.ledger.trial import DIED, FAILED, FAILURES, FINISHED, PRUNED, RUNNING, Point, Trial
 from mnist_hydra.metrics import is_minimized
+from mnist_hydra.sweep.attempt import Prune
 from mnist_hydra.sweep.compose import Composer
 
 if TYPE_CHECKING:
@@ -85,33 +76,32 @@ def propose(
         seed: of the search.
         refused: asked about each candidate that is not in `results`.
     """
-    taken = {_point_key(result.values) for result in results}
     space = {axis.key: _distribution(axis) for axis in axes}
     past = [_past(result, space) for result in results if _fits(result.values, axes)]
-    for attempt in range(TRIES):
-        # Seeded anew for each point and try: a sampler with one seed would repeat itself.
-        chosen = _sampler(sampler, _mixed(seed, len(results), attempt))
-        study = _study(minimize, sampler=chosen)
-        study.add_trials(past)
-        params = study.ask(space).params
-        values = {axis.key: _readable(params[axis.key], axis) for axis in axes}
-        if _point_key(values) not in taken and not refused(values):
+
+    def candidates() -> Iterator[dict[str, Any]]:
+        for attempt in range(TRIES):
+            # Seeded anew for each point and try: a sampler with one seed would repeat itself.
+            chosen = _sampler(sampler, _mixed(seed, len(results), attempt))
+            study = _study(minimize, sampler=chosen)
+            study.add_trials(past)
+            params = study.ask(space).params
+            yield {axis.key: _as_written(params[axis.key], axis) for axis in axes}
+        rest = _all_points(axes)
+        random.Random(_mixed(seed, len(results), TRIES)).shuffle(rest)
+        yield from rest
+
+    taken = {_point_key(result.values) for result in results}
+    for values in candidates():
+        key = _point_key(values)
+        if key not in taken and not refused(values):
             return values
-        taken.add(_point_key(values))
-    rest = _all_points(axes)
-    random.Random(_mixed(seed, len(results), TRIES)).shuffle(rest)
-    for values in rest:
-        if _point_key(values) not in taken and not refused(values):
-            return values
+        taken.add(key)
     return None
 
 
 def is_to_prune(
-    own: Mapping[int, float],
-    others: Sequence[Result],
-    *,
-    pruner: str,
-    minimize: bool,
+    own: Mapping[int, float], others: Sequence[Result], *, pruner: str, minimize: bool
 ) -> bool:
     """Whether to give a trial up after the last of its epochs so far.
 
@@ -128,14 +118,17 @@ def is_to_prune(
         return False
     if math.isnan(own[max(own)]):
         return True
-    study = _study(minimize, pruner=_pruner(pruner))
-    told = [other for other in others if other.history]
+    from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
+
+    others = [other for other in others if other.history]
     if pruner == "median":
-        study.add_trials([_past(other, {}) for other in told])
+        study = _study(minimize, pruner=MedianPruner())
+        study.add_trials([_past(other, {}) for other in others])
     else:
-        for other in told:
-            _replay(study, other)
-    return _replay(study, Result({}, RUNNING, None, own))
+        study = _study(minimize, pruner=SuccessiveHalvingPruner(min_resource=1))
+        for other in others:
+            _would_prune(study, other.history)
+    return _would_prune(study, own)
 
 
 def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> float | None:
@@ -153,8 +146,8 @@ def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> fl
     return last if math.isfinite(last) else None
 
 
-class SearchSource:
-    """The trials of a search: those it has proposed, and the next one (a `worker.Source`).
+class Search:
+    """Proposes a search's trials, and decides which of them to prune.
 
     Args:
         ledger: holds the points and the metrics.
@@ -172,32 +165,27 @@ class SearchSource:
         settings: SweepConfig,
         seed: int,
     ) -> None:
-        self._ledger = ledger
-        self._arguments = arguments
-        self._composer = composer
-        self._settings = settings
-        self._seed = seed
+        self._ledger, self._composer = ledger, composer
+        self._arguments, self._settings, self._seed = arguments, settings, seed
         self._minimize = is_minimized(settings.objective)
         self._histories: dict[tuple[str, int], Mapping[int, float]] = {}
 
-    def wanted(self, view: View) -> Sequence[Planned]:
-        return [point.planned for point in view.points]
-
     def propose(self, view: View) -> bool:
+        """Add one more trial to the ledger, unless another process just did.
+
+        Returns:
+            False if the search has all its trials.
+        """
         number = len(view.points)
         if number >= self._settings.n_trials:
             return False
         taken = {point.fingerprint for point in view.points}
-        found: list[Point] = []
 
         def refused(values: Mapping[str, Any]) -> bool:
             point = self._point(number, values)
-            if point is None or point.fingerprint in taken:
-                return True
-            found.append(point)
-            return False
+            return point is None or point.fingerprint in taken
 
-        propose(
+        values = propose(
             self._arguments.axes,
             [self._result(point, view) for point in view.points],
             sampler=self._settings.sampler,
@@ -205,13 +193,15 @@ class SearchSource:
             seed=self._seed,
             refused=refused,
         )
-        if not found:
+        point = None if values is None else self._point(number, values)
+        if point is None:
             log.warning("the search has tried every point of its axes: %d of them", number)
             return False
-        self._ledger.propose(found[-1])
+        self._ledger.propose(point)
         return True
 
-    def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool] | None:
+    def prune(self, trial: Trial) -> Prune | None:
+        """What decides after each epoch of a trial whether to give it up; `None` never does."""
         pruner, objective = self._settings.pruner, self._settings.objective
         if pruner == "none":
             return None
@@ -231,36 +221,26 @@ class SearchSource:
 
     def _point(self, number: int, values: Mapping[str, Any]) -> Point | None:
         """A proposal as a point; `None` if its configuration is refused."""
-        overrides, chosen = [], {}
-        for axis in self._arguments.axes:
-            override = axis.override(values[axis.key])
-            overrides.append(override)
-            value = values[axis.key]
-            if axis.values and not isinstance(value, str):
-                value = type(value)(float(override.partition("=")[2]))
-            chosen[axis.key] = value
+        overrides = [axis.override(values[axis.key]) for axis in self._arguments.axes]
         try:
             composed = self._composer.compose(self._arguments.overrides(overrides))
             key = fingerprint(settle(composed))
         except UserError as error:
             log.warning("the search passes over %s: %s", title(overrides), error)
             return None
-        return Point(number, key, tuple(overrides), chosen)
+        return Point(number, key, tuple(overrides), values)
 
     def _result(self, point: Point, view: View, with_history: bool = False) -> Result:
         trial = view.trials.get(point.fingerprint)
         if trial is None:
             return Result(point.values, RUNNING)
-        state = trial.state if trial.state in DONE else RUNNING
-        if trial.state in FAILURES or trial.state == DIED:
-            state = FAILED
+        state = FAILED if trial.state in FAILURES | {DIED} else trial.state
+        name, at = self._settings.objective, self._settings.objective_at
         history: Mapping[int, float] = {}
-        at = self._settings.objective_at
         if with_history or state == PRUNED or (state == FINISHED and at == "best"):
             history = self._history(trial)
         objective = None
         if state == FINISHED:
-            name = self._settings.objective
             last = {trial.epoch: trial.metrics[name]} if name in trial.metrics else {}
             objective = objective_value(history or last, at, self._minimize)
         return Result(point.values, state, objective, history)
@@ -283,9 +263,7 @@ def _study(
 
     optuna.logging.set_verbosity(logging.WARNING)
     return optuna.create_study(
-        direction="minimize" if minimize else "maximize",
-        sampler=sampler or optuna.samplers.RandomSampler(seed=0),
-        pruner=pruner,
+        direction="minimize" if minimize else "maximize", sampler=sampler, pruner=pruner
     )
 
 
@@ -297,31 +275,22 @@ def _sampler(name: str, seed: int) -> BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
-def _pruner(name: str) -> BasePruner:
-    import optuna
-
-    if name == "median":
-        return optuna.pruners.MedianPruner()
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1)
-
-
 def _past(
     result: Result, space: Mapping[str, BaseDistribution]
 ) -> optuna.trial.FrozenTrial:
     """A point as Optuna's trial; one that has ended without a value counts as failed."""
     from optuna.trial import TrialState, create_trial
 
-    state, value = TrialState.RUNNING, None
+    state = TrialState.RUNNING
     if result.state == FINISHED:
         state = TrialState.COMPLETE if result.objective is not None else TrialState.FAIL
-        value = result.objective
     elif result.state == PRUNED:
         state = TrialState.PRUNED if result.history else TrialState.FAIL
     elif result.state == FAILED:
         state = TrialState.FAIL
     return create_trial(
         state=state,
-        value=value,
+        value=result.objective,
         params={key: result.values[key] for key in space},
         distributions=dict(space),
         intermediate_values=dict(result.history),
@@ -340,9 +309,15 @@ def _fits(values: Mapping[str, Any], axes: Sequence[Axis]) -> bool:
     return same_keys and all(holds(axis, values[axis.key]) for axis in axes)
 
 
-def _readable(value: Any, axis: Axis) -> Any:
-    """A continuous value, rounded to four digits more than its range needs to be told apart."""
-    if axis.span is None or axis.span.step is not None:
+def _as_written(value: Any, axis: Axis) -> Any:
+    """A number as its override has it: the nearest listed one; on a continuous axis it is rounded
+    to four digits more than the axis needs for its ends to be told apart.
+    """
+    if axis.span is None:
+        return value
+    if axis.values:
+        return type(value)(float(axis.override(value).partition("=")[2]))
+    if axis.span.integer:
         return value
     low, high = axis.span.low, axis.span.high
     needed = math.log10(max(abs(low), abs(high)) / (high - low)) if high > low else 0.0
@@ -350,30 +325,18 @@ def _readable(value: Any, axis: Axis) -> Any:
     return min(max(rounded, low), high)
 
 
-def _replay(study: optuna.Study, result: Result) -> bool:
+def _would_prune(study: optuna.Study, history: Mapping[int, float]) -> bool:
     """Report a trial's epochs to the study in order; whether it would prune after the last."""
-    from optuna.trial import TrialState
-
     trial = study.ask()
     verdict = False
-    for epoch in sorted(result.history):
-        trial.report(result.history[epoch], epoch)
+    for epoch in sorted(history):
+        trial.report(history[epoch], epoch)
         verdict = bool(trial.should_prune())
-    if result.state == FINISHED and result.objective is not None:
-        study.tell(trial, result.objective)
-    elif result.state == PRUNED:
-        study.tell(trial, state=TrialState.PRUNED)
-    elif result.state == FAILED:
-        study.tell(trial, state=TrialState.FAIL)
     return verdict
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     span = axis.span
     if span is None:

@@ -9,8 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +19,10 @@ from rich.text import Text
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
-from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, WAITING, Trial
+from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, Attempt, Trial
+from mnist_hydra.progress import clock
+from mnist_hydra.tracking.provenance import HIDDEN
 
 MAX_RUNNING_SHOWN = 20
 
@@ -78,8 +80,6 @@ def _why(action: Action, trial: Trial | None, objective: str) -> str:
         return f" ({trial.state} after epoch {trial.epoch}{score}; run {trial.run_id})"
     if trial.state in FAILURES:
         why = f"{trial.state} in attempt {trial.number}"
-    elif trial.state in DONE:
-        why = trial.state
     else:
         why = "running" if action is Action.WAIT else "stopped"
     return f" ({why}, after epoch {trial.epoch}; run {trial.run_id})"
@@ -93,116 +93,63 @@ def other_origin(trials: Mapping[str, Trial], now: Mapping[str, str]) -> str | N
         now: this program's tags of commit, version and data; a tag that is missing here is only
             compared among the trials.
     """
-    told = []
+    differences = []
     done = [trial for trial in trials.values() if trial.state in DONE]
     for tag in sorted({key for trial in done for key in trial.made_by} | now.keys()):
         values = Counter(trial.made_by[tag] for trial in done if tag in trial.made_by)
         here = now.get(tag)
         if set(values) - {here} and (here is not None or len(values) > 1):
-            name = tag.removeprefix("mnist_hydra.").removeprefix("mlflow.source.")
+            name = tag.removeprefix(HIDDEN).removeprefix("mlflow.source.")
             of = ", ".join(f"{value[:12]} ({number})" for value, number in sorted(values.items()))
-            told.append(f"{name} {of}" + ("" if here is None else f", now {here[:12]}"))
-    if not told:
+            differences.append(f"{name} {of}" + ("" if here is None else f", now {here[:12]}"))
+    if not differences:
         return None
-    return "warning: finished trials are used that were made with something else: " + "; ".join(
-        told
-    )
+    what = "finished trials are used that were made with something else"
+    return f"warning: {what}: {'; '.join(differences)}"
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What is shown of one trial."""
-
-    title: str
-    state: str
-    """One of those in `trial.py`."""
-    epochs: int
-    """How many it will have."""
-    epoch: int = 0
-    """How many it has finished."""
-    accuracy: float | None = None
-    """After the last epoch, 0 to 1: on the hold-out if there is one, else on the test set."""
-    ends: tuple[str | None, ...] = ()
-    """How each of its attempts ended; `None` for a running one."""
-    error: str = ""
-    """The last lines of a failure."""
-
-
-def shown_of(title: str, epochs: int, trial: Trial | None) -> Shown:
-    """What is shown of a trial.
-
-    Args:
-        trial: `None` if it was never attempted.
-    """
-    if trial is None:
-        return Shown(title, WAITING, epochs)
-    accuracy = trial.metrics.get("val/acc", trial.metrics.get("test/acc"))
-    ends = tuple(attempt.end for attempt in trial.attempts)
-    error = trial.error.strip()
-    return Shown(title, trial.state, epochs, trial.epoch, accuracy, ends, error)
-
-
-def events(before: Mapping[str, Shown], after: Mapping[str, Shown]) -> list[str]:
+def events(
+    wanted: Sequence[Planned], before: Mapping[str, Trial], after: Mapping[str, Trial]
+) -> list[str]:
     """The lines to print for what happened between two looks at the ledger.
 
-    A failure comes with its last lines. Of a trial that began and ended in between only the end
+    A failure comes with its last lines. Of an attempt that began and ended in between only the end
     is told.
 
     Args:
-        before, after: trials by fingerprint.
+        wanted: the sweep's trials, in its order.
+        before, after: those that were attempted, by fingerprint.
     """
-    told = []
-    for key, now in after.items():
-        was = before.get(key)
-        ended_before = sum(end is not None for end in was.ends) if was is not None else 0
-        for number, end in enumerate(now.ends, start=1):
-            if end is not None and number > ended_before:
-                told.append(f"{now.title}: {_end(now, number, end)}")
-        attempts_before = len(was.ends) if was is not None else 0
-        if len(now.ends) > attempts_before and now.ends[-1] is None:
-            told.append(f"{now.title}: {_begin(now)}")
-    return told
+    lines = []
+    for planned in wanted:
+        if (now := after.get(planned.fingerprint)) is None:
+            continue
+        was = before.get(planned.fingerprint)
+        known = was.attempts if was is not None else ()
+        ended_before = sum(attempt.end is not None for attempt in known)
+        for number, attempt in enumerate(now.attempts, start=1):
+            if attempt.end is not None and number > ended_before:
+                lines.append(f"{planned.name}: {_end(now, number, attempt)}")
+        if now.state == RUNNING and now.number > len(known):
+            lines.append(f"{planned.name}: {_begin(now)}")
+    return lines
 
 
-def time_left(epochs_done: int, elapsed_s: float, epochs_to_do: int) -> float | None:
-    """Seconds until the end at the speed so far; `None` before any epoch is done.
-
-    Args:
-        epochs_done: by all trials together since the display began.
-        elapsed_s: since then.
-        epochs_to_do: by all trials together, from now.
-    """
-    if epochs_to_do == 0:
-        return 0.0
-    return None if epochs_done <= 0 else elapsed_s * epochs_to_do / epochs_done
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `2 d 3 h`, `3 h 5 min`, `5 min 4 s` or `4 s`."""
-    rest = round(seconds)
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        number, rest = divmod(rest, size)
-        if number or (unit == "s" and not parts):
-            parts.append(f"{number} {unit}")
-    return " ".join(parts[:2])
-
-
-def counts(views: Sequence[Shown], total: int, left_s: float | None) -> str:
+def counts(trials: Collection[Trial], total: int, left_s: float | None) -> str:
     """One line: how many trials are done, running, failed and waiting, and the time left.
 
     Args:
+        trials: those that were attempted.
         total: how many trials there will be, with those that nobody has begun.
+        left_s: in seconds; `None` if it is not known.
     """
-    done = sum(view.state in DONE for view in views)
-    pruned = sum(view.state == PRUNED for view in views)
-    running = sum(view.state == RUNNING for view in views)
-    failed = sum(view.state in FAILURES for view in views)
-    parts = [f"{done} of {total} done" + (f" ({pruned} pruned)" if pruned else "")]
-    parts += [f"{running} running", f"{failed} failed"]
-    parts.append(f"{max(total - done - running - failed, 0)} waiting")
-    if left_s:
-        parts.append(f"about {duration(left_s)} left")
+    count = Counter(trial.state for trial in trials)
+    done = sum(count[state] for state in DONE)
+    failed = sum(count[state] for state in FAILURES)
+    waiting = max(total - done - count[RUNNING] - failed, 0)
+    pruned = f" ({count[PRUNED]} pruned)" if count[PRUNED] else ""
+    parts = [f"{done} of {total} done{pruned}", f"{count[RUNNING]} running", f"{failed} failed"]
+    parts += [f"{waiting} waiting"] + ([f"about {clock(left_s)} left"] if left_s else [])
     return ", ".join(parts)
 
 
@@ -212,15 +159,14 @@ class Display:
     Args:
         console: where to print.
         total: how many trials there are to be.
-        epochs: of a trial that nobody has begun.
+        epochs: of a trial that does not say how many it has.
     """
 
     def __init__(self, console: Console, total: int, epochs: int) -> None:
-        self._console = console
-        self._total = total
-        self._epochs = epochs
-        self._views: dict[str, Shown] = {}
+        self._console, self._total, self._epochs = console, total, epochs
+        self._trials: Mapping[str, Trial] = {}
         self._began: tuple[float, int] | None = None
+        """When the first look was, and how many epochs were done then."""
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Display:
@@ -235,64 +181,80 @@ class Display:
         """Print a line above the live table."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def update(self, views: Mapping[str, Shown], now_s: float) -> None:
+    def update(
+        self, wanted: Sequence[Planned], trials: Mapping[str, Trial], now_s: float
+    ) -> None:
         """Show the newest look at the ledger.
 
         Args:
-            views: trials by fingerprint.
+            wanted: the trials that are known, in the sweep's order.
+            trials: those that were attempted, by fingerprint.
             now_s: a monotonic clock, in seconds.
         """
-        done = sum(view.epoch for view in views.values())
+        keys = [planned.fingerprint for planned in wanted]
+        trials = {key: trials[key] for key in keys if key in trials}
+        done = sum(trial.epoch for trial in trials.values())
         if self._began is None:
-            self._began, self._views = (now_s, done), dict(views)
-        for event in events(self._views, views):
+            self._began, self._trials = (now_s, done), trials
+        for event in events(wanted, self._trials, trials):
             self.message(event)
-        self._views = dict(views)
+        self._trials = trials
         if self._console.is_terminal:
             began_s, done_then = self._began
-            left = time_left(done - done_then, now_s - began_s, self._to_do())
-            self._live.update(self._table(left), refresh=True)
+            pace_s = (now_s - began_s) / (done - done_then) if done > done_then else None
+            left_s = None if pace_s is None else pace_s * self._epochs_to_do(wanted)
+            self._live.update(self._table(wanted, left_s), refresh=True)
 
-    def _to_do(self) -> int:
-        known = sum(
-            view.epochs - view.epoch
-            for view in self._views.values()
-            if view.state not in DONE | FAILURES
-        )
-        return known + self._epochs * max(self._total - len(self._views), 0)
+    def _epochs_to_do(self, wanted: Sequence[Planned]) -> int:
+        """In all trials together; what failed is not counted on."""
+        left = self._epochs * max(self._total - len(wanted), 0)
+        for planned in wanted:
+            trial = self._trials.get(planned.fingerprint)
+            if trial is None or trial.state not in DONE | FAILURES:
+                left += self._epochs_of(planned) - (0 if trial is None else trial.epoch)
+        return left
 
-    def _table(self, left_s: float | None) -> Group:
+    def _epochs_of(self, planned: Planned) -> int:
+        return planned.epochs or self._epochs
+
+    def _table(self, wanted: Sequence[Planned], left_s: float | None) -> Group:
         table = Table(box=None, pad_edge=False)
         for heading in ("running", "epoch", "accuracy"):
             table.add_column(heading, justify="left" if heading == "running" else "right")
-        running = [view for view in self._views.values() if view.state == RUNNING]
-        for view in running[:MAX_RUNNING_SHOWN]:
-            accuracy = "" if view.accuracy is None else f"{view.accuracy:.2%}"
-            table.add_row(Text(view.title), f"{view.epoch}/{view.epochs}", accuracy)
+        keys = {key for key, trial in self._trials.items() if trial.state == RUNNING}
+        running = [planned for planned in wanted if planned.fingerprint in keys]
+        for planned in running[:MAX_RUNNING_SHOWN]:
+            trial = self._trials[planned.fingerprint]
+            epoch = f"{trial.epoch}/{self._epochs_of(planned)}"
+            table.add_row(Text(planned.name), epoch, _accuracy(trial))
         if len(running) > MAX_RUNNING_SHOWN:
             table.add_row(f"and {len(running) - MAX_RUNNING_SHOWN} more", "", "")
-        parts = [table] if running else []
-        return Group(*parts, Text(counts(list(self._views.values()), self._total, left_s)))
+        line = Text(counts(self._trials.values(), self._total, left_s))
+        return Group(table, line) if running else Group(line)
 
 
-def _begin(view: Shown) -> str:
-    if len(view.ends) <= 1:
+def _begin(trial: Trial) -> str:
+    if trial.number == 1:
         return "started"
-    how = f"goes on after epoch {view.epoch}" if view.epoch else "started again"
-    return f"{how} (attempt {len(view.ends)})"
+    how = f"goes on after epoch {trial.epoch}" if trial.epoch else "started again"
+    return f"{how} (attempt {trial.number})"
 
 
-def _end(view: Shown, number: int, end: str) -> str:
-    if end in DONE:
-        score = "" if view.accuracy is None else f", accuracy {view.accuracy:.2%}"
-        return f"{end} after epoch {view.epoch}{score}"
-    if end in FAILURES:
-        last = number == len(view.ends)
-        lines = [f"\n    {line}" for line in view.error.splitlines()] if last else []
-        what = "TIMED OUT" if end == TIMEOUT else "FAILED"
-        return "".join([f"{what} in attempt {number}", *lines])
-    how = "its process died" if end == DIED else "stopped"
-    return f"{how} after epoch {view.epoch}, to be continued"
+def _end(trial: Trial, number: int, attempt: Attempt) -> str:
+    if attempt.end in DONE:
+        score = f", accuracy {accuracy}" if (accuracy := _accuracy(trial)) else ""
+        return f"{attempt.end} after epoch {trial.epoch}{score}"
+    if attempt.end in FAILURES:
+        what = "TIMED OUT" if attempt.end == TIMEOUT else "FAILED"
+        return "\n    ".join([f"{what} in attempt {number}", *attempt.error.strip().splitlines()])
+    how = "its process died" if attempt.end == DIED else "stopped"
+    return f"{how} after epoch {trial.epoch}, to be continued"
+
+
+def _accuracy(trial: Trial) -> str:
+    """After the last epoch, on the hold-out if there is one, else on the test set; may be empty."""
+    accuracy = trial.metrics.get("val/acc", trial.metrics.get("test/acc"))
+    return "" if accuracy is None else f"{accuracy:.2%}"
 
 
 class Follower:
@@ -304,8 +266,8 @@ class Follower:
     Args:
         ledger: used by this object alone.
         display: where to show it.
-        shown: makes what is shown of the trials, by fingerprint.
-        by: the sweeper's token.
+        wanted: the sweep's trials that a view has, in the sweep's order.
+        sweeper: the sweeper's token.
         stop: is set if the sweep was deleted in MLflow, so that nothing more is begun.
     """
 
@@ -313,12 +275,12 @@ class Follower:
         self,
         ledger: Ledger,
         display: Display,
-        shown: Callable[[View], Mapping[str, Shown]],
-        by: str,
+        wanted: Callable[[View], Sequence[Planned]],
+        sweeper: str,
         stop: threading.Event,
     ) -> None:
-        self._ledger, self._display, self._shown, self._by = ledger, display, shown, by
-        self._stop = stop
+        self._ledger, self._display, self._wanted = ledger, display, wanted
+        self._sweeper, self._stop = sweeper, stop
         self._looking = threading.Lock()
         self._wake = threading.Event()
         self._over = False
@@ -345,18 +307,19 @@ class Follower:
         while not self._over:
             self._wake.wait(LOOK_EVERY_S)
             self._wake.clear()
-            self.look(fresh=False)
+            self.look(up_to_date=False)
 
-    def look(self, fresh: bool = True) -> None:
+    def look(self, up_to_date: bool = True) -> None:
         """Pass on a request to stop, then read the ledger and show it.
 
         Args:
-            fresh: see `Ledger.read`.
+            up_to_date: see `Ledger.read`.
         """
         with self._looking:
             try:
                 self._pass_on()
-                self._display.update(self._shown(self._ledger.read(fresh)), time.monotonic())
+                view = self._ledger.read(up_to_date)
+                self._display.update(self._wanted(view), view.trials, time.monotonic())
             except UserError:
                 if not self._stop.is_set():
                     self._stop.set()
@@ -367,7 +330,7 @@ class Follower:
     def _pass_on(self) -> None:
         reason = self._stop_reason
         if reason is not None:
-            self._ledger.stop(self._by, reason)
+            self._ledger.stop(self._sweeper, reason)
             self._stop_reason = None
             self._display.message(
                 f"{reason}: running trials write a checkpoint; once more to leave at once"

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
@@ -26,20 +27,12 @@ from mnist_hydra.errors import BAD_INPUT, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
-from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DONE, RUNNING, Trial
+from mnist_hydra.ledger.plan import Planned, plan_file
+from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
-from mnist_hydra.sweep.command import (
-    Command,
-    Job,
-    begin_sweep,
-    find_sweep,
-    read_command,
-    write_plan,
-)
-from mnist_hydra.sweep.show import Display, Follower, Shown, shown_of
-from mnist_hydra.sweep.worker import mark_dead
+from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
+from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import import_user_code_from
 from mnist_hydra.tracking import pages, provenance
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
@@ -83,13 +76,15 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     import_user_code_from(job.config.hydra.runtime.config_sources, trusted_modules(job.config))
     console = Console(stderr=True)
     command = read_command(job, arguments)
-    if (told := command.trials.same_as_others()) is not None:
-        _say(console, told)
+    if (twins := command.trials.same_as_others()) is not None:
+        _say(console, twins)
     launcher = launchers.make_launcher(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
     launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
-    tracker = _existing_store(command)
+    tracker: Tracker | None = None
     view = View({})
+    with suppress(NothingRecorded):  # a store that does not exist is not made yet
+        tracker = Tracker(command.config, make=False)
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
         view = Ledger(tracker.client, begun.run_id).read()
     if command.settings.dry_run:
@@ -109,10 +104,14 @@ class Sweep:
     ) -> None:
         self.command, self.launcher, self.room = command, launcher, room
         self.tracker, self.console = tracker, console
-        self.by = new_token()
+        self.token = new_token()
         self.parent = begin_sweep(command, tracker)
-        tracker.set_view(self.parent.run_id, _view(command, self.parent.run_id))
-        self.ledger = Ledger(tracker.client, self.parent.run_id)
+        self.parent_id = self.parent.run_id
+        axes = [axis.key for axis in command.arguments.axes]
+        minimize = is_minimized(command.objective)
+        view = pages.trials_view(self.parent_id, command.objective, minimize, axes)
+        tracker.set_view(self.parent_id, view)
+        self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
         self.signals: list[int] = []
@@ -126,7 +125,7 @@ class Sweep:
             )
         if isinstance(launcher, launchers.CommandLauncher):
             launcher.stopping = self.stop
-            launcher.log_folder = f"{command.config.output_dir}/workers/{self.parent.run_id}"
+            launcher.log_folder = f"{command.config.output_dir}/workers/{self.parent_id}"
 
     def _work_here(self, cfg: DictConfig) -> None:
         """What Hydra's basic launcher runs, in this process."""
@@ -139,8 +138,9 @@ class Sweep:
         display = Display(self.console, self.command.total, self.command.trials.epochs)
         before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ledger = Ledger(self.tracker.client, self.parent.run_id)
-            following = Follower(ledger, display, self._shown, self.by, self.stop)
+            ledger = Ledger(self.tracker.client, self.parent_id)
+            wanted = partial(wanted_of, self.command)
+            following = Follower(ledger, display, wanted, self.token, self.stop)
             with display, following as self.follower:
                 self._run_what_is_missing()
         finally:
@@ -150,20 +150,19 @@ class Sweep:
 
     def _begin(self) -> None:
         """Print which sweep it is and what will be done."""
-        view = mark_dead(self.ledger, self.ledger.read(), self.observer)
-        wanted = wanted_of(self.command, view)
-        keys = {planned.fingerprint for planned in wanted}
-        known = {key: trial for key, trial in view.trials.items() if key in keys}
-        _say(self.console, f"sweep {self.command.identity}, run {self.parent.run_id}")
-        _say(self.console, show.overview(self._actions(view), self.command.total))
+        view = self.ledger.mark_dead(self.observer)
+        actions = self._actions(view)
+        known = {key: view.trials[key] for key in actions if key in view.trials}
+        _say(self.console, f"sweep {self.command.identity}, run {self.parent_id}")
+        _say(self.console, show.overview(actions, self.command.total))
         warning = show.other_origin(known, provenance.origin(self.command.config.data))
         if warning is not None:
             _say(self.console, warning)
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
-        ledger = Ledger(self.tracker.client, self.parent.run_id)
-        view = wait_for_store(ledger.read, self.stop)
+        ledger = Ledger(self.tracker.client, self.parent_id)
+        view = wait_for_store(self.stop, ledger.read)
         wanted, actions = wanted_of(self.command, view), self._actions(view)
         found = ending.results_of(self.command, ledger, view, wanted)
         interrupted = bool(self.signals)
@@ -184,7 +183,7 @@ class Sweep:
                 ending.describe(self.tracker, self.parent, found, report)
             except Exception as error:
                 _say(self.console, f"the description is not recorded: {first_line(error)}")
-        ui = ui_command(self.command.config.composed, self.parent.run_id)
+        ui = ui_command(self.command.config.composed, self.parent_id)
         print(f"look at the trials with\n  {ui}")
         if interrupted:
             _say(self.console, f"go on with the same command:\n  {same_command()}")
@@ -195,8 +194,8 @@ class Sweep:
     def _run_what_is_missing(self) -> None:
         idle_launches = 0
         while not self.stop.is_set():
-            view = wait_for_store(self._look, self.stop)
-            if self.by in view.stops:
+            view = self._look()
+            if self.token in view.stops:
                 return
             actions = self._actions(view)
             known = sum(action in TO_DO for action in actions.values())
@@ -209,24 +208,26 @@ class Sweep:
                 time.sleep(LOOK_EVERY_S)
                 continue
             before = _work_done(view)
-            told, self.problem = self.problem, self._launch(min(self.room, to_do))
-            if self.problem is not None and self.problem != told:
+            problem_before, self.problem = self.problem, self._launch(min(self.room, to_do))
+            if self.problem is not None and self.problem != problem_before:
                 _say(self.console, self.problem)
-            idle = _work_done(wait_for_store(self._look, self.stop)) == before
+            idle = _work_done(self._look()) == before
             idle_launches = idle_launches + 1 if idle else 0
             time.sleep(idle_launches)
 
     def _look(self) -> View:
-        return mark_dead(self.ledger, self.ledger.read(fresh=True), self.observer)
+        mark_dead = self.ledger.mark_dead
+        return wait_for_store(self.stop, mark_dead, self.observer, up_to_date=True)
 
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; returns what went wrong, if anything did."""
         if not self.plan_is_written:
-            write_plan(self.command, self.tracker, self.parent, self.by)
-            self.tracker.reopen(self.parent.run_id)
+            text = self.command.plan.text()
+            self.tracker.log_text(self.parent_id, text, plan_file(self.token))
+            self.tracker.reopen(self.parent_id)
             self.plan_is_written = True
         overrides = [
-            self.command.worker_overrides(self.parent.run_id, self.by, number)
+            self.command.worker_overrides(self.parent_id, self.token, number)
             for number in range(workers)
         ]
         try:
@@ -245,14 +246,7 @@ class Sweep:
 
     def _actions(self, view: View) -> dict[str, Action]:
         wanted = wanted_of(self.command, view)
-        return actions_of(view.trials, wanted, self.by, self.command.settings.retries)
-
-    def _shown(self, view: View) -> dict[str, Shown]:
-        most = self.command.trials.epochs
-        return {
-            p.fingerprint: shown_of(p.name, p.epochs or most, view.trials.get(p.fingerprint))
-            for p in wanted_of(self.command, view)
-        }
+        return actions_of(view.trials, wanted, self.token, self.command.settings.retries)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
@@ -263,18 +257,9 @@ class Sweep:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
 
 
-def _view(command: Command, parent_id: str) -> str:
-    """The view of MLflow's list of runs that shows the command's trials."""
-    minimize = is_minimized(command.objective)
-    axes = [axis.key for axis in command.arguments.axes]
-    return pages.trials_view(parent_id, command.objective, minimize, axes)
-
-
 def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known now, in order."""
-    if command.is_search:
-        return [point.planned for point in view.points]
-    return list(command.trials.planned.values())
+    return [*command.plan.trials, *view.proposed]
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
@@ -286,7 +271,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
         kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
     elif len(view.points) >= command.total:
         kinds = set()
-    samples = dict(trials.samples[kind] for kind in trials.samples if kind in kinds)
+    samples = dict(sample for kind, sample in trials.samples.items() if kind in kinds)
     if not samples:
         return
     elsewhere = not launchers.on_this_machine(launcher)
@@ -299,15 +284,15 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
 def _list(command: Command, view: View) -> None:
     """Print what would be done with each trial; nothing is written anywhere."""
     observer = Observer(time.monotonic)
-
-    def is_gone(trial: Trial) -> bool:
-        return trial.state == RUNNING and observer.is_gone(trial.attempts[-1].owner)
-
+    trials = {
+        key: trial.as_dead() if trial.state == RUNNING and observer.is_dead(trial.owner) else trial
+        for key, trial in view.trials.items()
+    }
     wanted = wanted_of(command, view)
-    actions = actions_of(view.trials, wanted, "", command.settings.retries, is_gone)
+    actions = actions_of(trials, wanted, "", command.settings.retries)
     print(show.overview(actions, command.total))
     for planned in wanted:
-        action, trial = actions[planned.fingerprint], view.trials.get(planned.fingerprint)
+        action, trial = actions[planned.fingerprint], trials.get(planned.fingerprint)
         print("  " + show.trial_line(planned.name, action, trial, command.objective))
 
 
@@ -316,14 +301,6 @@ def _work_done(view: View) -> tuple[int, ...]:
     trials = view.trials.values()
     ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
     return len(view.points), ended, sum(trial.number for trial in trials)
-
-
-def _existing_store(command: Command) -> Tracker | None:
-    """The store, if anything is recorded there; it is not made where it does not exist."""
-    try:
-        return Tracker(command.config, make=False)
-    except NothingRecorded:
-        return None
 
 
 def _leave_at_once(code: int) -> None:

@@ -14,10 +14,10 @@ from mnist_hydra import train
 from mnist_hydra.config import flatten
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import Working, new_token
-from mnist_hydra.ledger.plan import Planned
+from mnist_hydra.ledger.plan import Planned, plan_file
 from mnist_hydra.ledger.trial import FINISHED, Trial
 from mnist_hydra.sweep import sweeper
-from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command, write_plan
+from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker
 
@@ -30,13 +30,13 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     tracker = Tracker(command.config)
     parent = begin_sweep(command, tracker)
     ledger = Ledger(tracker.client, parent.run_id)
-    view, by = ledger.read(), new_token()
-    write_plan(command, tracker, parent, by)
+    view, token = ledger.read(), new_token()
+    tracker.log_text(parent.run_id, command.plan.text(), plan_file(token))
     made_by = provenance.tags() | provenance.origin(command.config.data)
     with Working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:
-                trial = ledger.claim(planned.fingerprint, planned.name, None, owner, by)
+                trial = ledger.claim(planned.fingerprint, planned.name, None, owner, token)
                 assert trial is not None
                 _record(command, tracker, trial, planned, number, made_by)
                 assert ledger.end(trial, FINISHED, seconds=1.0)

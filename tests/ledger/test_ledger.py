@@ -19,7 +19,6 @@ from mnist_hydra.ledger.ledger import CREATOR_TAG, Ledger
 from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here, myself, new_token
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.trial import End, Point, Trial, end_key
-from mnist_hydra.sweep.worker import finish_half_done, mark_dead
 from mnist_hydra.tracking.provenance import COMMIT_TAG
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
 from tests.ledger.others import again, delete_for_good
@@ -47,7 +46,7 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
     trial = claimed(ledger, owner)
     running = again(ledger).read().trials["a"]
     assert (running.state, running.number, running.heartbeat) == ("running", 1, "1:0")
-    assert (running.attempts[0].owner, running.attempts[0].by) == (owner, SWEEPER)
+    assert (running.attempts[0].owner, running.attempts[0].sweeper) == (owner, SWEEPER)
 
     client = ledger.client
     newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
@@ -103,7 +102,7 @@ def test_the_second_to_claim_an_attempt_is_refused_and_leaves_no_run(
     runs = store[1].search_runs([ledger.experiment_id])
     assert {run.info.run_id for run in runs} == {ledger.parent_id, trial.run_id}
     # Who knows by now that it is claimed does not even try.
-    later.read(fresh=True)
+    later.read(up_to_date=True)
     assert later.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
 
 
@@ -208,7 +207,7 @@ def test_a_run_deleted_while_it_is_watched_is_no_trial_any_more(
     ledger.client.delete_run(trial.run_id)
     assert not ledger.beat(trial, 1), "whoever trains it is told"
     assert not ledger.end(trial, "finished")
-    assert reader.read(fresh=True).trials == {}
+    assert reader.read(up_to_date=True).trials == {}
     assert claimed(reader, owner).run_id != trial.run_id
 
 
@@ -251,7 +250,8 @@ def test_an_attempt_whose_run_another_closed_late_is_shown_as_running_again(
     second = claimed(ledger, owner, ledger.read().trials["a"])
     ledger.close(first.run_id, "failed")  # late
     assert ledger.beat(second, 1)
-    assert ledger.client.get_run(second.run_id).info.status == "RUNNING"
+    run = ledger.client.get_run(second.run_id)
+    assert (run.info.status, run.data.tags["state"]) == ("RUNNING", "running")
 
 
 def test_an_end_is_recorded_once(ledger: Ledger, owner: Owner) -> None:
@@ -287,7 +287,7 @@ def test_a_run_is_closed_though_the_store_went_away_behind_its_end(
 def test_the_death_of_an_owner_is_recorded_for_all(ledger: Ledger) -> None:
     ledger.read()
     claimed(ledger, replace(myself(new_token()), start_time=1.0))
-    seen = mark_dead(ledger, ledger.read(), Observer(lambda: 0.0))
+    seen = ledger.mark_dead(Observer(lambda: 0.0))
     assert seen.trials["a"].state == "died"
     assert again(ledger).read().trials["a"].state == "died"
     assert f"process {os.getpid()} on" in seen.trials["a"].error
@@ -296,7 +296,7 @@ def test_the_death_of_an_owner_is_recorded_for_all(ledger: Ledger) -> None:
 def test_an_owner_that_works_here_is_not_dead(ledger: Ledger, owner: Owner) -> None:
     ledger.read()
     claimed(ledger, owner)
-    assert mark_dead(ledger, ledger.read(), Observer(lambda: 0.0)).trials["a"].state == "running"
+    assert ledger.mark_dead(Observer(lambda: 0.0)).trials["a"].state == "running"
 
 
 def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: Owner) -> None:
@@ -313,7 +313,7 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
     view = again(ledger).read()
     assert set(view.trials) == {"a"}
     assert view.trials["a"].state == "finished"
-    finish_half_done(ledger, Observer(lambda: 0.0))
+    ledger.finish_half_done(Observer(lambda: 0.0))
     assert client.get_run(trial.run_id).info.status == "FINISHED"
     assert client.get_run(orphan).info.lifecycle_stage == "deleted"
     assert client.get_run(made).info.lifecycle_stage == "active"

@@ -12,7 +12,7 @@ from mnist_hydra.ledger.owner import (
     NOT_READABLE,
     Observer,
     Owner,
-    is_gone,
+    is_dead,
     myself,
     read_owner,
     start_time,
@@ -41,26 +41,26 @@ ELSEWHERE = Owner("t", "another host", 7, 300.0)
 def test_an_owner_is_judged_by_its_process_here_and_by_its_silence_elsewhere(
     owner: Owner, started: float | None, working_here: bool, silent_s: float, expected: bool
 ) -> None:
-    got = is_gone(owner, HERE, started=started, working_here=working_here, silent_s=silent_s)
+    got = is_dead(owner, HERE, started=started, working_here=working_here, silent_s=silent_s)
     assert got is expected
 
 
-def test_an_owner_elsewhere_is_gone_once_its_heartbeat_stood_still_for_a_minute() -> None:
+def test_an_owner_elsewhere_is_dead_once_its_heartbeat_stood_still_for_a_minute() -> None:
     now = [1000.0]
     observer = Observer(lambda: now[0])
     for beat in ("1:0", "1:1", "1:1", "1:1", "1:1", "1:1", "1:1"):
-        assert not observer.is_gone(ELSEWHERE, beat)
+        assert not observer.is_dead(ELSEWHERE, beat)
         now[0] += 10.0
-    assert observer.is_gone(ELSEWHERE, "1:1")
-    assert not observer.is_gone(ELSEWHERE, "1:2")
+    assert observer.is_dead(ELSEWHERE, "1:1")
+    assert not observer.is_dead(ELSEWHERE, "1:2")
 
 
 def test_time_in_which_nobody_looked_hardly_counts() -> None:
     now = [0.0]
     observer = Observer(lambda: now[0])
-    assert not observer.is_gone(ELSEWHERE, "1:5")
+    assert not observer.is_dead(ELSEWHERE, "1:5")
     now[0] += 3600.0  # the store was away: nobody could have beaten
-    assert not observer.is_gone(ELSEWHERE, "1:5")
+    assert not observer.is_dead(ELSEWHERE, "1:5")
 
 
 def test_a_process_is_told_by_its_own_pid_start_and_boot_and_a_child_of_it_is_another() -> None:
@@ -72,5 +72,5 @@ def test_a_process_is_told_by_its_own_pid_start_and_boot_and_a_child_of_it_is_an
     assert other.host == here.host
     assert (other.pid, other.start_time) != (here.pid, here.start_time)
     observer = Observer(lambda: 0.0)
-    assert observer.is_gone(other), "it has ended"
-    assert observer.is_gone(here), "nothing in this process works under that token"
+    assert observer.is_dead(other), "it has ended"
+    assert observer.is_dead(here), "nothing in this process works under that token"

@@ -41,16 +41,16 @@ def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
 def test_starting_over_passes_over_the_parent_that_there_is(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
-    def elect(fresh: bool = False) -> Parent:
-        return elect_parent(store[1], experiment, "abc", name="s", tags={}, fresh=fresh)
+    def elect(anew: bool = False) -> Parent:
+        return elect_parent(store[1], experiment, "abc", name="s", tags={}, anew=anew)
 
     assert find_parent(store[1], experiment, "abc") is None
     first = elect()
     assert first.made_now
     assert elect().run_id == first.run_id
     assert not elect().made_now
-    second = elect(fresh=True)
-    assert (second.generation, second.made_now) == (1, True)
+    second = elect(anew=True)
+    assert second.made_now
     found = find_parent(store[1], experiment, "abc")
     assert found is not None
     assert found.run_id == second.run_id
@@ -95,10 +95,10 @@ def test_a_sweep_that_the_version_before_began_is_refused_and_can_be_begun_anew(
     ):
         with pytest.raises(UserError, match="earlier version.*right: sweep.fresh=true"):
             ask()
-    fresh = elect_parent(store[1], experiment, "abc", name="s", tags={}, fresh=True)
-    assert fresh.generation == 1
+    anew = elect_parent(store[1], experiment, "abc", name="s", tags={}, anew=True)
+    assert anew.made_now
     found = find_parent(store[1], experiment, "abc")
-    assert found is not None and found.run_id == fresh.run_id
+    assert found is not None and found.run_id == anew.run_id
 
 
 def test_a_parent_that_is_gone_for_good_is_made_anew(
@@ -111,7 +111,7 @@ def test_a_parent_that_is_gone_for_good_is_made_anew(
     with pytest.raises(UserError, match=f"{ledger.parent_id}. was deleted in MLflow"):
         again(ledger)
     with pytest.raises(UserError, match="was deleted in MLflow"):
-        ledger.read(fresh=True)
+        ledger.read(up_to_date=True)
 
 
 def test_a_sweep_whose_experiment_was_renamed_says_which_name_goes_on_with_it(
@@ -122,5 +122,5 @@ def test_a_sweep_whose_experiment_was_renamed_says_which_name_goes_on_with_it(
     other = client.create_experiment(name)
     with pytest.raises(UserError, match="tracking.experiment_name=renamed"):
         elect_parent(client, other, "0123456789abcdef", name="sweep", tags={})
-    fresh = elect_parent(client, other, "0123456789abcdef", name="sweep", tags={}, fresh=True)
-    assert fresh.made_now and client.get_run(fresh.run_id).info.experiment_id == other
+    anew = elect_parent(client, other, "0123456789abcdef", name="sweep", tags={}, anew=True)
+    assert anew.made_now and client.get_run(anew.run_id).info.experiment_id == other

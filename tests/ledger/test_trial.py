@@ -17,7 +17,6 @@ from mnist_hydra.ledger.trial import (
     read_claim,
     read_end,
     replay,
-    stop_reasons,
     trial_of,
 )
 
@@ -108,8 +107,7 @@ def test_an_end_fits_into_an_entry_however_much_there_is_to_say() -> None:
     assert kept.error.endswith("the last line") and 50 < len(kept.metrics) < 500
 
 
-def test_points_are_read_up_to_the_first_gap_and_stops_by_sweeper() -> None:
+def test_points_are_read_up_to_the_first_gap() -> None:
     point = json.dumps({"fingerprint": "f", "overrides": ["lr=0.1"], "values": {"lr": 0.1}})
     found = {"point/0": point, "point/1": point, "point/3": point, "stop/me": "Ctrl-C"}
     assert [point.number for point in proposed_points(found)] == [0, 1]
-    assert stop_reasons(found) == {"me": "Ctrl-C"}

@@ -48,7 +48,7 @@ def run_id(request: pytest.FixtureRequest) -> str:
 def again(ledger: Ledger) -> Ledger:
     """The same ledger as another process reads it."""
     other = Ledger(ledger.client, ledger.parent_id)
-    other.read(fresh=True)
+    other.read(up_to_date=True)
     return other
 
 
@@ -97,7 +97,7 @@ def test_a_process_of_another_machine_that_comes_to_its_end_is_waited_for(
     elsewhere = replace(owner, host="another machine", token="elsewhere")
     theirs, mine = again(parent), again(parent)
     assert claim_completion(theirs, run_id, elsewhere)
-    mine.read(fresh=True)
+    mine.read(up_to_date=True)
     theirs.write_once(COMPLETED + run_id, elsewhere.token)
     assert not claim_completion(mine, run_id, owner)
 

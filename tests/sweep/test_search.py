@@ -24,7 +24,7 @@ from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.sweep.search import (
     Result,
-    SearchSource,
+    Search,
     is_to_prune,
     objective_value,
     propose,
@@ -259,7 +259,7 @@ def composer() -> Any:
         yield Composer.of_master(loader, master)
 
 
-def source(ledger: Ledger, composer: Composer, **settings: Any) -> SearchSource:
+def searching(ledger: Ledger, composer: Composer, **settings: Any) -> Search:
     fresh = Ledger(ledger.client, ledger.parent_id)
     arguments = [
         "data.val_size=5000",
@@ -268,13 +268,13 @@ def source(ledger: Ledger, composer: Composer, **settings: Any) -> SearchSource:
         "model=choice(model2,model3)",
     ]
     typed = parse(arguments, composer.options)
-    return SearchSource(fresh, typed, composer, SweepConfig(**settings), seed=7)
+    return Search(fresh, typed, composer, SweepConfig(**settings), seed=7)
 
 
 def test_two_processes_that_propose_at_once_share_one_row_of_points(
     ledger: Ledger, composer: Composer
 ) -> None:
-    one, two = (source(ledger, composer, n_trials=5) for _ in range(2))
+    one, two = (searching(ledger, composer, n_trials=5) for _ in range(2))
     before = ledger.read()
     assert one.propose(before)
     assert two.propose(before)  # finds that the first point is there already
@@ -284,18 +284,18 @@ def test_two_processes_that_propose_at_once_share_one_row_of_points(
         seen = Ledger(ledger.client, ledger.parent_id).read()
     assert len(seen.points) == 5
     assert len({point.fingerprint for point in seen.points}) == 5
-    wanted = one.wanted(seen)
+    wanted = seen.proposed
     assert [p.fingerprint for p in wanted] == [point.fingerprint for point in seen.points]
     assert wanted[0].name == ", ".join(seen.points[0].overrides)
     assert [o.split("=")[0] for o in wanted[0].overrides] == ["lr", "batch_size", "model"]
 
 
 def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Composer) -> None:
-    searching = source(ledger, composer, n_trials=9, pruner="median", objective_at="best")
+    search = searching(ledger, composer, n_trials=9, pruner="median", objective_at="best")
     with Working() as owner:
         for number in range(6):
             fresh = Ledger(ledger.client, ledger.parent_id)
-            assert searching.propose(fresh.read())
+            assert search.propose(fresh.read())
             fresh = Ledger(ledger.client, ledger.parent_id)
             point = fresh.read().points[number]
             claimed = fresh.claim(point.fingerprint, str(number), None, owner, "sweeper")
@@ -304,7 +304,7 @@ def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Co
             ledger.client.log_batch(claimed.run_id, metrics=rows)
             if number < 5:
                 fresh.end(claimed, "finished")
-    give_up = searching.prune(claimed)
+    give_up = search.prune(claimed)
     assert give_up is not None
     assert give_up(1, {"val/acc": 0.1})
     assert not give_up(2, {"val/acc": 0.99})

@@ -19,14 +19,17 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mnist_hydra.ledger.ledger import Ledger, wait_for_store
+from mnist_hydra.ledger.ledger import Ledger, View, wait_for_store
 from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import Trial
-from mnist_hydra.sweep.worker import GridSource, Rules, pull
+from mnist_hydra.sweep import attempt
+from mnist_hydra.sweep.attempt import Prune
+from mnist_hydra.sweep.search import Search
+from mnist_hydra.sweep.worker import Worker
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, is_away
-from tests.sweep_process import TinyTrial, ended, new_store, plan, processes, work
+from tests.sweep_process import TinyTrial, ended, new_store, plan, processes, settings_of, work
 
 pytestmark = pytest.mark.xdist_group("sweep_worker")  # they share a store, which is slow to make
 
@@ -58,18 +61,17 @@ class Sweep:
         planned: list[Planned],
         *,
         by: str = "one",
-        source: GridSource | None = None,
+        search: Search | None = None,
         stop: threading.Event | None = None,
         epochs: int = 3,
-        **rules: Any,
+        **settings: Any,
     ) -> None:
-        train = TinyTrial(self.client, self.journal, epochs)
-        settings = Rules(by, beat_s=0.2, **rules)
-        source = source or GridSource(planned)
-        pull(self.ledger(), source, train, settings, stop or threading.Event())
+        train, stop = TinyTrial(self.client, self.journal, epochs), stop or threading.Event()
+        own = settings_of(self.parent, by, **settings)
+        Worker(self.ledger(), planned, train, own, stop, search).pull()
 
-    def start(self, planned: list[Planned], **rules: Any) -> BaseProcess:
-        settings = {"by": "one", "beat_s": 0.2, **rules}
+    def start(self, planned: list[Planned], **more: Any) -> BaseProcess:
+        settings = {"by": "one", "grace_s": attempt.GRACE_S, **more}
         uri = self.client.tracking_uri
         process = processes().Process(
             target=work,
@@ -94,8 +96,28 @@ class Sweep:
 
 
 @pytest.fixture
-def sweep(store: MlflowClient, request: pytest.FixtureRequest, tmp_path: Path) -> Sweep:
+def sweep(
+    store: MlflowClient,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Sweep:
+    monkeypatch.setattr(attempt, "ASK_S", 0.2)
+    monkeypatch.setattr(attempt, "ASKS_PER_BEAT", 1)
     return Sweep(store, request.node.name, tmp_path)
+
+
+class Pruning(Search):
+    """Gives up every trial after one epoch, if its accuracy is below 1."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def propose(self, view: View) -> bool:
+        return False
+
+    def prune(self, trial: Trial) -> Prune:
+        return lambda epoch, metrics: epoch == self.epoch and metrics["val/acc"] < 1
 
 
 @pytest.mark.long
@@ -123,7 +145,7 @@ def test_who_is_to_stop_does_not_wait_for_a_store_that_is_away(
     client, stop = MlflowClient(nowhere), threading.Event()
     threading.Timer(3, stop.set).start()
     with pytest.raises(MlflowException, match="refused") as raised:
-        wait_for_store(lambda: client.get_run("0" * 32), stop)
+        wait_for_store(stop, client.get_run, "0" * 32)
     assert is_away(raised.value)
     told = [text for text in caplog.messages if "waiting for the store" in text]
     assert len(told) == 1
@@ -131,7 +153,7 @@ def test_who_is_to_stop_does_not_wait_for_a_store_that_is_away(
 
 def test_several_processes_share_the_trials_and_train_each_once(sweep: Sweep) -> None:
     planned = plan(*(f"do=train#{i}" for i in range(12)))
-    workers = [sweep.start(planned, number=number) for number in range(4)]
+    workers = [sweep.start(planned, worker=number) for number in range(4)]
     assert [ended(worker) for worker in workers] == [0] * 4
     assert {trial.state for trial in sweep.trials().values()} == {"finished"}
     epochs = Counter((name, epoch) for name, epoch, _ in sweep.journaled())
@@ -210,7 +232,7 @@ def test_a_stop_request_in_the_ledger_reaches_the_trials_of_that_sweeper_only(
 
 def test_a_trial_hung_beyond_pythons_reach_ends_with_its_process(sweep: Sweep) -> None:
     planned = plan("do=hang-hard", "do=train")
-    worker = sweep.start(planned, timeout_s=0.3, grace_s=0.3, retries=0)
+    worker = sweep.start(planned, trial_timeout_s=0.3, grace_s=0.3, retries=0)
     assert ended(worker) == 1
     trial = sweep.trials()["do=hang-hard"]
     assert trial.state == "timeout"
@@ -220,9 +242,12 @@ def test_a_trial_hung_beyond_pythons_reach_ends_with_its_process(sweep: Sweep) -
     assert sweep.trials()["do=train"].state == "finished"
 
 
-def test_a_trial_hung_in_python_is_ended_and_the_next_one_trained(sweep: Sweep) -> None:
+def test_a_trial_hung_in_python_is_ended_and_the_next_one_trained(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = plan("do=hang", "do=train")
-    sweep.pull(planned[:1], timeout_s=0.3, grace_s=0.3, retries=0)
+    monkeypatch.setattr(attempt, "GRACE_S", 0.3)
+    sweep.pull(planned[:1], trial_timeout_s=0.3, retries=0)
     assert sweep.trials()["do=hang"].state == "timeout"
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     sweep.pull(planned, retries=0)
@@ -231,7 +256,7 @@ def test_a_trial_hung_in_python_is_ended_and_the_next_one_trained(sweep: Sweep) 
 
 
 def test_a_trial_past_its_time_limit_ends_by_itself_where_it_can(sweep: Sweep) -> None:
-    sweep.pull(plan("do=stay"), timeout_s=0.3, retries=0)
+    sweep.pull(plan("do=stay"), trial_timeout_s=0.3, retries=0)
     trial = sweep.trials()["do=stay"]
     assert (trial.state, trial.error) == ("timeout", "took longer than sweep.trial_timeout_s=0.3")
 
@@ -284,11 +309,7 @@ def test_with_fail_fast_the_first_final_failure_stops_everything(sweep: Sweep) -
 
 
 def test_a_pruned_trial_is_recorded_with_the_epochs_that_it_did(sweep: Sweep) -> None:
-    class Pruning(GridSource):
-        def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool]:
-            return lambda epoch, metrics: epoch == 2 and metrics["val/acc"] < 1
-
-    sweep.pull([], source=Pruning(plan("do=train")), epochs=5)
+    sweep.pull(plan("do=train"), search=Pruning(2), epochs=5)
     trial = sweep.trials()["do=train"]
     assert (trial.state, trial.epoch) == ("pruned", 2)
     assert trial.metrics == {"val/acc": 0.02}
@@ -296,11 +317,7 @@ def test_a_pruned_trial_is_recorded_with_the_epochs_that_it_did(sweep: Sweep) ->
 
 
 def test_a_trial_is_never_pruned_after_its_last_epoch(sweep: Sweep) -> None:
-    class Pruning(GridSource):
-        def prune(self, trial: Trial) -> Callable[[int, dict[str, float]], bool]:
-            return lambda epoch, metrics: epoch == 3
-
-    sweep.pull([], source=Pruning(plan("do=train")))
+    sweep.pull(plan("do=train"), search=Pruning(3))
     assert sweep.trials()["do=train"].state == "finished"
 
 
