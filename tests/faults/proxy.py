@@ -23,6 +23,8 @@ class Proxy:
         self.behind = urlsplit(server).netloc
         self.answers_500 = False
         self.waits_s = 0.0
+        self.loses, self.loses_from = 0, b""
+        """So many answers are lost, from the first request on that holds those bytes."""
         self._listening: ThreadingHTTPServer | None = None
         self._port = 0
 
@@ -77,6 +79,10 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 content = answer.read()
             except (OSError, socket.timeout):
                 self.close_connection = True  # without a word, as where a server died
+                return
+            if proxy.loses > 0 and proxy.loses_from in body:
+                proxy.loses, proxy.loses_from = proxy.loses - 1, b""
+                self.close_connection = True
                 return
             self.send_response(answer.status)
             self.send_header("content-type", answer.getheader("content-type", "text/plain"))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.parent import elect_parent
+from mnist_hydra.sweep.worker import Worker
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
+from tests.faults.proxy import Proxy
 from tests.sweep_entries import claims
+from tests.sweep_process import TinyTrial, plan, settings_of
 
 pytestmark = pytest.mark.xdist_group("server")
 CHECKPOINT_TAG = "mlflow.mnist_hydra.checkpoint"
@@ -74,6 +80,25 @@ def test_the_trial_of_a_machine_that_is_gone_is_finished_by_another(
     before, after = claims(client, taken_over)
     assert before["owner"]["host"] != after["owner"]["host"]
     assert after["from_step"] > -1, "it went on from the other machine's checkpoint"
+
+
+def test_a_worker_whose_claim_was_recorded_and_never_answered_trains_that_trial(
+    tmp_path: Path, mlflow_address: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    experiment = client.create_experiment("unanswered")
+    parent = elect_parent(client, experiment, "abc", name="sweep", tags={}).run_id
+    with Proxy(mlflow_address) as proxy:
+        ledger = Ledger(MlflowClient(proxy.address), parent)
+        proxy.loses, proxy.loses_from = 2, b"claim/"  # also when it asks which claim stands
+        train = TinyTrial(client, tmp_path / "journal", epochs=3)
+        settings = settings_of(parent, "sweeper", retries=0)
+        Worker(ledger, plan("do=train"), train, settings, threading.Event()).pull()
+        assert proxy.loses == 0
+    [trial] = Ledger(client, parent).read().trials.values()
+    assert [attempt.end for attempt in trial.attempts] == ["finished"]
+    runs = client.search_runs([experiment])
+    assert {run.info.run_id for run in runs} == {parent, trial.run_id}
 
 
 class _Done:
