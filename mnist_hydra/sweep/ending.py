@@ -41,12 +41,14 @@ SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
-    """The trials that the ledger knows, ranked by the objective."""
+    """The trials that the ledger knows, ranked by the objective; what trains the same, once."""
+    twins = command.trials.twins()
     axes = [axis.key for axis in command.arguments.axes]
     records = []
     for planned in wanted:
         trial = view.trials.get(planned.fingerprint)
-        if trial is None:
+        twin = view.trials.get(twins.get(planned.fingerprint, ""))
+        if trial is None or (twin is not None and twin.state == FINISHED):
             continue
         values = dict(zip(axes, (p.partition("=")[2] for p in planned.overrides)))
         overrides = command.arguments.overrides(planned.overrides)

@@ -299,6 +299,20 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
     assert fresh.code == 0 and "1 to run" in fresh.err
 
 
+def test_trials_that_train_the_same_stand_in_the_table_once(tiny: str, tmp_path: Path) -> None:
+    words = (tiny, *QUICK, "model=model3,model2", "dropout=0.02", "sweep.keep=0", NO_REPORT)
+    done = run(*words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "1 of 2 points is the same training as another, such as model=model3" in done.err
+    rows = [line.split() for line in done.out.splitlines() if "model=" not in line]
+    assert [row[:2] for row in rows if row[:1] == ["1"]] == [["1", "model2"]]
+    [parent], trials = runs(tmp_path)
+    text = client(tmp_path).download_artifacts(parent.info.run_id, "results.csv")
+    assert [row["model"] for row in csv.DictReader(Path(text).open())] == ["model2"]
+    accuracies = {trial.data.metrics["test/acc_last"] for trial in trials.values()}
+    assert len(trials) == 2 and len(accuracies) == 1
+
+
 def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
