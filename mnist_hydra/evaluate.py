@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
     if cfg.split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     place = entry.place_of(cfg)
-    model = exported.load_model(name, place)
+    model = exported.find_model(name, place)
     images, labels = measured.images_of(data, cfg.split, model, place.output_dir)
     probabilities = model(images)
     total = quality.accuracy(probabilities, labels)

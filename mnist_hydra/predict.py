@@ -32,9 +32,9 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     files = list(digit_image.files_in(words))
     if not files:
         raise UserError(f"images: {' '.join(words) or 'none'}; right: files or folders of images")
-    from mnist_hydra.inference.exported import load_model
+    from mnist_hydra.inference.exported import find_model
 
-    model = load_model(name, entry.place_of(cfg))
+    model = find_model(name, entry.place_of(cfg))
     lines = csv.writer(sys.stdout, lineterminator="\n")
     unreadable = 0
     shown = _followed(files)

@@ -31,7 +31,7 @@ def to_onnx(cfg: DictConfig, name: str | None) -> int:
     target = entry.file_of("file", cfg.file)
     data, place = measured.data_of(cfg), entry.place_of(cfg)
     onnx_file.check_installed()
-    model = exported.load_model(name, place)
+    model = exported.find_model(name, place)
     images, _ = measured.images_of(data, "test", model, place.output_dir)
     expected = model(images)
     gap = write_checked(model, images, expected, target)

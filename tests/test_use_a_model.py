@@ -130,6 +130,26 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
     assert "Traceback" not in done.stderr and not done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("predict", ["empty.png"], "no image could be read"),
+        ("evaluate", ["data=kmnist", "data.offline=true"], "data.offline"),
+    ],
+)
+def test_what_is_wrong_with_images_is_said_before_the_model_is_loaded(
+    swept: Path, champion: str, name: str, words: list[str], said: str
+) -> None:
+    (swept / "empty.png").touch()
+    line = [sys.executable, "-X", "importtime", "-m", f"mnist_hydra.{name}", *words]
+    done = subprocess.run(
+        [*line, "model=mnist@champion"], capture_output=True, text=True, cwd=swept, timeout=300
+    )
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1], done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "mlflow" in imported and "torch" not in imported
+
+
 def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
     swept: Path, own: list[int], tmp_path: Path, test_images: Pixels, labels: Pixels
 ) -> None:
@@ -201,7 +221,7 @@ def test_what_answers_otherwise_than_torch_is_not_written(
     place = Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
     client = Tracker(place, make=False).client
     trials = client.search_runs(["1"], "tags.`mlflow.parentRunId` != ''")
-    one, other = (exported.load_model(run.info.run_id, place) for run in trials)
+    one, other = (exported.find_model(run.info.run_id, place) for run in trials)
     images = test_images[:100]
     with pytest.raises(UserError, match="onnxruntime's probabilities differ by .* at most 0.0001"):
         write_checked(one, images, other(images), tmp_path / "wrong.onnx")

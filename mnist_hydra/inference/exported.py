@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
 
 AT_ONCE = 500
 RIGHT_MODEL = "right: model=RUN_ID, model=NAME@ALIAS, or the folder of a model"
@@ -26,17 +31,23 @@ Probabilities = npt.NDArray[np.float32]
 class Exported:
     """A model that takes images uint8 [N, 1, side, side] and returns class probabilities.
 
+    The program itself is loaded when it is first asked, which takes seconds.
+
     Args:
-        model: what `mlflow.pyfunc.load_model` returned.
+        folder: the model's.
         name: as the user called it.
 
     Raises:
-        UserError: it takes something else.
+        UserError: it is no `torch.export` program, or takes something else.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
-        self._model, self.name = model, name
-        schema = model.metadata.get_input_schema()
+    def __init__(self, folder: Path, name: str) -> None:
+        from mlflow.models import Model
+
+        self.folder, self.name = folder, name
+        about = Model.load(str(folder))
+        insist_on_program(about, folder, name)
+        schema = about.get_input_schema()  # type: ignore[no-untyped-call]
         shape = tuple(schema.inputs[0].shape) if schema is not None and schema.inputs else ()
         if len(shape) != 4 or shape[1] != 1 or shape[2] != shape[3]:
             raise UserError(
@@ -45,13 +56,24 @@ class Exported:
             )
         self.side = int(shape[2])
 
+    @cached_property
+    def _model(self) -> Any:
+        import mlflow
+
+        with in_one_line(self.name):
+            return mlflow.pyfunc.load_model(str(self.folder))
+
     @property
     def module(self) -> Any:
         """The program as a torch module: images uint8 [N, 1, side, side] to log-probabilities."""
         return self._model.get_raw_model()
 
     def __call__(self, images: Images) -> Probabilities:
-        """Images uint8 [N, side, side] -> probabilities float32 [N, classes]."""
+        """Images uint8 [N, side, side] -> probabilities float32 [N, classes].
+
+        Raises:
+            UserError: the program is damaged.
+        """
         parts = [np.exp(self._model.predict(batch)) for batch in batches(images)]
         return np.concatenate(parts).astype(np.float32)
 
@@ -62,7 +84,7 @@ def batches(images: Images) -> Iterator[Images]:
         yield images[start : start + AT_ONCE, None]
 
 
-def load_model(name: str | None, place: entry.Place) -> Exported:
+def find_model(name: str | None, place: entry.Place) -> Exported:
     """The model of a finished run, of a registered name and alias, or in a folder.
 
     Raises:
@@ -83,34 +105,45 @@ def load_model(name: str | None, place: entry.Place) -> Exported:
         tracker = Tracker(place, make=False)
         mlflow.set_tracking_uri(tracker.uri)
         address = address_of(tracker, name)
+    with in_one_line(name):
+        return Exported(Path(mlflow.artifacts.download_artifacts(address)), name)
+
+
+@contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """Turn whatever a damaged or foreign folder makes MLflow raise into one line.
+
+    Args:
+        name: of the model, as the user called it.
+
+    Raises:
+        UserError: for any exception.
+    """
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(address))
-        insist_on_program(folder, name)
-        return Exported(mlflow.pyfunc.load_model(str(folder)), name)
+        yield
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged or foreign folder makes MLflow raise
+    except Exception as error:
         why = first_line(error)
         raise UserError(f"model={name} cannot be read ({why}); {RIGHT_MODEL}") from None
 
 
-def insist_on_program(folder: Path, name: str) -> None:
+def insist_on_program(about: Model, folder: Path, name: str) -> None:
     """Refuse a model that is more than a `torch.export` program.
 
     MLflow imports the loader and the code that an `MLmodel` file names, and unpickles; here it is
     let do neither.
 
     Args:
+        about: what the `MLmodel` file says.
         folder: the model's.
         name: as the user called it.
 
     Raises:
         UserError: it is something else.
     """
-    from mlflow.models import Model
-
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    loader = Model.load(str(folder)).flavors.get("python_function", {})
+    loader = about.flavors.get("python_function", {})
     data = folder / str(loader.get("data", ""))
     if (
         loader.get("loader_module") != "mlflow.pytorch"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 BINS = 15
-Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """Its 95 % interval by Wilson's score (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
-        p, n, z2 = self.value, self.of, Z_95**2
-        middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+        low, high = binomtest(self.right, self.of).proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
 
 
 @dataclass(frozen=True)

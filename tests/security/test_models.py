@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import yaml
 
 from mnist_hydra.cli.entry import Place
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import load_model
+from mnist_hydra.inference.exported import find_model
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.xdist_group("security")
 
 MARKER = "marker"
 EVIL = f"import pathlib\npathlib.Path({MARKER!r}).touch()\nfrom pickle import *\n"
+BLANK = np.zeros((1, 28, 28), np.uint8)
 NOWHERE = Place("nowhere", TrackingConfig("local", None, "mnist_hydra"))
 
 
@@ -83,14 +85,15 @@ def archived() -> bytes:
 
 
 def test_an_exported_model_is_loaded(model: Path) -> None:
-    assert load_model(str(model), NOWHERE).side == 28
+    found = find_model(str(model), NOWHERE)
+    assert found.side == 28 and found(BLANK).shape == (1, 10)
 
 
 @pytest.mark.parametrize("how", ["loader", "code", "pickle", "archive"])
 def test_a_tampered_model_runs_nothing(model: Path, how: str) -> None:
     tamper(model, how)
     with pytest.raises(UserError, match="right: ") as error:
-        load_model(str(model), NOWHERE)
+        find_model(str(model), NOWHERE)(BLANK)
     assert not Path(MARKER).exists() and len(str(error.value).splitlines()) == 1
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "true"
     try:
