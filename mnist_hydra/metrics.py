@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 
 def of_epoch(split: str) -> tuple[str, ...]:
     """What is recorded after each epoch.
@@ -33,3 +36,18 @@ def is_minimized(metric: str) -> bool:
     """Whether less of a metric is better: of losses and of times."""
     name = metric.rpartition("/")[2]
     return "loss" in name or name == "epoch_s"
+
+
+def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> float | None:
+    """A trial's objective from its metric by epoch; `None` if it has none or it is not finite.
+
+    Args:
+        at: `last` or `best` epoch.
+    """
+    finite = [value for value in history.values() if math.isfinite(value)]
+    if not finite:
+        return None
+    if at == "best":
+        return min(finite) if minimize else max(finite)
+    last = history[max(history)]
+    return last if math.isfinite(last) else None

@@ -30,26 +30,24 @@ def register(cfg: DictConfig) -> int:
 
     from mnist_hydra.inference.exported import model_of
     from mnist_hydra.report import read
+    from mnist_hydra.report.results import best_of
     from mnist_hydra.tracking.provenance import DATA_TAG
     from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(entry.place_of(cfg), make=False)
     client, name = tracker.client, str(cfg.name)
-    findings = read.read_sweeps(tracker, [str(cfg.sweep)])
-    metric = findings.results.objective
-    if findings.results.on_test_set and not cfg.by_test_set:
+    results = read.read_sweeps(tracker, [str(cfg.sweep)]).results
+    metric = results.objective
+    if results.on_test_set and not cfg.by_test_set:
         raise UserError(
             f"sweep={cfg.sweep} was ranked by {metric}, of the test set; right: a sweep with "
             f"data.val_size=5000, or by_test_set=true"
         )
-    better = min if findings.minimize else max
-    counted = [e.record for e in findings.entries if e.record.counts]
-    best = better(counted, key=lambda record: record.objective or 0.0)
-    value = float(best.objective or 0.0)
+    best = best_of(results.ranked, results.minimize)
     run = client.get_run(best.run_id)
     split = run.data.tags.get(DATA_TAG, "")
     model_id = model_of(tracker, run.info.experiment_id, best.run_id)
-    told = f"run {best.run_id}, {metric} {value:.4f}"
+    told = f"run {best.run_id}, {metric} {best.score:.4f}"
     try:
         before = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
@@ -60,8 +58,8 @@ def register(cfg: DictConfig) -> int:
                 f"name={name}: its champion was chosen by {before.tags.get(METRIC_TAG)} on other "
                 f"data or another metric than {metric}; right: another name"
             )
-        lead = value - float(before.tags[VALUE_TAG])
-        if before.run_id == best.run_id or (lead >= 0 if findings.minimize else lead <= 0):
+        lead = best.score - float(before.tags[VALUE_TAG])
+        if before.run_id == best.run_id or (lead >= 0 if results.minimize else lead <= 0):
             print(f"{name}@{CHAMPION} stays version {before.version}: {told} is {lead:+.4f}")
             return 1
         told += f", {lead:+.4f} to version {before.version}"
@@ -72,7 +70,7 @@ def register(cfg: DictConfig) -> int:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise UserError(f"name={name}: {str(error).splitlines()[0]}") from None
     mlflow.set_tracking_uri(tracker.uri)  # where MLflow itself looks for the model
-    tags = {METRIC_TAG: metric, VALUE_TAG: repr(value), CHOSEN_ON_TAG: split}
+    tags = {METRIC_TAG: metric, VALUE_TAG: repr(best.score), CHOSEN_ON_TAG: split}
     made = client.create_model_version(
         name, f"models:/{model_id}", best.run_id, tags=tags, model_id=model_id
     )

@@ -109,6 +109,10 @@ class Plan:
     arguments: Arguments
     trials: tuple[Planned, ...]
     """All trials of a grid, in the sweep's order; none for a search."""
+    flags: tuple[str, ...]
+    """Hydra's own, by which another command finds the same configuration files."""
+    at: str
+    """The epoch of the objective that ranks, `last` or `best`."""
 
     def text(self) -> str:
         """As JSON, which `read_plan` reads."""
@@ -117,7 +121,8 @@ class Plan:
             for item in self.arguments.items
         ]
         trials = [[p.fingerprint, p.overrides, p.name, p.epochs] for p in self.trials]
-        return json.dumps({"kind": self.kind, "arguments": items, "trials": trials})
+        about = {"kind": self.kind, "flags": self.flags, "at": self.at}
+        return json.dumps({**about, "arguments": items, "trials": trials})
 
 
 def read_plan(text: str) -> Plan:
@@ -125,7 +130,8 @@ def read_plan(text: str) -> Plan:
     raw = json.loads(text)
     items = tuple(item if isinstance(item, str) else _read_axis(item) for item in raw["arguments"])
     trials = tuple(Planned(key, tuple(point), *rest) for key, point, *rest in raw["trials"])
-    return Plan(raw["kind"], Arguments(items), trials)
+    flags, at = tuple(raw.get("flags", ())), raw.get("at", "last")  # plans of 2026-11-25 lack them
+    return Plan(raw["kind"], Arguments(items), trials, flags, at)
 
 
 def plan_file(sweeper: str) -> str:

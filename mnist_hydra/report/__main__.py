@@ -35,12 +35,12 @@ def report(cfg: DictConfig) -> int:
         findings = read.read_sweeps(tracker, names)
     else:
         findings = read.read_filter(tracker, str(query))
-    print("\n".join(results.lines(findings.results)))
+    results.print_table(findings.results)
     output_dir = Path(store.output_dir).absolute()
     made = make.make(tracker, findings, output_dir, output_dir / "data")
     print("\n".join(["", *made.sentences, "", str(made.page)]))
     if file is not None:
-        runs = [entry.record.run_id for entry in findings.entries if entry.params]
+        runs = [record.run_id for record in findings.records if record.params]
         histories = read.histories(tracker, runs, findings.results.objective)
         try:
             study.write_study(findings, histories, file)

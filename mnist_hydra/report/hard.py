@@ -6,18 +6,21 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from mnist_hydra.config import DataConfig
-from mnist_hydra.data.load import load_dataset
-from mnist_hydra.errors import UserError
-from mnist_hydra.report.read import Entry
+from mnist_hydra.data.load import Split, load_dataset
+from mnist_hydra.report import read
+from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.tracking.provenance import DATA_TAG
+from mnist_hydra.tracking.tracker import Tracker
+from mnist_hydra.typed import read_settings
 
 MOST = 24
 
@@ -27,14 +30,58 @@ class HardImage:
     """A test image and how the models took it."""
 
     index: int
-    wrong: int
-    """How many models got it wrong."""
+    pixels: NDArray[np.uint8]
+    """uint8 [H, W], light on dark."""
+    label: int
     taken_for: int
     """The class that most of them took it for."""
+    wrong: int
+    """How many models got it wrong."""
+    asked: int
+    """How many models there are."""
+
+    @property
+    def uri(self) -> str:
+        """Its pixels, dark on white, as text for a page."""
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(255 - self.pixels).save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def hardest(mistakes: Mapping[str, Mapping[int, int]]) -> list[HardImage]:
-    """The images that the most models get wrong, at most 24 and each by more than one model.
+def hard_images(
+    tracker: Tracker, records: Sequence[TrialRecord], cache_dir: Path
+) -> list[HardImage]:
+    """The images that the most trials get wrong; none where the test set is not on this machine.
+
+    Args:
+        records: of trials that finished, the best first.
+        cache_dir: where test images are looked for.
+    """
+    by_run = {record.run_id: record for record in records[: read.MAX_MISTAKES]}
+    mistakes = read.mistakes(tracker, by_run)
+    counts = hardest(mistakes)
+    test = test_set(tracker, by_run[next(iter(mistakes))], cache_dir) if counts else None
+    if test is None:
+        return []
+    return [
+        HardImage(
+            index,
+            np.asarray(test.images[index, 0]),
+            int(test.labels[index]),
+            taken_for.most_common(1)[0][0],
+            taken_for.total(),
+            len(mistakes),
+        )
+        for index, taken_for in counts.items()
+    ]
+
+
+def hardest(mistakes: Mapping[str, Mapping[int, int]]) -> dict[int, Counter[int]]:
+    """What the images that most models get wrong are taken for; the hardest first.
+
+    They are at most 24, each mistaken by more than one model where there are several.
 
     Args:
         mistakes: of each run the indices of misclassified images and their predicted classes.
@@ -43,60 +90,36 @@ def hardest(mistakes: Mapping[str, Mapping[int, int]]) -> list[HardImage]:
     for wrong in mistakes.values():
         for index, taken_for in wrong.items():
             by_image.setdefault(index, Counter())[taken_for] += 1
-    found = [
-        HardImage(index, counts.total(), counts.most_common(1)[0][0])
-        for index, counts in by_image.items()
-        if counts.total() > 1 or len(mistakes) == 1
-    ]
-    return sorted(found, key=lambda image: (-image.wrong, image.index))[:MOST]
+    least = min(2, len(mistakes))
+    found = [(index, counts) for index, counts in by_image.items() if counts.total() >= least]
+    return dict(sorted(found, key=lambda image: (-image[1].total(), image[0]))[:MOST])
 
 
-def class_errors(entries: Sequence[Entry]) -> dict[str, float]:
+def class_errors(records: Sequence[TrialRecord]) -> dict[str, float]:
     """The mean share of each class's test images that the trials get wrong, the worst first."""
     prefix = "test/acc_class/"
     by_class: dict[str, list[float]] = {}
-    for entry in entries:
-        for key, value in entry.metrics.items():
-            if entry.record.counts and key.startswith(prefix):
+    for record in records:
+        for key, value in record.metrics.items():
+            if key.startswith(prefix):
                 by_class.setdefault(key.removeprefix(prefix), []).append(1 - value)
     means = {name: sum(values) / len(values) for name, values in by_class.items()}
     return dict(sorted(means.items(), key=lambda pair: -pair[1]))
 
 
-def test_images(
-    entry: Entry, cache_dir: Path, root: str | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """The test set that a trial was measured on: uint8 [N, H, W] and labels [N].
+def test_set(tracker: Tracker, record: TrialRecord, cache_dir: Path) -> Split | None:
+    """The test set that a trial was measured on.
 
     `None` where it is not on this machine, or is not the same; nothing is fetched.
 
     Args:
-        cache_dir: where it is looked for.
-        root: the folder of the user's own where it is looked for first, as the trial did.
+        cache_dir: where it is looked for, after the folder that the trial had it from.
     """
-    params = entry.params
     try:
-        name: Any = params["data.dataset"]  # it is checked when it is looked for
-        config = DataConfig(
-            params["data.name"],
-            name,
-            float(params["data.mean"]),
-            float(params["data.std"]),
-            root=root,
-            offline=True,
-        )
-        found = load_dataset(config, cache_dir)
-    except (UserError, KeyError, ValueError):
+        config = OmegaConf.create(tracker.read_text(record.run_id, "config.yaml"))
+        raw: Any = OmegaConf.to_container(OmegaConf.select(config, "data"), resolve=True)
+        data = replace(read_settings(DataConfig, raw, "data."), offline=True)
+        found = load_dataset(data, cache_dir)
+    except Exception:  # whatever a store raises, and a file that is none of ours
         return None
-    if found.sha256 != entry.tags.get(DATA_TAG, found.sha256):
-        return None
-    return np.asarray(found.test.images[:, 0]), np.asarray(found.test.labels)
-
-
-def png_uri(image: NDArray[np.uint8]) -> str:
-    """An image (uint8 [H, W]), dark on white, as text for a page."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(255 - np.asarray(image)).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return found.test if found.sha256 == record.tags.get(DATA_TAG, found.sha256) else None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnist_hydra.canvas import GREY, INK, PALE
 
@@ -20,10 +20,8 @@ POINTS = 72
 """Of an inch, in SVG as matplotlib writes it."""
 TITLE_POINTS = 28
 """What a title takes at a figure's top."""
-
-
 ONE_NUMBER = r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?"
-NUMBER = re.compile(rf"(< )?{ONE_NUMBER}( (to|±|of) {ONE_NUMBER})?( points)?|–|")
+NUMBER = re.compile(rf"(< )?{ONE_NUMBER}( (to|±|of) {ONE_NUMBER})?( points)?|-|")
 """A cell of a number or two, or of none."""
 
 
@@ -35,7 +33,12 @@ class Picture:
     """Letters and underscores: also its file's name."""
     heading: str
     caption: str
-    svg: str = ""
+    figure: Figure
+
+    @property
+    def svg(self) -> str:
+        """As it stands on the page."""
+        return svg(self.figure, self.name)
 
 
 @dataclass(frozen=True)
@@ -59,57 +62,19 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small image and what stands below it."""
+def html(**content: Any) -> str:
+    """The page's text.
 
-    uri: str
-    caption: str
-    words: str
-    """What it shows, for those who do not see it."""
+    Args:
+        content: each name that `page.html` uses, and no other.
+    """
+    from jinja2 import Environment, StrictUndefined
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What one axis does."""
-
-    axis: str
-    overall: str
-    parts: Sequence[str]
-    """The same within each panel."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """All that stands on the page."""
-
-    title: str
-    status: str
-    answer: Sequence[str]
-    warnings: Sequence[str]
-    settings: Sequence[Setting]
-    trust: Sequence[str]
-    command_note: str
-    """What the command is."""
-    command: str
-    pictures: Sequence[Picture]
-    tables: dict[str, Table] = field(default_factory=dict)
-    """`configurations`, `comparisons`, `published`, `trials`."""
-    hard: str = ""
-    """The classes that are hardest, as a sentence."""
-    thumbnails: Sequence[Thumbnail] = ()
-    origin: dict[str, str] = field(default_factory=dict)
-    """Facts that all trials have in common."""
-    commands: Sequence[str] = ()
-
-
-def html(page: Page) -> str:
-    """The page's text."""
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
     template = (files("mnist_hydra.report") / "page.html").read_text()
-    return environment.from_string(template).render(page=page)
+    return environment.from_string(template).render(content)
 
 
 def svg(figure: Figure, name: str) -> str:

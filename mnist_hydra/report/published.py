@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 
+from mnist_hydra.report.page import Table
 from mnist_hydra.report.read import Findings
-from mnist_hydra.report.statistics import Summary, number, summary
+from mnist_hydra.report.statistics import number, summary
+from mnist_hydra.report.wording import mean_with_interval, value
 
 COMMON = {
     "data.name": "mnist",
@@ -41,19 +42,6 @@ RECIPES: dict[str, dict[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A published result beside ours, accuracies on the test set (shares, 0 to 1)."""
-
-    recipe: str
-    published_last: float
-    published_best: float
-    last: Summary
-    """Of our trials' last epochs."""
-    best: Summary | None
-    """Of their best epochs, selected on the test set, as published."""
-
-
 def recipe_of(params: Mapping[str, str]) -> str | None:
     """The published recipe that a run's parameters are, but for the seed; `None` for none."""
     for name, recipe in RECIPES.items():
@@ -62,27 +50,30 @@ def recipe_of(params: Mapping[str, str]) -> str | None:
     return None
 
 
-def beside(findings: Findings) -> list[Beside]:
-    """Each published result of which there is a finished trial, with ours."""
+def beside(findings: Findings) -> Table | None:
+    """Each published result of which there is a finished trial, with ours; `None` for none.
+
+    Ours are the accuracies on the test set in the last epoch, and in the best, which is selected on
+    the test set, as published.
+    """
     ours: dict[str, list[Mapping[str, float]]] = {}
-    for entry in findings.entries:
-        recipe = recipe_of(entry.params)
-        if recipe is not None and entry.record.counts and "test/acc_last" in entry.metrics:
-            ours.setdefault(recipe, []).append(entry.metrics)
-    curves = _curves() if ours else {}
-    found = []
-    for recipe in sorted(ours):
-        best = [metrics["test/acc_best"] for metrics in ours[recipe] if "test/acc_best" in metrics]
-        found.append(
-            Beside(
-                recipe,
-                curves[recipe][-1],
-                max(curves[recipe]),
-                summary([metrics["test/acc_last"] for metrics in ours[recipe]]),
-                summary(best) if best else None,
-            )
-        )
-    return found
+    for record in findings.records:
+        recipe = recipe_of(record.params)
+        if recipe is not None and record.counts and "test/acc_last" in record.metrics:
+            ours.setdefault(recipe, []).append(record.metrics)
+    if not ours:
+        return None
+    curves = _curves()
+    rows = []
+    for recipe, metrics in sorted(ours.items()):
+        row = [recipe]
+        for published, key in ((curves[recipe][-1], "last"), (max(curves[recipe]), "best")):
+            here = [found[f"test/acc_{key}"] for found in metrics if f"test/acc_{key}" in found]
+            reached = mean_with_interval("test/acc", summary(here)) if here else "-"
+            row += [value("test/acc", published), reached]
+        rows.append([*row, str(len(metrics))])
+    header = ["recipe", "last epoch, published", "last epoch, here", "best epoch, published"]
+    return Table([*header, "best epoch, here (selected on the test set)", "seeds"], rows)
 
 
 def _curves() -> dict[str, list[float]]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mnist_hydra.report.read import Findings
-from mnist_hydra.report.results import SEED, Row
+from mnist_hydra.report.results import Row
 from mnist_hydra.report.statistics import (
     MAX_VALUES,
     Difference,
     Scores,
-    Summary,
     correct,
     difference,
     effect,
     in_order,
-    level_means,
     number,
 )
+from mnist_hydra.report.study import importances
+from mnist_hydra.report.wording import short
 
 MAX_PANELS = 6
 
@@ -55,13 +56,16 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Lead:
-    """The first configuration against another one."""
+class Answers:
+    """What was asked of the trials, and what came of it."""
 
-    row: Row
-    """The other one."""
-    difference: Difference
-    """What the first gains."""
+    importance: Mapping[str, float]
+    """Of each axis its share of the differences between trials; empty where that is not known."""
+    layout: Layout
+    contrasts: Mapping[str, Sequence[Contrast]]
+    """Of each axis its best value against the others."""
+    leads: Sequence[Difference]
+    """What the first configuration gains over each other one, in their order."""
 
 
 def layout(axes: Sequence[str], scores: Scores, importance: Mapping[str, float]) -> Layout:
@@ -87,11 +91,11 @@ def layout(axes: Sequence[str], scores: Scores, importance: Mapping[str, float])
     return Layout(varied, values, pair[0], pair[1], panels, averaged)
 
 
-def means(findings: Findings, axis: str) -> dict[str, Summary]:
-    """The objective at each value of an axis, see `level_means`."""
-    place = findings.axes.index(axis)
-    scores = findings.scores()
-    return level_means(scores, place, in_order([point[place] for point in scores]))
+def ask(findings: Findings) -> Answers:
+    """All statistics of the report."""
+    importance = importances(findings)
+    chosen = layout(findings.axes, findings.scores(), importance)
+    return Answers(importance, chosen, contrasts(findings, chosen), leads(findings))
 
 
 def contrasts(findings: Findings, chosen: Layout) -> dict[str, list[Contrast]]:
@@ -101,73 +105,90 @@ def contrasts(findings: Findings, chosen: Layout) -> dict[str, list[Contrast]]:
     panels another one; given are the pairs of the best value with each other one, the nearest
     first.
     """
-    scores = findings.scores()
-    sign = -1.0 if findings.minimize else 1.0
+    scores = gains(findings)
+    panels: dict[str | None, Scores] = {}
+    if chosen.panels is not None:
+        at = findings.axes.index(chosen.panels)
+        for value in chosen.values[chosen.panels]:
+            panels[value] = {point: s for point, s in scores.items() if point[at] == value}
     found: dict[str, list[Contrast]] = {}
     for axis in chosen.varied:
-        values = chosen.values[axis]
-        if len(values) > MAX_VALUES:
-            continue
-        place = findings.axes.index(axis)
-        parts: list[tuple[str | None, dict[int, str]]] = [(None, {})]
-        if chosen.panels is not None and axis != chosen.panels:
-            at = findings.axes.index(chosen.panels)
-            parts += [(value, {at: value}) for value in chosen.values[chosen.panels]]
-        tried = [
-            (within, one, other, effect(scores, place, one, other, where))
-            for within, where in parts
-            for one, other in itertools.combinations(values, 2)
-        ]
-        overall = sum(within is None for within, *_ in tried)
-        family = correct([entry[-1] for entry in tried[:overall]])
-        family += correct([entry[-1] for entry in tried[overall:]])
-        both_ways = {}
-        for (within, one, other, _), gain in zip(tried, family, strict=True):
-            both_ways[within, one, other] = _times(gain, sign)
-            both_ways[within, other, one] = _times(gain, -sign)
-        found[axis] = []
-        for within, _ in parts:
-            best = max(
-                values,
-                key=lambda value: sum(
-                    both_ways[within, value, other].mean > 0 for other in values if other != value
-                ),
-            )
-            against = [
-                Contrast(axis, within, best, other, both_ways[within, best, other])
-                for other in values
-                if other != best and both_ways[within, best, other].n
-            ]
-            found[axis] += sorted(against, key=lambda contrast: contrast.difference.mean)
+        values, place = chosen.values[axis], findings.axes.index(axis)
+        if len(values) <= MAX_VALUES:
+            found[axis] = _family(axis, values, place, {None: scores})
+            if axis != chosen.panels:
+                found[axis] += _family(axis, values, place, panels)
     return found
 
 
-def leads(findings: Findings) -> list[Lead]:
-    """The first configuration against each other one: one family for Holm's correction."""
-    scores = findings.scores()
-    first, *others = findings.results.rows
-    sign = -1.0 if findings.minimize else 1.0
-    gains = [difference(scores[first.values], scores[row.values]) for row in others]
-    return [
-        Lead(row, _times(gain, sign)) for row, gain in zip(others, correct(gains), strict=True)
-    ]
+def _family(
+    axis: str, values: Sequence[str], place: int, parts: Mapping[str | None, Scores]
+) -> list[Contrast]:
+    """Within each part the best value against each other one, corrected together.
 
-
-def points_of(findings: Findings) -> tuple[list[str], list[tuple[str, ...]], list[float]]:
-    """Names of the axes, the seed among them where it was swept; each trial's values; objectives.
-
-    Only of trials that count.
+    Args:
+        place: of the axis in a configuration.
+        parts: what is gained by each configuration, by what it is confined to.
     """
-    names = [*findings.axes, *([SEED] if findings.results.over_seed else [])]
-    seeds = findings.seed_of()
-    points, objectives = [], []
-    for row in findings.results.rows:
-        for record in row.finished:
-            more = (seeds[record.run_id],) if findings.results.over_seed else ()
-            points.append((*row.values, *more))
-            objectives.append(float(record.objective or 0.0))
-    return names, points, objectives
+    pairs = [(part, *pair) for part in parts for pair in itertools.combinations(values, 2)]
+    tested = correct([effect(parts[part], place, one, other) for part, one, other in pairs])
+    both_ways: dict[tuple[str | None, str, str], Difference] = {}
+    for (part, one, other), gap in zip(pairs, tested, strict=True):
+        both_ways[part, one, other] = gap
+        both_ways[part, other, one] = replace(gap, mean=-gap.mean)
+    found = []
+    for part in parts:
+        beaten = {
+            value: sum(both_ways[part, value, other].mean > 0 for other in values if other != value)
+            for value in values
+        }
+        best = max(values, key=lambda value: beaten[value])
+        against = [
+            Contrast(axis, part, best, other, both_ways[part, best, other])
+            for other in values
+            if other != best and both_ways[part, best, other].n
+        ]
+        found += sorted(against, key=lambda contrast: contrast.difference.mean)
+    return found
 
 
-def _times(gain: Difference, sign: float) -> Difference:
-    return Difference(gain.n, sign * gain.mean, gain.half_width, gain.p, gain.corrected)
+def leads(findings: Findings) -> list[Difference]:
+    """The first configuration against each other one: one family for Holm's correction."""
+    scores = gains(findings)
+    first, *others = findings.results.rows
+    return correct([difference(scores[first.values], scores[row.values]) for row in others])
+
+
+def gains(findings: Findings) -> Scores:
+    """The objective by seed of every configuration, losses negative: more is always better."""
+    sign = -1.0 if findings.results.minimize else 1.0
+    return {
+        point: {seed: sign * score for seed, score in seeds.items()}
+        for point, seeds in findings.scores().items()
+    }
+
+
+def costs(
+    findings: Findings, chosen: Layout, group: str | None
+) -> dict[str, list[tuple[float, float, str]]]:
+    """What the configurations cost: each kind of cost that differs to (cost, objective, group).
+
+    Args:
+        group: the axis whose values are the groups, in its order; `None` for one group.
+    """
+    rows: Sequence[Row] = findings.results.rows
+    groups = {row.values: "" for row in rows}
+    if group is not None:
+        place, order = findings.axes.index(group), chosen.values[group]
+        rows = sorted(rows, key=lambda row: order.index(row.values[place]))
+        groups = {row.values: f"{group}={short(row.values[place])}" for row in rows}
+    found: dict[str, list[tuple[float, float, str]]] = {"parameters": [], "seconds of training": []}
+    for row in rows:
+        sizes = [record.parameters for record in row.finished if record.parameters is not None]
+        times = [record.seconds for record in row.finished if record.seconds is not None]
+        for kind, numbers in (("parameters", sizes), ("seconds of training", times)):
+            if numbers:
+                point = (statistics.fmean(numbers), row.score.mean, groups[row.values])
+                found[kind].append(point)
+    differ = {kind: len({cost for cost, _, _ in points}) > 1 for kind, points in found.items()}
+    return {kind: points for kind, points in found.items() if differ[kind]}

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, SWEEP_TAG
-from mnist_hydra.ledger.plan import PLANS, Axis, read_plan
+from mnist_hydra.ledger.plan import PLANS, Plan, read_plan
 from mnist_hydra.ledger.trial import FINISHED
-from mnist_hydra.metrics import is_minimized
-from mnist_hydra.report.results import SEED, Results, TrialRecord, ranked, record_of_trial
-from mnist_hydra.report.statistics import Values, number, same_values
+from mnist_hydra.metrics import is_minimized, objective_value
+from mnist_hydra.report.results import (
+    SEED,
+    Results,
+    TrialRecord,
+    plain,
+    ranked,
+    record_of_trial,
+)
+from mnist_hydra.report.statistics import Values, same_values
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
@@ -47,42 +52,20 @@ NO_AXIS = ("device", "threads")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One trial, as it stands in the report."""
-
-    record: TrialRecord
-    seed: str
-    """Empty where it is not known."""
-    metrics: Mapping[str, float]
-    """The last value of each."""
-    seconds: float | None
-    """That its attempts took."""
-    params: Mapping[str, str] = field(default_factory=dict)
-    """Of its run; empty where that was not read."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """Of its run; where that was not read, what the ledger has of them."""
-
-    @property
-    def parameters(self) -> int | None:
-        """How many the model has; `None` where that is not known."""
-        return int(text) if (text := self.tags.get("weights", "")).isdigit() else None
-
-
-@dataclass(frozen=True)
 class Findings:
     """Everything that a report is made of, but for what is read for single pictures."""
 
     title: str
-    commands: tuple[str, ...]
-    """That made the sweeps."""
-    parents: tuple[str, ...]
-    """Their MLflow runs; none where runs were chosen by a filter."""
-    entries: tuple[Entry, ...]
+    records: tuple[TrialRecord, ...]
+    """Of all trials."""
     results: Results
     """The configurations, ranked; those that are one and the same are one."""
-    minimize: bool
     planned: int
     """How many trials there are to be, as far as known."""
+    commands: tuple[str, ...] = ()
+    """That made the sweeps."""
+    parents: tuple[str, ...] = ()
+    """Their MLflow runs; none where runs were chosen by a filter."""
     log_axes: frozenset[str] = frozenset()
     """Axes of numbers that a search took its values from by ratio."""
     same: tuple[tuple[str, str, str], ...] = ()
@@ -91,7 +74,7 @@ class Findings:
     @property
     def finished(self) -> int:
         """How many trials finished, those that are the same as others among them."""
-        return sum(entry.record.counts for entry in self.entries)
+        return sum(record.counts for record in self.records)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -100,20 +83,12 @@ class Findings:
 
     def scores(self) -> dict[Values, dict[str, float]]:
         """The objective by seed of every configuration, of the trials that count, in order."""
-        counted = {record.run_id: row for row in self.results.rows for record in row.finished}
+        values = {r.run_id: row.values for row in self.results.rows for r in row.finished}
         found: dict[Values, dict[str, float]] = {}
-        for entry in self.entries:
-            if (row := counted.get(entry.record.run_id)) is not None:
-                found.setdefault(row.values, {})[entry.seed] = entry.record.objective or 0.0
+        for record in self.records:
+            if record.run_id in values:
+                found.setdefault(values[record.run_id], {})[record.seed] = record.score
         return found
-
-    def by_run(self) -> dict[str, Entry]:
-        """The entries by their runs."""
-        return {entry.record.run_id: entry for entry in self.entries}
-
-    def seed_of(self) -> dict[str, str]:
-        """The seed of each run."""
-        return {entry.record.run_id: entry.seed for entry in self.entries}
 
 
 def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
@@ -123,7 +98,8 @@ def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
         UserError: there is no such sweep (shows the nearest names), none of its trials finished, or
             the sweeps are ranked by different metrics.
     """
-    there = _parents(tracker)
+    experiments = [found.experiment_id for found in tracker.client.search_experiments()]
+    there = _search(tracker, experiments, f"tags.`{SWEEP_TAG}` != ''", 10_000)  # the newest first
     return read_parents(tracker, [_find(there, name) for name in names])
 
 
@@ -138,28 +114,32 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         right = "sweeps that are ranked by the same metric"
         raise UserError(f"sweep: ranked by {', '.join(sorted(objectives))}; right: {right}")
     (objective,) = objectives
-    axes: dict[str, Axis] = {}
-    entries: dict[str, Entry] = {}
+    plans = {run.info.run_id: _plans(tracker, run.info.run_id) for run in parents}
+    every = [plan for of_sweep in plans.values() for plan in of_sweep]
+    axes = {plain(axis.key): axis for plan in every for axis in plan.arguments.axes}
+    at = "best" if any(plan.at == "best" for plan in every) else "last"
+    records: dict[str, TrialRecord] = {}
     planned = 0
     for parent in parents:
-        swept, found, wanted = _read_one(tracker, parent, objective)
-        axes |= {axis.key: axis for axis in swept}
+        found, wanted = _read_one(tracker, parent, plans[parent.info.run_id], objective)
         planned += wanted
-        entries |= {key: entry for key, entry in found.items() if key not in entries}
-    completed = [_completed(entry, tuple(axes)) for entry in entries.values()]
-    titles = [run.info.run_name or run.info.run_id for run in parents]
-    commands = tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents)
-    return _findings(
-        ", ".join(titles),
-        commands,
-        tuple(run.info.run_id for run in parents),
-        completed,
-        tuple(axes),
-        objective,
+        records |= {key: record for key, record in found.items() if key not in records}
+    completed = [_completed(record, tuple(axes)) for record in records.values()]
+    findings = Findings(
+        ", ".join(run.info.run_name or run.info.run_id for run in parents),
+        tuple(completed),
+        ranked(completed, axes, objective, minimize=is_minimized(objective), at=at),
         planned,
-        "best" if any(map(_at_best, parents)) else "last",
+        tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents),
+        tuple(run.info.run_id for run in parents),
         frozenset(key for key, axis in axes.items() if axis.span is not None and axis.span.log),
     )
+    if not findings.results.rows:
+        raise UserError(
+            f"sweep={findings.title}: none of its {len(records)} trials has finished; right: the "
+            "sweep's own command again, which goes on with it"
+        )
+    return counted_once(findings)
 
 
 def read_filter(tracker: Tracker, query: str) -> Findings:
@@ -173,54 +153,53 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     from mlflow.exceptions import MlflowException
 
     try:
-        runs = [
-            run
-            for run in _search(tracker, [tracker.experiment_id], query, MAX_RUNS)
-            if FINGERPRINT_TAG in run.data.tags
-        ]
+        found = _search(tracker, [tracker.experiment_id], query, MAX_RUNS)
     except MlflowException as error:
         raise UserError(
             f"filter={query}: {str(error).splitlines()[0]}; right: as in MLflow's search, for "
             "example \"params.`model.name` = 'model3'\""
         ) from None
+    runs = [run for run in found if FINGERPRINT_TAG in run.data.tags]
     ended = [run for run in runs if run.info.status == STATUS[FINISHED]]
-    if not ended:
-        raise UserError(f"filter={query} finds no finished run; right: one that finds some")
     on_holdout = all("val/acc" in run.data.metrics for run in ended)
+    objective = "val/acc" if on_holdout else "test/acc_last"
     axes = _differing(runs)
-    entries = []
+    parents = {run.data.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.data.tags}
+    flags = {parent: _flags(tracker, parent) for parent in parents}
+    records = []
     for run in runs:
-        objective = run.data.metrics.get("val/acc" if on_holdout else "test/acc_last")
         values = {axis: run.data.params.get(key, "") for axis, key in axes.items()}
         done = run.info.status == STATUS[FINISHED]
-        record = TrialRecord(
-            values=values,
-            overrides=_overrides(run) or [f"{key}={value}" for key, value in values.items()],
-            state=FINISHED if done else run.info.status.lower(),
-            objective=objective if done else None,
-            run_id=run.info.run_id,
+        records.append(
+            TrialRecord(
+                values=values,
+                overrides=_overrides(run) or [f"{key}={text}" for key, text in values.items()],
+                state=FINISHED if done else run.info.status.lower(),
+                objective=run.data.metrics.get(objective) if done else None,
+                run_id=run.info.run_id,
+                flags=flags.get(run.data.tags.get(PARENT_TAG, ""), ()),
+                seed=run.data.params.get(SEED, ""),
+                metrics=dict(run.data.metrics),
+                params=dict(run.data.params),
+                tags=dict(run.data.tags),
+            )
         )
-        entries.append(_entry(record, dict(run.data.metrics), None, run, {}))
-    return _findings(
-        f"runs with {query}" if query else "all runs",
-        (),
-        (),
-        entries,
-        tuple(axes),
-        "val/acc" if on_holdout else "test/acc_last",
-        len(entries),
-    )
+    results = ranked(records, axes, objective)
+    if not results.rows:
+        raise UserError(f"filter={query} finds no finished run; right: one that finds some")
+    title = f"runs with {query}" if query else "all runs"
+    return counted_once(Findings(title, tuple(records), results, len(records)))
 
 
 def histories(
     tracker: Tracker, run_ids: Iterable[str], metric: str
-) -> dict[str, list[tuple[int, float]]]:
-    """A metric's epochs and values of runs, one request a run, several at once on a server."""
+) -> dict[str, dict[int, float]]:
+    """A metric's values by epoch of runs, one request a run, several at once on a server."""
 
-    def read(run_id: str) -> tuple[str, list[tuple[int, float]]]:
+    def read(run_id: str) -> tuple[str, dict[int, float]]:
         rows = tracker.client.get_metric_history(run_id, metric)
         last = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
-        return run_id, sorted(last.items())
+        return run_id, dict(sorted(last.items()))
 
     with ThreadPoolExecutor(READERS) as pool:
         return dict(pool.map(read, run_ids))
@@ -240,21 +219,6 @@ def mistakes(tracker: Tracker, run_ids: Iterable[str]) -> dict[str, dict[int, in
     return {run_id: wrong for run_id, wrong in found.items() if wrong is not None}
 
 
-def data_root(tracker: Tracker, run_id: str) -> str | None:
-    """The folder of the user's own (`data.root`) that a run's data lay in, where it says one."""
-    with suppress(Exception):  # whatever a store raises, and a file that is none of ours
-        config = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
-        root = OmegaConf.select(config, "data.root")
-        return root if isinstance(root, str) else None
-    return None
-
-
-def _parents(tracker: Tracker) -> list[Run]:
-    """Every sweep's run in the store, the newest first."""
-    experiments = [found.experiment_id for found in tracker.client.search_experiments()]
-    return list(_search(tracker, experiments, f"tags.`{SWEEP_TAG}` != ''", 10_000))
-
-
 def _find(there: Sequence[Run], name: str) -> Run:
     """The newest sweep that has this name, identity or run id."""
     for run in there:
@@ -269,127 +233,99 @@ def _find(there: Sequence[Run], name: str) -> Run:
     )
 
 
+def _plans(tracker: Tracker, parent_id: str) -> list[Plan]:
+    """What each command of a sweep went over."""
+    files = tracker.client.list_artifacts(parent_id, PLANS)
+    return [read_plan(tracker.read_text(parent_id, file.path)) for file in files]
+
+
+def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
+    """Hydra's flags of a sweep's newest command; none where the sweep is not there any more."""
+    with suppress(Exception):  # whatever a store raises then
+        return _plans(tracker, parent_id)[-1].flags
+    return ()
+
+
 def _read_one(
-    tracker: Tracker, parent: Run, objective: str
-) -> tuple[list[Axis], dict[str, Entry], int]:
-    """One sweep's axes, its trials by fingerprint, and how many there are to be."""
+    tracker: Tracker, parent: Run, plans: Sequence[Plan], objective: str
+) -> tuple[dict[str, TrialRecord], int]:
+    """One sweep's trials by fingerprint, and how many there are to be."""
     view = Ledger(tracker.client, parent.info.run_id).read()
-    overrides = {point.fingerprint: point.overrides for point in view.points}
-    axes: dict[str, Axis] = {}
-    fixed: list[str] = []
-    for file in tracker.client.list_artifacts(parent.info.run_id, PLANS):
-        plan = read_plan(tracker.read_text(parent.info.run_id, file.path))
-        axes |= {axis.key: axis for axis in plan.arguments.axes}
-        fixed = list(plan.arguments.fixed)
-        overrides |= {planned.fingerprint: planned.overrides for planned in plan.trials}
-    metric = objective + ("_best" if _at_best(parent) else "")
-    runs = {}
-    child = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-    order = []  # costs minutes of a large store, so only where it decides what is read
-    if len(overrides) > MAX_RUNS:
-        order = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
-    for run in _search(tracker, [parent.info.experiment_id], child, MAX_RUNS, order):
-        runs[run.info.run_id] = run
-    entries = {}
-    for key, swept in overrides.items():
-        trial = view.trials.get(key)
-        if trial is None:
-            continue
-        values = dict(override.partition("=")[::2] for override in swept)
-        record = record_of_trial(trial, values, [*fixed, *swept], trial.metrics.get(metric))
-        seconds = sum(attempt.seconds for attempt in trial.attempts)
-        own = runs.get(trial.run_id)
-        entries[key] = _entry(record, trial.metrics, seconds, own, trial.made_by)
-    return list(axes.values()), entries, len(overrides)
+    planned = {point.fingerprint: (point.overrides, plans[-1]) for point in view.points}
+    planned |= {one.fingerprint: (one.overrides, plan) for plan in plans for one in plan.trials}
+    runs = _trial_runs(tracker, parent, objective, by_rank=len(planned) > MAX_RUNS)
+    begun = {key: view.trials[key] for key in planned if key in view.trials}
+    at_best = [key for key in begun if planned[key][1].at == "best"]
+    curves = histories(tracker, [begun[key].run_id for key in at_best], objective)
+    records = {}
+    for key, trial in begun.items():
+        swept, plan = planned[key]
+        reached = trial.metrics.get(objective)
+        if plan.at == "best":
+            reached = objective_value(curves[trial.run_id], "best", is_minimized(objective))
+        overrides = [*plan.arguments.fixed, *swept]
+        record = record_of_trial(trial, swept, overrides, reached, plan.flags)
+        if (run := runs.get(trial.run_id)) is not None:
+            params, tags = dict(run.data.params), dict(run.data.tags)
+            seed = record.seed or params.get(SEED, "")
+            record = replace(record, seed=seed, params=params, tags=tags)
+        records[key] = record
+    return records, len(planned)
 
 
-def _at_best(parent: Run) -> bool:
-    """Whether a search was for the best epoch's value and not for the last one's."""
-    return "sweep.objective_at=best" in parent.data.tags.get(COMMAND_TAG, "")
+def _trial_runs(
+    tracker: Tracker, parent: Run, objective: str, by_rank: bool
+) -> dict[str, Run]:
+    """The runs of a sweep's trials by their ids, at most `MAX_RUNS`.
+
+    Args:
+        by_rank: take the best; it costs minutes of a large store.
+    """
+    order = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
+    which = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+    experiments = [parent.info.experiment_id]
+    found = _search(tracker, experiments, which, MAX_RUNS, order if by_rank else ())
+    return {run.info.run_id: run for run in found}
 
 
-def _entry(
-    record: TrialRecord,
-    metrics: Mapping[str, float],
-    seconds: float | None,
-    run: Run | None,
-    made_by: Mapping[str, str],
-) -> Entry:
-    params = {} if run is None else dict(run.data.params)
-    tags = made_by if run is None else dict(run.data.tags)
-    swept = {axis.lstrip("+~"): value for axis, value in record.values.items()}
-    return Entry(record, swept.get(SEED, params.get(SEED, "")), metrics, seconds, params, tags)
+def _completed(record: TrialRecord, axes: Sequence[str]) -> TrialRecord:
+    """A record with a value for each axis: what its own sweep left fixed is in its parameters."""
+    values = dict(record.values)
+    for axis in axes:
+        if axis not in values:
+            key = axis.replace("/", ".")
+            values[axis] = record.params.get(key, record.params.get(f"{key}.name", ""))
+    return replace(record, values=values)
 
 
-def _completed(entry: Entry, axes: Sequence[str]) -> Entry:
-    """An entry with a value for each axis: what its own sweep left fixed is in its parameters."""
-    values = {axis: entry.record.values.get(axis) for axis in axes}
-    if None not in values.values():
-        return entry
-    plain = {axis: axis.lstrip("+~").replace("/", ".") for axis in axes}
-    whole = {
-        axis: value
-        if value is not None
-        else entry.params.get(plain[axis], entry.params.get(plain[axis] + ".name", ""))
-        for axis, value in values.items()
-    }
-    return replace(entry, record=replace(entry.record, values=whole))
-
-
-def _findings(
-    title: str,
-    commands: tuple[str, ...],
-    parents: tuple[str, ...],
-    entries: Sequence[Entry],
-    axes: Sequence[str],
-    objective: str,
-    planned: int,
-    at: str = "last",
-    log_axes: frozenset[str] = frozenset(),
-) -> Findings:
-    minimize = is_minimized(objective)
-    records = [entry.record for entry in entries]
-    found = ranked(records, axes, objective, minimize=minimize, at=at)
-    if not found.rows:
-        raise UserError(
-            f"sweep={title}: none of its {len(entries)} trials has finished; right: the sweep's "
-            "own command again, which goes on with it"
-        )
-    whole = Findings(title, commands, parents, tuple(entries), found, minimize, planned, log_axes)
-    return counted_once(whole, axes)
-
-
-def counted_once(findings: Findings, axes: Sequence[str]) -> Findings:
+def counted_once(findings: Findings) -> Findings:
     """The same with values of an axis that are one and the same thing as one configuration.
 
     Else they would weigh twice in every mean, and be compared as if they were two. The same are
     those that always had the same objective and the same test accuracy. All trials stay in the
-    entries; in the results are of each seed the trials of the first value that finished.
-
-    Args:
-        axes: the keys of the records' values.
+    records; in the results are of each seed the trials of the first value that finished.
     """
-    rows = {record.run_id: row for row in findings.results.rows for record in row.finished}
-    outcomes: dict[Values, dict[str, tuple[float | None, float | None]]] = {}
-    for entry in findings.entries:
-        if (row := rows.get(entry.record.run_id)) is not None:
-            came_out = (entry.record.objective, entry.metrics.get("test/acc_last"))
-            outcomes.setdefault(row.values, {})[entry.seed] = came_out
-    same = same_values(findings.axes, outcomes)
+    old = findings.results
+    axes = (*old.axes, *([SEED] if old.over_seed else []))
+    outcomes: dict[Values, dict[str, tuple[float, float | None]]] = {}
+    for record in filter(lambda record: record.counts, findings.records):
+        values = tuple(record.values[axis] for axis in old.axes)
+        came_out = (record.score, record.metrics.get("test/acc_last"))
+        outcomes.setdefault(values, {})[record.seed] = came_out
+    same = same_values(old.axes, outcomes)
     if not same:
         return findings
     instead = {(axis, other): one for axis, one, other in same}
     groups: dict[Values, dict[Values, list[TrialRecord]]] = {}
-    for entry in findings.entries:
-        before = {axis: entry.record.values.get(axis, "") for axis in axes}
-        values = {axis: instead.get((axis.lstrip("+~"), v), v) for axis, v in before.items()}
-        equal = groups.setdefault((*values.values(), entry.seed), {})
-        equal.setdefault(tuple(before.values()), []).append(replace(entry.record, values=values))
-    records: list[TrialRecord] = []
+    for record in findings.records:
+        before = tuple(record.values[axis] for axis in axes)
+        kept = {axis: instead.get((axis, v), v) for axis, v in zip(axes, before, strict=True)}
+        equal = groups.setdefault((*kept.values(), record.seed), {})
+        equal.setdefault(before, []).append(replace(record, values=kept))
+    once: list[TrialRecord] = []
     for equal in groups.values():
-        records += max(equal.values(), key=lambda group: any(record.counts for record in group))
-    old = findings.results
-    results = ranked(records, axes, old.objective, minimize=old.minimize, at=old.at)
+        once += max(equal.values(), key=lambda group: any(record.counts for record in group))
+    results = ranked(once, axes, old.objective, minimize=old.minimize, at=old.at)
     return replace(findings, results=results, same=tuple(same))
 
 
@@ -427,9 +363,3 @@ def _search(
         token = page.token
         if not token or len(found) >= limit:
             return found[:limit]
-
-
-def short(value: str) -> str:
-    """A value of an axis for people: of a number four digits that count."""
-    found = number(value)
-    return value if found is None or len(value) <= 6 else f"{found:.4g}"

@@ -9,12 +9,21 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.report.statistics import Summary, summary
+from mnist_hydra.report.wording import (
+    configuration,
+    listed,
+    mean_with_interval,
+    short,
+    value,
+    width,
+)
 from mnist_hydra.secrets import hide
 
 if TYPE_CHECKING:
@@ -22,15 +31,17 @@ if TYPE_CHECKING:
 
 SEED = "seed"
 MAX_LINES = 20
-CONFIDENCE = 0.95
+INTERVAL = "+/- (95 %)"
+WIDE = 10_000
+"""Characters of a line where there is no terminal, so that none is folded."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial."""
+    """One trial, what came of it, and what made it."""
 
     values: Mapping[str, str]
-    """What was swept: axis to value, both as in an override."""
+    """What was swept: axis to value."""
     overrides: Sequence[str]
     """All of its overrides, in Hydra's order."""
     state: str
@@ -39,12 +50,35 @@ class TrialRecord:
     run_id: str
     note: str = ""
     """For a trial that did not finish: why, in a few words."""
+    flags: Sequence[str] = ()
+    """Hydra's own, by which a command finds the same configuration files."""
+    seed: str = ""
+    """Empty where it is not known."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of each."""
+    seconds: float | None = None
+    """That its attempts took."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Of its run; empty where that was not read."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of its run; where that was not read, what the ledger has of them."""
 
     @property
     def counts(self) -> bool:
         """Whether it is ranked: it has finished, with a finite objective."""
         finite = self.objective is not None and math.isfinite(self.objective)
         return self.state == FINISHED and finite
+
+    @property
+    def score(self) -> float:
+        """The objective of a trial that counts."""
+        assert self.objective is not None
+        return self.objective
+
+    @property
+    def parameters(self) -> int | None:
+        """How many the model has; `None` where that is not known."""
+        return int(text) if (text := self.tags.get("weights", "")).isdigit() else None
 
 
 @dataclass(frozen=True)
@@ -59,9 +93,8 @@ class Row:
     """The trials whose mean is taken, at least one."""
     trials: int
     """How many trials there are, finished or not."""
-    mean: float
-    half_width: float | None
-    """Half of the mean's 95 % interval; `None` with one trial."""
+    score: Summary
+    """Of the objective over those that finished."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +121,26 @@ class Results:
         """Whether the objective is of the test set, so that it must not be used to choose."""
         return self.objective.startswith("test/")
 
+    @property
+    def ranked(self) -> list[TrialRecord]:
+        """The trials that have a rank, those of the best configuration first."""
+        return [record for row in self.rows for record in row.finished]
+
 
 def record_of_trial(
-    trial: Trial, values: Mapping[str, str], overrides: Sequence[str], objective: float | None
+    trial: Trial,
+    swept: Sequence[str],
+    overrides: Sequence[str],
+    objective: float | None,
+    flags: Sequence[str] = (),
 ) -> TrialRecord:
-    """A trial as a record; only a finished one has an objective.
+    """A trial as a record, as far as the ledger has it; only a finished one has an objective.
 
     Args:
-        values, overrides: as in `TrialRecord`.
+        swept: the overrides that set it apart from the sweep's other trials.
+        overrides, flags: as in `TrialRecord`.
     """
+    values = values_of(swept)
     return TrialRecord(
         values,
         overrides,
@@ -104,12 +148,28 @@ def record_of_trial(
         objective if trial.state == FINISHED else None,
         trial.run_id,
         note=trial.error.strip().rpartition("\n")[2],
+        flags=flags,
+        seed=values.get(SEED, ""),
+        metrics=trial.metrics,
+        seconds=sum(attempt.seconds for attempt in trial.attempts),
+        tags=trial.made_by,
     )
+
+
+def values_of(overrides: Iterable[str]) -> dict[str, str]:
+    """What overrides set: of `+model.width=64` the axis `model.width` and `64`."""
+    pairs = (override.partition("=") for override in overrides)
+    return {plain(key): text for key, _, text in pairs}
+
+
+def plain(key: str) -> str:
+    """An override's key without the signs that add or remove it."""
+    return key.lstrip("+~")
 
 
 def ranked(
     records: Sequence[TrialRecord],
-    axes: Sequence[str],
+    axes: Iterable[str],
     objective: str,
     *,
     minimize: bool = False,
@@ -122,12 +182,13 @@ def ranked(
 
     Args:
         records: the sweep's trials, in the order in which they are to be listed.
-        axes: the keys of `TrialRecord.values`, as they were typed.
+        axes: what was swept, the seed among it where it was.
         objective: the metric's name.
         minimize: whether less of it is better.
         at: the epoch that it was taken at, `last` or `best`.
     """
-    others = [axis for axis in axes if _plain(axis) != SEED]
+    axes = tuple(axes)
+    others = tuple(axis for axis in axes if axis != SEED)
     groups: dict[tuple[str, ...], list[TrialRecord]] = {}
     for record in records:
         groups.setdefault(tuple(record.values.get(axis, "") for axis in others), []).append(record)
@@ -135,104 +196,72 @@ def ranked(
     for values, group in groups.items():
         finished = tuple(record for record in group if record.counts)
         if finished:
-            scores = [float(record.objective or 0.0) for record in finished]
-            mean = statistics.fmean(scores)
-            scored.append((mean, values, finished, len(group), half_width(scores)))
-    scored.sort(key=lambda entry: entry[0] if minimize else -entry[0])
+            scored.append((summary([r.score for r in finished]), values, finished, len(group)))
+    scored.sort(key=lambda entry: entry[0].mean if minimize else -entry[0].mean)
     rows: list[Row] = []
-    for place, (score, values, finished, trials, width) in enumerate(scored, start=1):
-        rank = rows[-1].rank if rows and rows[-1].mean == score else place
-        rows.append(Row(rank, values, finished, trials, score, width))
-    return Results(
-        objective,
-        at,
-        tuple(_plain(axis) for axis in others),
-        len(others) < len(axes),
-        tuple(rows),
-        tuple(record for record in records if not record.counts),
-        minimize,
-    )
+    for place, (score, values, finished, trials) in enumerate(scored, start=1):
+        rank = rows[-1].rank if rows and rows[-1].score.mean == score.mean else place
+        rows.append(Row(rank, values, finished, trials, score))
+    apart = tuple(record for record in records if not record.counts)
+    return Results(objective, at, others, SEED in axes, tuple(rows), apart, minimize)
 
 
-def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of the mean of normal values; `None` for less than two."""
-    if len(values) < 2:
-        return None
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    quantile = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
-    return float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def best_command(results: Results, flags: Sequence[str] = ()) -> str | None:
+def best_command(results: Results) -> str | None:
     """The first configuration as a shell command that trains it once; `None` if none finished.
 
     What only concerns the sweep (`sweep.*`, `hydra.*`) is left out, and so is the seed where the
     mean is over several.
-
-    Args:
-        flags: Hydra's own, by which the command finds the same configuration files.
     """
     if not results.rows:
         return None
     first, *others = results.rows[0].finished
-    return trial_command(first, flags, with_seed=not others)
+    return trial_command(first, with_seed=not others)
 
 
-def trial_command(
-    record: TrialRecord, flags: Sequence[str] = (), *, with_seed: bool = True
-) -> str:
+def trial_command(record: TrialRecord, *, with_seed: bool = True) -> str:
     """The shell command that trains a trial by itself, without what only concerns its sweep.
 
     Like every record of a command it has no password.
-
-    Args:
-        flags: as in `best_command`.
     """
     overrides = [
         hide(override)
         for override in record.overrides
-        if not _of_the_sweep(override)
-        and (with_seed or _plain(override.partition("=")[0]) != SEED)
+        if not plain(override).startswith(("sweep.", "hydra.", "hydra/"))
+        and (with_seed or plain(override.partition("=")[0]) != SEED)
     ]
-    return shell_command("train", [*flags, *overrides])
+    return shell_command("train", [*record.flags, *overrides])
 
 
-def best_trial(results: Results) -> TrialRecord:
-    """The best trial of the first configuration; at least one has finished."""
-    better = min if results.minimize else max
-    return better(results.rows[0].finished, key=lambda record: record.objective or 0.0)
+def best_of(records: Sequence[TrialRecord], minimize: bool) -> TrialRecord:
+    """The best of trials that count, at least one."""
+    return (min if minimize else max)(records, key=lambda record: record.score)
 
 
 def ranking_csv(results: Results) -> str:
     """The table as CSV, unrounded, with the trials that have no rank below it.
 
-    Accuracies are shares (0 to 1). Beyond the table's columns it has each row's state and runs,
-    and its seeds where the seed was an axis; several in one cell are separated by spaces.
+    Accuracies are shares (0 to 1). Beyond the table's columns it has each row's state, runs and
+    seeds; several in one cell are separated by spaces.
     """
-    seeds = results.over_seed
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ["rank", *results.axes, *["seed"] * seeds, "n", results.objective]
-        + [*["half_width_95"] * seeds, "state", "run_id"]
-    )
+    head = ["rank", *results.axes, SEED, "n", results.objective, "half_width_95"]
+    writer.writerow([*head, "state", "run_id"])
     for row in results.rows:
-        width = "" if row.half_width is None else repr(row.half_width)
-        writer.writerow(
-            [row.rank, *row.values, *[" ".join(map(_seed, row.finished))] * seeds]
-            + [len(row.finished), repr(row.mean), *[width] * seeds, FINISHED]
-            + [" ".join(record.run_id for record in row.finished)]
-        )
+        seeds = " ".join(record.seed for record in row.finished)
+        score = [row.score.n, repr(row.score.mean), exact(row.score.half_width)]
+        runs = " ".join(record.run_id for record in row.finished)
+        writer.writerow([row.rank, *row.values, seeds, *score, FINISHED, runs])
     for record in results.apart:
-        value = "" if record.objective is None else repr(record.objective)
-        swept = {_plain(axis): text for axis, text in record.values.items()}
-        others = [swept.get(axis, "") for axis in results.axes]
-        writer.writerow(
-            ["", *others, *[_seed(record)] * seeds, 0, value]
-            + [*[""] * seeds, record.state, record.run_id]
-        )
+        values = [record.values.get(axis, "") for axis in results.axes]
+        score = [0, exact(record.objective), ""]
+        writer.writerow(["", *values, record.seed, *score, record.state, record.run_id])
     return file.getvalue()
+
+
+def exact(number: float | None) -> str:
+    """A number with all of its digits; empty for `None`."""
+    return "" if number is None else repr(number)
 
 
 def sweep_metrics(results: Results) -> dict[str, float]:
@@ -241,44 +270,60 @@ def sweep_metrics(results: Results) -> dict[str, float]:
     The objective itself is the mean of the first configuration, `best` the best trial's, and
     `mean` that of all trials.
     """
-    name = results.objective
-    values = [float(record.objective or 0.0) for row in results.rows for record in row.finished]
-    best = min(values) if results.minimize else max(values)
-    mean = statistics.fmean(values)
-    return {name: results.rows[0].mean, f"{name}/best": best, f"{name}/mean": mean}
+    name, trials = results.objective, results.ranked
+    return {
+        name: results.rows[0].score.mean,
+        f"{name}/best": best_of(trials, results.minimize).score,
+        f"{name}/mean": statistics.fmean(record.score for record in trials),
+    }
 
 
 def question(results: Results) -> str:
     """What a sweep asked, in a sentence."""
-    *others, last = results.axes or ("seed",)
-    swept = f"{', '.join(others)} and {last}" if others else last
+    swept = listed(results.axes or [SEED])
     most = "lowest" if results.minimize else "highest"
-    return f"Which {swept} {'give' if others else 'gives'} the {most} {results.objective}?"
+    gives = "give" if len(results.axes) > 1 else "gives"
+    return f"Which {swept} {gives} the {most} {results.objective}?"
+
+
+def first_place(results: Results) -> str:
+    """Which configuration is first, of at least one, and what it reaches, in a sentence."""
+    first, count = results.rows[0], len(results.rows)
+    what = configuration(results.axes, first.values) or "The one configuration"
+    place = f" comes first of {count}" if count > 1 else ""
+    over = f", the mean of {first.score.n} seeds and its 95 % interval" * (first.score.n > 1)
+    reached = mean_with_interval(results.objective, first.score)
+    return f"{what}{place}: {results.objective} {reached}{over}."
 
 
 def answer(results: Results) -> str:
     """What came out, in a sentence or two."""
     if not results.rows:
         return "No trial has finished."
-    first, count = results.rows[0], len(results.rows)
-    values = ", ".join(map("=".join, zip(results.axes, first.values))) or "The one configuration"
-    seeds = len(first.finished)
-    score, *width = _cells(results, first)[len(first.values) + 2 :]
-    score = " ± ".join([score, *width]) if first.half_width is not None else score
-    over = f", the mean of {seeds} seeds" if seeds > 1 else ""
-    among = f", the first of {count} configurations" if count > 1 else ""
-    told = f"{values}: {results.objective} {score}{over}{among}."
+    told = first_place(results)
     if results.on_test_set:
         return told + " It was ranked on the test set, so this is no ground for choosing it."
-    if count > 1 and seeds == 1:
+    if len(results.rows) > 1 and results.rows[0].score.n == 1:
         return told + " With one seed each, small differences may be chance."
     return told
 
 
 def grid(results: Results, limit: int | None) -> list[list[str]]:
     """The ranking as cells, the columns' names first; at most `limit` configurations."""
-    names = [name for name, _ in _columns(results)]
+    names = ["rank", *results.axes, "n", results.objective]
+    names += [INTERVAL] if results.over_seed else []
     return [names, *(_cells(results, row) for row in results.rows[:limit])]
+
+
+def _cells(results: Results, row: Row) -> list[str]:
+    n, score = len(row.finished), row.score
+    return [
+        str(row.rank),
+        *map(short, row.values),
+        str(n) if n == row.trials else f"{n} of {row.trials}",
+        value(results.objective, score.mean),
+        *([width(results.objective, score.half_width)] if results.over_seed else []),
+    ]
 
 
 def heading(results: Results) -> str:
@@ -291,51 +336,45 @@ def heading(results: Results) -> str:
     return f"Configurations by {results.objective}{where} ({how}{when}){warning}"
 
 
-def table(results: Results, limit: int | None = MAX_LINES) -> Group:
-    """The ranking for a terminal: what it is ranked by, and a rich table.
+def table(results: Results, limit: int | None = MAX_LINES, *, boxed: bool) -> Group:
+    """The ranking for people: what it is ranked by, and a rich table.
 
     Args:
         limit: how many configurations at most; `None` for all.
+        boxed: with lines and folded to the terminal; else in plain columns, as for a file.
     """
+    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table()
-    for name, numeric in _columns(results):
-        shown.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
-    for row in results.rows[:limit]:
+    names, *rows = grid(results, limit)
+    shown = Table(box=box.HEAVY_HEAD if boxed else None, pad_edge=boxed)
+    for column in names:
+        justify: Literal["left", "right"] = "left" if column in results.axes else "right"
+        shown.add_column(Text(column), justify=justify, overflow="fold")
+    for cells, row in zip(rows, results.rows):
         style = "bold" if row.rank == 1 and not results.on_test_set else ""
-        shown.add_row(*(Text(cell) for cell in _cells(results, row)), style=style)
+        shown.add_row(*map(Text, cells), style=style)
     return Group(Text(heading(results), style="bold"), shown)
 
 
-def lines(results: Results, limit: int | None = MAX_LINES) -> list[str]:
-    """The ranking as plain lines, what it is ranked by first.
+def print_table(results: Results) -> None:
+    """Print the ranking, where there is one."""
+    from rich.console import Console
 
-    Args:
-        limit: how many configurations at most; `None` for all.
-    """
-    columns, cells = _columns(results), grid(results, limit)
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    plain = [
-        "  ".join(
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, (_, numeric) in zip(line, widths, columns, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
-    return [heading(results), *plain] if results.rows else [heading(results)]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    if results.rows:
+        console.print(table(results, boxed=console.is_terminal))
 
 
-def footer(
-    results: Results, limit: int | None = MAX_LINES, flags: Sequence[str] = ()
-) -> list[str]:
+def footer(results: Results, limit: int | None = MAX_LINES) -> list[str]:
     """What stands below the ranking: what it leaves out, its caveats, and the best as a command.
 
     Args:
         limit: how many configurations were shown, and how many trials without a rank are listed.
-        flags: see `best_command`.
     """
     told = []
     rows, apart = results.rows, results.apart
@@ -351,7 +390,7 @@ def footer(
         told.append(_without_rank(record, results.objective))
     if len(apart) > len(apart[:limit]):
         told.append(f"{len(apart) - len(apart[:limit])} more without a rank in results.csv")
-    command = best_command(results, flags)
+    command = best_command(results)
     if command is None:
         return [*told, "no trial finished, so there is no best configuration"]
     if results.on_test_set:
@@ -364,45 +403,8 @@ def footer(
     return [*told, f"{first}{seeds}:", f"  {command}"]
 
 
-def _columns(results: Results) -> list[tuple[str, bool]]:
-    """Name of each column, and whether it is numbers."""
-    width = [("+/- (95 %)", True)] if results.over_seed else []
-    axes = [(axis, False) for axis in results.axes]
-    return [("rank", True), *axes, ("n", True), (results.objective, True), *width]
-
-
-def _cells(results: Results, row: Row) -> list[str]:
-    count = len(row.finished)
-    digits = 3 if results.over_seed else 2
-    percent = "acc" in results.objective.rpartition("/")[2]
-
-    def number(value: float) -> str:
-        return f"{100 * value:.{digits}f} %" if percent else f"{value:.{digits + 3}g}"
-
-    width = "-" if row.half_width is None else number(row.half_width)
-    return [
-        str(row.rank),
-        *row.values,
-        str(count) if count == row.trials else f"{count} of {row.trials}",
-        number(row.mean),
-        *([width] if results.over_seed else []),
-    ]
-
-
 def _without_rank(record: TrialRecord, objective: str) -> str:
-    swept = ", ".join(f"{_plain(axis)}={value}" for axis, value in record.values.items())
+    swept = ", ".join(map("=".join, record.values.items()))
     why = f"no finite {objective}" if record.state == FINISHED else record.state
     note = f": {record.note}" if record.note else ""
     return f"{why}: {swept or 'no axis'} (run {record.run_id}){note}"
-
-
-def _plain(key: str) -> str:
-    return key.lstrip("+~")
-
-
-def _seed(record: TrialRecord) -> str:
-    return next((value for axis, value in record.values.items() if _plain(axis) == SEED), "")
-
-
-def _of_the_sweep(override: str) -> bool:
-    return _plain(override).startswith(("sweep.", "hydra.", "hydra/"))

@@ -9,18 +9,23 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-from mnist_hydra.report.results import half_width
+from typing import TypeVar
 
 LEVEL = 0.05
+"""The chance of a false alarm that is taken; intervals are of 95 %."""
 MAX_VALUES = 8
 """An axis of numbers with more values than this is one of a search: its values are not compared."""
 Values = tuple[str, ...]
 """A configuration: one value for each axis, in the order of the axes."""
 Scores = Mapping[Values, Mapping[str, float]]
 """Of each configuration the objective by seed."""
+Outcome = TypeVar("Outcome")
+REAL, HINT, CHANCE = "more than chance", "a hint only", "may be chance"
+UNTOLD, IDENTICAL = "cannot be told", "identical"
+VERDICTS = (REAL, HINT, CHANCE, UNTOLD, IDENTICAL)
+"""What a comparison may come to, the strongest first."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +56,29 @@ class Difference:
     """The same after the correction for all that were compared with it, see `correct`."""
 
     @property
-    def is_real(self) -> bool:
-        """Whether it is more than chance, at 5 % for the whole family of comparisons."""
-        p = self.p if self.corrected is None else self.corrected
-        return p is not None and p < LEVEL
+    def verdict(self) -> str:
+        """What it comes to, in a few words; all that is said of it goes by this.
 
-    @property
-    def is_hint(self) -> bool:
-        """Whether it would count alone, but does not after the correction."""
-        return not self.is_real and self.p is not None and self.p < LEVEL
-
-    @property
-    def is_identical(self) -> bool:
-        """Whether there was no difference at all, with any seed."""
-        return self.n > 0 and self.mean == 0 and self.p is None and self.half_width == 0
+        It is more than chance at 5 % for the whole family of comparisons. A hint would count alone,
+        but does not after the correction.
+        """
+        if self.p is None:
+            return IDENTICAL if self.mean == 0 and self.half_width == 0 else UNTOLD
+        if (self.p if self.corrected is None else self.corrected) < LEVEL:
+            return REAL
+        return HINT if self.p < LEVEL else CHANCE
 
 
 def summary(values: Sequence[float]) -> Summary:
     """Number, mean, deviation and 95 % interval of at least one value."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Summary(len(values), statistics.fmean(values), deviation, half_width(values))
+    n, mean = len(values), statistics.fmean(values)
+    if n == 1:
+        return Summary(n, mean, None, None)
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    deviation = statistics.stdev(values)
+    quantile = float(stdtrit(n - 1, 1 - LEVEL / 2))
+    return Summary(n, mean, deviation, quantile * deviation / math.sqrt(n))
 
 
 def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Difference:
@@ -86,21 +94,19 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Differen
     pairs = [one[seed] - other[seed] for seed in one if seed in other]
     if not pairs:
         return Difference(0, math.nan)
-    mean = statistics.fmean(pairs)
+    found = summary(pairs)
     if all(pair == 0 for pair in pairs):
-        return Difference(len(pairs), 0.0, 0.0 if len(pairs) > 1 else None)
-    if len(pairs) < 2 or max(pairs) - min(pairs) < 1e-12:
-        return Difference(len(pairs), mean)
-    from scipy.special import stdtr  # type: ignore[import-untyped]
+        return Difference(found.n, 0.0, found.half_width)
+    if found.deviation is None or max(pairs) - min(pairs) < 1e-12:
+        return Difference(found.n, found.mean)
+    from scipy.special import stdtr
 
-    t = mean / (statistics.stdev(pairs) / math.sqrt(len(pairs)))
-    p = 2 * float(stdtr(len(pairs) - 1, -abs(t)))
-    return Difference(len(pairs), mean, half_width(pairs), p)
+    t = found.mean / (found.deviation / math.sqrt(found.n))
+    p = 2 * float(stdtr(found.n - 1, -abs(t)))
+    return Difference(found.n, found.mean, found.half_width, p)
 
 
-def effect(
-    scores: Scores, place: int, one: str, other: str, where: Mapping[int, str] | None = None
-) -> Difference:
+def effect(scores: Scores, place: int, one: str, other: str) -> Difference:
     """What it brings to set an axis to `one` rather than to `other`, all else being equal.
 
     Within each seed the differences are averaged over the other axes' values; these averages are
@@ -109,18 +115,32 @@ def effect(
 
     Args:
         place: of the axis in a configuration.
-        where: place to value: only configurations with these.
     """
     by_seed: dict[str, list[float]] = {}
-    for point, seeds in scores.items():
-        if point[place] != one or any(point[at] != value for at, value in (where or {}).items()):
-            continue
-        twin = scores.get((*point[:place], other, *point[place + 1 :]), {})
-        for seed, value in seeds.items():
-            if seed in twin:
-                by_seed.setdefault(seed, []).append(value - twin[seed])
-    means = {seed: statistics.fmean(pairs) for seed, pairs in by_seed.items()}
+    for seed, mine, its in twins(scores, place, one, other):
+        by_seed.setdefault(seed, []).append(mine - its)
+    means = {seed: statistics.fmean(gaps) for seed, gaps in by_seed.items()}
     return difference(means, dict.fromkeys(means, 0.0))
+
+
+def twins(
+    outcomes: Mapping[Values, Mapping[str, Outcome]], place: int, one: str, other: str
+) -> list[tuple[str, Outcome, Outcome]]:
+    """Seed and outcomes of each two trials that differ in one axis alone.
+
+    Args:
+        outcomes: of each configuration what came out, by seed.
+        place: of the axis in a configuration.
+        one, other: its two values.
+    """
+    return [
+        (seed, mine, twin[seed])
+        for point, seeds in outcomes.items()
+        if point[place] == one
+        for twin in [outcomes.get((*point[:place], other, *point[place + 1 :]), {})]
+        for seed, mine in seeds.items()
+        if seed in twin
+    ]
 
 
 def level_means(scores: Scores, place: int, values: Sequence[str]) -> dict[str, Summary]:
@@ -155,17 +175,17 @@ def correct(family: Sequence[Difference]) -> list[Difference]:
     sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979).
     Those without a p value do not count.
     """
-    tested = [index for index, one in enumerate(family) if one.p is not None]
+    tested = sorted((one.p, index) for index, one in enumerate(family) if one.p is not None)
     corrected: dict[int, float] = {}
     highest = 0.0
-    for done, index in enumerate(sorted(tested, key=lambda index: family[index].p or 0.0)):
-        highest = max(highest, min(1.0, (len(tested) - done) * (family[index].p or 0.0)))
+    for done, (p, index) in enumerate(tested):
+        highest = max(highest, min(1.0, (len(tested) - done) * p))
         corrected[index] = highest
     return [replace(one, corrected=corrected.get(i)) for i, one in enumerate(family)]
 
 
 def same_values(
-    axes: Sequence[str], outcomes: Mapping[Values, Mapping[str, Hashable]]
+    axes: Sequence[str], outcomes: Mapping[Values, Mapping[str, Outcome]]
 ) -> list[tuple[str, str, str]]:
     """Axis, value, and a later value of it that came out exactly the same.
 
@@ -181,15 +201,8 @@ def same_values(
     for place, axis in enumerate(axes):
         values = in_order([point[place] for point in outcomes])
         for one, other in itertools.combinations(values if len(values) <= MAX_VALUES else [], 2):
-            shared = [
-                (seeds[seed], its[seed])
-                for point, seeds in outcomes.items()
-                if point[place] == one
-                for its in [outcomes.get((*point[:place], other, *point[place + 1 :]), {})]
-                for seed in seeds
-                if seed in its
-            ]
-            if len(shared) > 1 and all(mine == its for mine, its in shared):
+            pairs = twins(outcomes, place, one, other)
+            if len(pairs) > 1 and all(mine == its for _, mine, its in pairs):
                 found.setdefault((axis, other), found.get((axis, one), one))
     return [(axis, one, other) for (axis, other), one in found.items()]
 

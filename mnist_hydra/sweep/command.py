@@ -16,7 +16,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from mnist_hydra import metrics
-from mnist_hydra.cli.commands import PLACE, override_value, refuse_moving_folder, written
+from mnist_hydra.cli.commands import (
+    PLACE,
+    config_words,
+    override_value,
+    refuse_moving_folder,
+    written,
+)
 from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
@@ -75,6 +81,16 @@ class Command:
         return self.job.kind == "search"
 
     @property
+    def objective_at(self) -> str:
+        """The epoch of the objective that ranks, `last` or `best`."""
+        return self.settings.objective_at if self.is_search else "last"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Hydra's own, by which another command finds the same configuration files."""
+        return tuple(config_words(self.job.config.hydra))
+
+    @property
     def total(self) -> int:
         """How many trials there will be; for a search no more than its axes have points."""
         if not self.is_search:
@@ -87,7 +103,7 @@ class Command:
     def plan(self) -> Plan:
         """For its workers: all trials of a grid; those of a search are proposed later."""
         trials = () if self.is_search else tuple(self.trials.planned.values())
-        return Plan(self.job.kind, self.arguments, trials)
+        return Plan(self.job.kind, self.arguments, trials, self.flags, self.objective_at)
 
     def worker_overrides(self, parent: str, sweeper: str, worker: int) -> list[str]:
         """The overrides that make this command a worker of the sweep.

@@ -8,22 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from rich.console import Console
 
-from mnist_hydra.cli.commands import config_words, same_command
+from mnist_hydra.cli.commands import same_command
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, Working, read_owner
 from mnist_hydra.ledger.parent import REPORT, Parent
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import FINISHED, Trial
-from mnist_hydra.metrics import is_minimized
+from mnist_hydra.ledger.trial import FINISHED
+from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.report import results
 from mnist_hydra.report.results import Results
-from mnist_hydra.sweep import search, torch_tasks
+from mnist_hydra.sweep import torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.tracking import pages
 from mnist_hydra.tracking.tracker import Tracker
@@ -43,30 +41,28 @@ SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
     """The trials that the ledger knows, ranked by the objective; what trains the same, once."""
     twins = command.trials.twins()
-    axes = [axis.key for axis in command.arguments.axes]
+    axes = [results.plain(axis.key) for axis in command.arguments.axes]
+    objective, at, flags = command.objective, command.objective_at, command.flags
+    minimize = is_minimized(objective)
     records = []
     for planned in wanted:
         trial = view.trials.get(planned.fingerprint)
         twin = view.trials.get(twins.get(planned.fingerprint, ""))
         if trial is None or (twin is not None and twin.state == FINISHED):
             continue
-        values = dict(zip(axes, (p.partition("=")[2] for p in planned.overrides)))
-        overrides = command.arguments.overrides(planned.overrides)
-        objective = _objective(command, ledger, trial) if trial.state == FINISHED else None
-        records.append(results.record_of_trial(trial, values, overrides, objective))
-    minimize = is_minimized(command.objective)
-    at = command.settings.objective_at if command.is_search else "last"
-    return results.ranked(records, axes, command.objective, minimize=minimize, at=at)
+        reached = trial.metrics.get(objective)
+        if at == "best" and trial.state == FINISHED:
+            reached = objective_value(ledger.history(trial, objective), at, minimize)
+        swept = planned.overrides
+        overrides = command.arguments.overrides(swept)
+        records.append(results.record_of_trial(trial, swept, overrides, reached, flags))
+    return results.ranked(records, axes, objective, minimize=minimize, at=at)
 
 
 def print_results(found: Results) -> None:
     """Print the table, and the best configuration as a command line."""
-    console = Console()
-    if found.rows and console.is_terminal:
-        console.print(results.table(found))
-    elif found.rows:
-        print("\n".join(results.lines(found)))
-    print("\n".join(results.footer(found, flags=config_words(HydraConfig.get()))))
+    results.print_table(found)
+    print("\n".join(results.footer(found)))
 
 
 def record_results(
@@ -78,7 +74,7 @@ def record_results(
 ) -> None:
     """Record the results on the parent run; close it unless others still train its trials."""
     tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
-    best = results.best_command(found, config_words(HydraConfig.get()))
+    best = results.best_command(found)
     if best is not None:
         tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
         for name, value in results.sweep_metrics(found).items():
@@ -100,19 +96,17 @@ def describe(
     """Describe on the parent run what was asked, what came out, and how to repeat it.
 
     Args:
-        report: the sweep's; its first sentence is the answer, and its pictures are shown.
+        report: the sweep's, whose pictures are shown.
     """
-    told = results.answer(found)
     pictures = []
     if report is not None:
-        told = next(iter(report.sentences), told)
         files = [report.folder / f"{name}.png" for name in SHOWN_PICTURES]
         there = [file for file in files if file.exists()]
         pictures = [(f.stem.replace("_", " "), f"{REPORT}/{f.name}") for f in there]
     for rows in (10, 3, 0):
         note = pages.sweep_note(
             results.question(found),
-            told,
+            results.answer(found),
             results.grid(found, rows),
             same_command("python"),
             [(name, pages.artifact(parent.run_id, path)) for name, path in pictures],
@@ -129,10 +123,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         ledger: as it was read a moment ago.
         in_process: whether this process may import torch.
     """
-    finished = [record for row in found.rows for record in row.finished]
-    best_first = sorted(
-        finished, key=lambda r: r.objective or 0.0, reverse=not is_minimized(found.objective)
-    )
+    best_first = sorted(found.ranked, key=lambda r: r.score, reverse=not found.minimize)
     chosen = [record.run_id for record in best_first[: command.settings.keep]]
     with Working() as owner:
         mine = [run_id for run_id in chosen if claim_completion(ledger, run_id, owner)]
@@ -188,11 +179,3 @@ def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
             time.sleep(LOOK_EVERY_S)
     mine = owner.text()
     return ledger.write_once(f"{COMPLETE}{run_id}/{len(claims) + 1}", mine) == mine
-
-
-def _objective(command: Command, ledger: Ledger, trial: Trial) -> float | None:
-    if command.is_search and command.settings.objective_at == "best":
-        history = ledger.history(trial, command.objective)
-        minimize = is_minimized(command.objective)
-        return search.objective_value(history, "best", minimize)
-    return trial.metrics.get(command.objective)

@@ -20,7 +20,7 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger, View
 from mnist_hydra.ledger.plan import Arguments, Axis, title
 from mnist_hydra.ledger.trial import DIED, FAILED, FAILURES, FINISHED, PRUNED, RUNNING, Point, Trial
-from mnist_hydra.metrics import is_minimized
+from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.sweep.attempt import Prune
 from mnist_hydra.sweep.compose import Composer
 
@@ -129,21 +129,6 @@ def is_to_prune(
         for other in others:
             _would_prune(study, other.history)
     return _would_prune(study, own)
-
-
-def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> float | None:
-    """A trial's objective from its metric by epoch; `None` if it has none or it is not finite.
-
-    Args:
-        at: `last` or `best` epoch.
-    """
-    finite = [value for value in history.values() if math.isfinite(value)]
-    if not finite:
-        return None
-    if at == "best":
-        return min(finite) if minimize else max(finite)
-    last = history[max(history)]
-    return last if math.isfinite(last) else None
 
 
 class Search:

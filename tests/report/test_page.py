@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
 from mnist_hydra.canvas import blank
 from mnist_hydra.report import page, plots
+from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import summary
 
 STYLE = (files("mnist_hydra.report") / "page.html").read_text()
@@ -25,9 +26,11 @@ def test_lines_and_points_stand_out_on_a_light_and_on_a_dark_page(colour: str) -
 
 
 def test_the_parallel_plot_is_drawn_in_these_colours() -> None:
-    figure = plots.parallel_coordinates(
-        ["lr"], [["0.1"], ["0.2"]], [0.9, 0.8], {"lr": ["0.1", "0.2"]}, "val/acc", False
-    )
+    trials = [
+        TrialRecord({"lr": lr}, [], "finished", reached, lr)
+        for lr, reached in (("0.1", 0.9), ("0.2", 0.8))
+    ]
+    figure = plots.parallel_coordinates(trials, {"lr": ["0.1", "0.2"]}, "val/acc", False)
     [lines] = figure.axes[0].collections
     drawn = [to_hex(colour) for colour in lines.get_edgecolor()]
     assert drawn == [colour.lower() for colour in plots.LINES], "the best on top"
@@ -44,15 +47,15 @@ def test_a_picture_on_the_page_leaves_its_title_to_the_heading() -> None:
 
 def test_the_ids_of_two_pictures_are_apart() -> None:
     effects = {"lr": {"0.1": summary([0.9, 0.8]), "0.2": summary([0.7, 0.6])}}
-    figure = plots.main_effects(effects, {"lr": 0.9, "seed": 0.1}, "val/acc", 2)
+    figure = plots.main_effects(effects, {"lr": 0.9, "seed": 0.1}, "val/acc")
     drawn = [re.findall(' id="([^"]*)"', page.svg(figure, name)) for name in ("one", "two")]
     assert drawn[0] and not set(drawn[0]) & set(drawn[1])
 
 
 @pytest.mark.parametrize("epochs, told", [(5, False), (6, True)])
 def test_first_epochs_that_are_left_out_are_said(epochs: int, told: bool) -> None:
-    one = plots.curve("mine", [[(1, 0.2), *((epoch, 0.9) for epoch in range(2, epochs + 1))]])
-    two = plots.curve("other", [[(epoch, 0.91) for epoch in range(1, epochs + 1)]])
+    one = plots.curve("mine", [{1: 0.2} | {epoch: 0.9 for epoch in range(2, epochs + 1)}])
+    two = plots.curve("other", [{epoch: 0.91 for epoch in range(1, epochs + 1)}])
     figure = plots.trial_curves([one, two], "val/acc")
     low, high = figure.axes[0].get_ylim()
     assert (low > 20) == told and high > 91
@@ -62,7 +65,7 @@ def test_first_epochs_that_are_left_out_are_said(epochs: int, told: bool) -> Non
 def test_columns_of_numbers_alone_stand_at_the_right() -> None:
     rows = [
         ["1", "model1", "98.68 %", "3 of 4", "−0.01 to 0.21", "< 0.0001", "0.01, may be chance"],
-        ["2", "2", "–", "4", "", "1e-05", "0.02, may be chance"],
+        ["2", "2", "-", "4", "", "1e-05", "0.02, may be chance"],
     ]
     assert page.Table(list("abcdefg"), rows).numeric == {0, 2, 3, 4, 5}
 

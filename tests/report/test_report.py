@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,12 +23,13 @@ from optuna.storages.journal import JournalFileBackend
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.report import answer, origin, questions, read, study, table
-from mnist_hydra.report.make import ask, make, rising_at
+from mnist_hydra.report.make import make, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.published import recipe_of
-from mnist_hydra.report.read import Entry, Findings
-from mnist_hydra.report.results import TrialRecord, best_trial, ranked, trial_command
-from mnist_hydra.report.statistics import Difference, correct, difference
+from mnist_hydra.report.questions import Answers, ask
+from mnist_hydra.report.read import Findings
+from mnist_hydra.report.results import TrialRecord, best_of, ranked, trial_command
+from mnist_hydra.report.statistics import CHANCE, HINT, REAL, Difference, correct, difference
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -83,8 +85,10 @@ def command(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[
 @pytest.fixture(scope="module")
 def swept(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("swept")
-    words = ("--multirun", *AXES, *SETTINGS, f"data.root={mnist}", "sweep.name=mine")
-    done = command("train", *words, "sweep.keep=0", cwd=folder)
+    (folder / "my own").mkdir()
+    flags = ("--multirun", "--config-dir", "my own")
+    words = (*AXES, *SETTINGS, f"data.root={mnist}", "sweep.name=mine", "sweep.keep=0")
+    done = command("train", *flags, *words, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return Swept(folder, done.stderr)
 
@@ -183,14 +187,15 @@ def test_a_trials_command_is_what_trains_it_alone(swept: Swept) -> None:
     for row in rows:
         python, module, name, *words = shlex.split(row["command"])
         assert (module, name) == ("-m", "mnist_hydra.train")
+        assert words[:2] == ["--config-dir", str(swept.folder / "my own")]
         own = {f"{key}={row[key]}" for key in ("dropout", "lr", "seed")}
         assert own | set(SETTINGS) <= set(words)
         assert not [word for word in words if word.lstrip("+").startswith(("sweep.", "hydra"))]
     found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
     by_run = {row["run_id"]: row["command"] for row in rows}
-    for entry in found.entries:
-        mine = origin.facts(entry, found.results)["command"]
-        assert sorted(shlex.split(mine)) == sorted(shlex.split(by_run[entry.record.run_id]))
+    for record in found.records:
+        mine = origin.facts(record, found.results)["command"]
+        assert sorted(shlex.split(mine)) == sorted(shlex.split(by_run[record.run_id]))
     assert swept.page.read_text().count("<summary>show</summary>") == len(rows)
 
 
@@ -260,10 +265,9 @@ def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
         TrialRecord(values | {"lr": f"0.{place}1"}, [], state, 0.9 if place == 0 else None, state)
         for place, state in enumerate(states)
     ]
-    entries = tuple(Entry(record, "", {}, None) for record in records)
-    results = ranked(records, ["lr", "dropout"], "val/acc", minimize=False)
-    findings = Findings("mine", (), (), entries, results, False, 5, frozenset({"lr"}))
-    found = study.trials(findings, {"pruned": [(1, 0.5)]})
+    results = ranked(records, ["lr", "dropout"], "val/acc")
+    findings = Findings("mine", tuple(records), results, 5, log_axes=frozenset({"lr"}))
+    found = study.trials(findings, records, {"pruned": {1: 0.5}})
     assert [trial.state.name for trial in found] == [
         *("COMPLETE", "PRUNED", "FAIL", "RUNNING", "FAIL")
     ]
@@ -285,7 +289,7 @@ def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> Non
 
 def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) -> None:
     found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
-    assert (found.axes, len(found.results.rows), len(found.entries)) == (("lr",), 2, 6)
+    assert (found.axes, len(found.results.rows), len(found.records)) == (("lr",), 2, 6)
     with pytest.raises(UserError, match="finds no finished run"):
         read.read_filter(swept.tracker, "params.dropout = '0.7'")
     with pytest.raises(UserError, match="filter=nonsense"):
@@ -295,7 +299,7 @@ def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) ->
 def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
     once, twice = (read.read_sweeps(swept.tracker, ["mine"] * n) for n in (1, 2))
     assert once.results.rows == twice.results.rows
-    assert once.seed_of() == twice.seed_of()
+    assert once.records == twice.records
 
 
 def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path) -> None:
@@ -329,30 +333,30 @@ def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_toget
             "finished",
             mean + 0.003 * (lr == "0.2" and seed == 2) + 0.0003 * (dropout == "0.1" and seed == 3),
             f"{dropout} {lr} {seed}",
+            seed=str(seed),
         )
         for (dropout, lr), mean in means.items()
         for seed in (1, 2, 3)
     ]
-    entries = tuple(Entry(record, record.values["seed"], {}, None) for record in records)
-    results = ranked(records, ["dropout", "lr", "seed"], "val/acc", minimize=False)
-    findings = Findings("mine", (), (), entries, results, False, len(entries))
+    results = ranked(records, ["dropout", "lr", "seed"], "val/acc")
+    findings = Findings("mine", tuple(records), results, len(records))
     answers = ask(findings)
-    assert answer.in_brief(findings, answers.contrasts, answers.leads) == [
+    assert answer.in_brief(findings, answers) == [
         "Setting by setting, the others averaged: dropout=0.0 is best, by more than chance; "
         "lr=0.2 is best, by more than chance.",
-        "Together they come 2nd of 4, 0.05 points behind the first: may be chance.",
+        "These values together have rank 2 of 4, 0.05 points behind the first: may be chance.",
     ]
-    assert answer.advice(findings, answers.contrasts) == [
-        "Use dropout=0.0, lr=0.1. Changed one at a time, lr=0.2 may do as well."
+    assert answer.advice(findings, answers) == [
+        "Use dropout=0.0, lr=0.1. lr=0.2 did as well or better, averaged over the rest."
     ]
 
 
 @pytest.mark.parametrize(
     ("pairs", "word", "opening", "brief"),
     [
-        ([0.010, 0.011, 0.012], answer.REAL, "Yes, by more than chance", "best, by more than"),
-        ([0.010, 0.020, 0.015], answer.HINT, "Perhaps", "a hint only"),
-        ([0.010, -0.005, 0.015], answer.CHANCE, "No difference shows", "which may be chance"),
+        ([0.010, 0.011, 0.012], REAL, "Yes, by more than chance", "best, by more than"),
+        ([0.010, 0.020, 0.015], HINT, "Perhaps", "a hint only"),
+        ([0.010, -0.005, 0.015], CHANCE, "No difference shows", "which may be chance"),
     ],
 )
 def test_one_verdict_is_behind_all_that_is_said_of_a_comparison(
@@ -361,32 +365,34 @@ def test_one_verdict_is_behind_all_that_is_said_of_a_comparison(
     gap = correct([difference(dict(zip("123", pairs)), dict.fromkeys("123", 0.0)), FAR, FAR])[0]
     one = questions.Contrast("dropout", None, "0.0", "0.1", gap)
     findings = of({("0.0",): [0.9, 0.8, 0.7], ("0.1",): [0.8, 0.7, 0.6]})
-    assert answer.verdict(gap) == word
-    told = answer.setting("val/acc", "dropout", [one], ask(findings).layout, None)[0]
-    assert told.startswith(opening)
-    two = {"dropout": [one], "lr": [one]}
-    assert answer.in_brief(findings, two, [])[0].count(brief) == 2
-    as_good = answer.advice(findings, {"dropout": [one]})[0].endswith("dropout=0.1 may do as well.")
-    assert as_good == (word != answer.REAL)
+    assert gap.verdict == word
+    alone = replace(ask(findings), contrasts={"dropout": [one]})
+    assert answer.settings(findings, alone)["dropout"][0].startswith(opening)
+    two = replace(alone, contrasts={"dropout": [one], "lr": [one]})
+    assert answer.in_brief(findings, two)[0].count(brief) == 2
+    doubt = "dropout=0.1 did worse, which may be chance." in answer.advice(findings, alone)[0]
+    assert doubt == (word != REAL)
 
 
 def test_what_is_averaged_over_stands_before_what_is_compared() -> None:
     layout = questions.Layout(("dropout", "model", "lr"), {}, None, None, None, ())
     one = questions.Contrast("model", None, "a", "b", Difference(3, 0.0, 0.0))
-    told = answer.setting("val/acc", "model", [one], layout, None)
-    assert told == ["No: averaged over dropout and lr, model=a came out exactly as b did."]
+    told = answer.settings(of({("0",): [0.9]}), Answers({}, layout, {"model": [one]}, []))
+    assert told == {
+        "model": ["No: averaged over dropout and lr, model=a came out exactly as b did."]
+    }
 
 
 def test_the_command_is_of_the_best_run_of_the_first_configuration_and_names_it() -> None:
     findings = of({("0.0",): [0.90, 0.95, 0.92], ("0.1",): [0.99, 0.5, 0.5]})
-    best = best_trial(findings.results)
+    best = best_of(findings.results.rows[0].finished, minimize=False)
     assert best.run_id == "0.0/2"
     assert trial_command(best).endswith("train dropout=0.0 seed=2")
     told = answer.of_command(findings, best, has_model=False)
     assert "with seed 2, the best of its 3 runs" in told and told.endswith("It was run 0.0/2.")
     assert "run 0.0/2; its model is there" in answer.of_command(findings, best, has_model=True)
     loss = of({("0.0",): [0.3, 0.2, 0.4]}, "val/loss")
-    assert best_trial(loss.results).run_id == "0.0/2"
+    assert best_of(loss.results.rows[0].finished, minimize=True).run_id == "0.0/2"
 
 
 @pytest.mark.parametrize(
@@ -400,27 +406,40 @@ def test_the_command_is_of_the_best_run_of_the_first_configuration_and_names_it(
 def test_whether_the_accuracy_still_rises_at_the_end(
     histories: list[list[float]], epoch: int | None
 ) -> None:
-    rising = rising_at([curve("one", [list(enumerate(one, start=1)) for one in histories])])
+    rising = rising_at([curve("one", [dict(enumerate(one, start=1)) for one in histories])])
     assert rising == epoch
     told = answer.trust(of({("0.0",): [0.9]}), [], rising)
     assert ("still rising at epoch 2, the last" in " ".join(told)) == (epoch is not None)
     assert rising_at([]) is None
 
 
-def test_the_column_of_the_best_epoch_is_left_out_where_it_says_nothing_new() -> None:
-    def columns(*best: float) -> list[str]:
-        findings = of({("0.0",): [0.9], ("0.1",): [0.8]})
-        found = zip(findings.entries, best, strict=True)
-        entries = tuple(replace(entry, metrics={"val/acc_best": value}) for entry, value in found)
-        changed = replace(findings, entries=entries)
-        header, rows = table.configurations(changed, questions.leads(changed), 10)
-        assert {len(row) for row in rows} == {len(header)}
-        return header
+@pytest.mark.parametrize(
+    ("last", "best", "said"),
+    [
+        ((0.9, 0.8), (0.9, 0.81), {"val/acc at best epoch"}),
+        ((0.89, 0.8), (0.9, 0.8), {"val/acc at last epoch"}),
+        ((0.9, 0.8), (0.9, 0.8), set()),
+    ],
+)
+def test_the_best_and_the_last_epoch_have_a_column_where_they_say_something_new(
+    last: Sequence[float], best: Sequence[float], said: set[str]
+) -> None:
+    metrics = [{"val/acc": one, "val/acc_best": other} for one, other in zip(last, best)]
+    findings = of({("0.0",): [0.9], ("0.1",): [0.8]}, metrics=metrics)
+    found = table.configurations(findings, questions.leads(findings))
+    assert {len(row) for row in found.rows} == {len(found.header)}
+    assert {name for name in found.header if "epoch" in name} == said
 
-    assert "val/acc at best epoch" in columns(0.9, 0.81)
-    assert "val/acc at best epoch" not in columns(0.9, 0.8)
-    beside = columns(0.9, 0.8)[2:6]
-    assert beside == ["val/acc", table.INTERVAL, "on the test set", "behind the first"]
+
+def test_of_the_best_epochs_value_and_the_last_ones_the_csv_has_both() -> None:
+    metrics = [{"val/acc": 0.89, "val/acc_best": 0.9}, {"val/acc": 0.8, "val/acc_best": 0.8}]
+    findings = of({("0.0",): [0.9], ("0.1",): [0.8]}, metrics=metrics)
+    [first, second] = csv.DictReader(io.StringIO(csv_of(findings)))
+    assert (first["val/acc"], first["val/acc_last"]) == ("0.9", "0.89")
+    assert (second["val/acc"], second["val/acc_last"]) == ("0.8", "0.8")
+    same = [{"val/acc": 0.9}, {"val/acc": 0.8}]
+    [header, *_] = csv.reader(io.StringIO(csv_of(of({("0",): [0.9], ("1",): [0.8]}, metrics=same))))
+    assert "val/acc_last" not in header
 
 
 def test_less_is_better_for_a_loss() -> None:
@@ -437,7 +456,7 @@ def test_what_was_selected_on_the_test_set_is_labelled_so() -> None:
 
 def test_two_names_of_one_thing_are_found() -> None:
     findings = of({("model2",): [0.9, 0.8], ("model3",): [0.9, 0.8], ("model1",): [0.9, 0.7]})
-    once = read.counted_once(findings, ["dropout", "seed"])
+    once = read.counted_once(findings)
     assert once.same == (("dropout", "model2", "model3"),)
     assert answer.same_thing(once.same) == [
         "dropout=model2 and dropout=model3 came out the same in every trial: they are counted "
@@ -448,20 +467,19 @@ def test_two_names_of_one_thing_are_found() -> None:
 def test_two_names_of_one_thing_count_once() -> None:
     scores = {("a",): [0.90, 0.93, 0.95], ("c",): [0.89, 0.91, 0.94]}
     without = of(scores)
-    found = read.counted_once(of(scores | {("b",): [0.90, 0.93, 0.95]}), ["dropout", "seed"])
+    found = read.counted_once(of(scores | {("b",): [0.90, 0.93, 0.95]}))
     assert [row.values for row in found.results.rows] == [("a",), ("c",)]
     assert ask(found) == ask(without) and found.scores() == without.scores()
-    assert (len(found.entries), found.finished) == (9, 9)
+    assert (len(found.records), found.finished) == (9, 9)
     assert "trials are not in it" not in said_of(found)
 
 
 def test_a_trial_that_failed_is_stood_in_for_by_the_same_under_another_name() -> None:
     whole = of({("a",): [0.90, 0.93, 0.95], ("b",): [0.90, 0.93, 0.95], ("c",): [0.8, 0.7, 0.6]})
-    failed = replace(whole.entries[0].record, state="failed", objective=None)
-    entries = (replace(whole.entries[0], record=failed), *whole.entries[1:])
-    axes = ["dropout", "seed"]
-    results = ranked([entry.record for entry in entries], axes, "val/acc")
-    found = read.counted_once(replace(whole, entries=entries, results=results), axes)
+    failed = replace(whole.records[0], state="failed", objective=None)
+    records = (failed, *whole.records[1:])
+    results = ranked(records, ["dropout", "seed"], "val/acc")
+    found = read.counted_once(replace(whole, records=records, results=results))
     assert found.scores() == {
         ("a",): {"1": 0.90, "2": 0.93, "3": 0.95},
         ("c",): {"1": 0.8, "2": 0.7, "3": 0.6},
@@ -470,9 +488,9 @@ def test_a_trial_that_failed_is_stood_in_for_by_the_same_under_another_name() ->
 
 def test_what_differs_on_the_test_set_is_not_the_same() -> None:
     findings = of({("a",): [0.9, 0.8], ("b",): [0.9, 0.8]})
-    *others, last = findings.entries
-    entries = (*others, replace(last, metrics={"test/acc_last": 0.5}))
-    assert read.counted_once(replace(findings, entries=entries), ["dropout", "seed"]).same == ()
+    *others, last = findings.records
+    records = (*others, replace(last, metrics={"test/acc_last": 0.5}))
+    assert read.counted_once(replace(findings, records=records)).same == ()
 
 
 def test_the_two_axes_that_matter_most_are_shown_and_the_others_said() -> None:
@@ -504,27 +522,45 @@ def test_a_published_recipe_is_known_by_its_settings(change: dict[str, str]) -> 
     assert recipe_of(params | change) == (None if change else "exp2")
 
 
-def of(scores: dict[tuple[str], Sequence[float]], objective: str = "val/acc") -> Findings:
+def of(
+    scores: dict[tuple[str], Sequence[float]],
+    objective: str = "val/acc",
+    metrics: Sequence[Mapping[str, float]] = (),
+) -> Findings:
     """Findings of trials with these objectives, a seed each."""
-    entries = []
+    records = []
     for (value,), objectives in scores.items():
         for seed, score in enumerate(objectives, start=1):
             values = {"dropout": value, "seed": str(seed)}
             words = [f"{key}={text}" for key, text in values.items()]
-            record = TrialRecord(values, words, "finished", score, f"{value}/{seed}")
-            entries.append(Entry(record, str(seed), {objective: score}, 1.0))
+            records.append(
+                TrialRecord(
+                    values,
+                    words,
+                    "finished",
+                    score,
+                    f"{value}/{seed}",
+                    seed=str(seed),
+                    metrics=metrics[len(records)] if metrics else {objective: score},
+                    seconds=1.0,
+                )
+            )
     minimize = objective.endswith("loss")
-    results = ranked([e.record for e in entries], ["dropout", "seed"], objective, minimize=minimize)
-    return Findings("mine", (), (), tuple(entries), results, minimize, len(entries))
+    results = ranked(records, ["dropout", "seed"], objective, minimize=minimize)
+    return Findings("mine", tuple(records), results, len(records))
+
+
+def csv_of(findings: Findings) -> str:
+    origins = [origin.facts(record, findings.results) for record in findings.records]
+    return table.csv_text(*table.every_trial(findings, origins))
 
 
 def said_of(findings: Findings) -> str:
     """All that the report says in sentences."""
-    answers = ask(findings)
+    answers = replace(ask(findings), importance={})
     told = answer.winner(findings, answers.leads) + answer.trust(findings, answers.leads)
-    for axis, contrasts in answers.contrasts.items():
-        of_ = findings.results.objective
-        told += answer.setting(of_, axis, contrasts, answers.layout, None)
+    for lines in answer.settings(findings, answers).values():
+        told += lines
     return "\n".join(told)
 
 

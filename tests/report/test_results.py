@@ -22,14 +22,15 @@ from mnist_hydra.report.results import (
     TrialRecord,
     best_command,
     footer,
-    half_width,
     heading,
-    lines,
+    print_table,
     ranked,
     ranking_csv,
     table,
     trial_command,
+    values_of,
 )
+from mnist_hydra.report.statistics import summary
 
 COUNTER = itertools.count()
 
@@ -40,9 +41,14 @@ def record(
     state: str = trial.FINISHED,
     fixed: Sequence[str] = (),
     note: str = "",
+    flags: Sequence[str] = (),
 ) -> TrialRecord:
-    overrides = [*fixed, *(f"{key}={value}" for key, value in values.items())]
-    return TrialRecord(values, overrides, state, objective, f"run{next(COUNTER)}", note)
+    """A trial at these values, their keys as they were typed."""
+    swept = [f"{key}={value}" for key, value in values.items()]
+    plain = values_of(swept)
+    seed = plain.get("seed", "")
+    overrides, run_id = [*fixed, *swept], f"run{next(COUNTER)}"
+    return TrialRecord(plain, overrides, state, objective, run_id, note, flags, seed)
 
 
 def by_dropout(*pairs: tuple[str, float | None], objective: str = "val/acc") -> Results:
@@ -61,6 +67,11 @@ def over_seeds(scores: Mapping[str, Sequence[float | None]]) -> Results:
         for seed, score in enumerate(values, start=1)
     ]
     return ranked(records, ["model", "seed"], "val/acc")
+
+
+def lines(results: Results, limit: int | None = 20) -> list[str]:
+    """What a file would hold."""
+    return printed(table(results, limit, boxed=False), 10_000).splitlines()
 
 
 def printed(what: RenderableType, width: int = 120, encoding: str = "utf-8") -> str:
@@ -107,18 +118,18 @@ def test_seeds_are_put_together_with_mean_and_interval() -> None:
     results = over_seeds({"model1": [0.990, 0.992, 0.994], "model2": [0.996, 0.995, 0.997]})
     best, other = results.rows
     assert (best.values, len(best.finished), best.trials) == (("model2",), 3, 3)
-    assert best.mean == pytest.approx(0.996)
+    assert best.score.mean == pytest.approx(0.996)
     # t(0.975, 2) = 4.302653, standard deviation 0.001 of three
-    assert best.half_width == pytest.approx(4.302653 * 0.001 / math.sqrt(3), rel=1e-6)
-    assert other.half_width == pytest.approx(4.302653 * 0.002 / math.sqrt(3), rel=1e-6)
+    assert best.score.half_width == pytest.approx(4.302653 * 0.001 / math.sqrt(3), rel=1e-6)
+    assert other.score.half_width == pytest.approx(4.302653 * 0.002 / math.sqrt(3), rel=1e-6)
 
 
 def test_a_seed_however_it_was_typed_is_no_axis_of_the_table() -> None:
     for key in ("seed", "+seed", "++seed"):
         records = [record({key: "1", "+aug.p": "0.5"}, 0.9), record({key: "2", "+aug.p": "0.5"}, 1)]
-        results = ranked(records, [key, "+aug.p"], "val/acc")
+        results = ranked(records, records[0].values, "val/acc")
         assert results.axes == ("aug.p",) and results.over_seed
-        assert [row.mean for row in results.rows] == [0.95]
+        assert [row.score.mean for row in results.rows] == [0.95]
 
 
 def test_without_the_seed_as_an_axis_there_is_no_interval() -> None:
@@ -129,8 +140,8 @@ def test_without_the_seed_as_an_axis_there_is_no_interval() -> None:
 
 def test_one_finished_seed_has_a_mean_but_no_interval() -> None:
     results = over_seeds({"model1": [0.99, None]})
-    assert results.rows[0].half_width is None
-    assert lines(results)[2].split() == ["1", "model1", "1", "of", "2", "99.000", "%", "-"]
+    assert results.rows[0].score.half_width is None
+    assert lines(results)[2].split() == ["1", "model1", "1", "of", "2", "99.00", "%", "-"]
     assert "some means are of fewer trials than others: see n" in footer(results)
 
 
@@ -188,7 +199,6 @@ def test_a_sweep_of_which_nothing_finished_says_so() -> None:
     results = ranked([record({"lr": "0.1"}, None, trial.FAILED)], ["lr"], "val/acc")
     assert best_command(results) is None
     assert footer(results)[-1] == "no trial finished, so there is no best configuration"
-    assert lines(results) == [heading(results)]
     assert footer(ranked([], [], "val/acc")) == [footer(results)[-1]]
 
 
@@ -201,7 +211,7 @@ def test_a_sweep_without_an_axis_has_one_configuration() -> None:
 def test_the_best_is_a_command_that_a_shell_and_hydra_read_back() -> None:
     values = {"+aug.steps": "[{name: Rotate, limit: 7}]", "data.root": "'/a folder/$HOME'"}
     fixed = ["model=model3", "tracking.experiment_name='it''s'", "lr=0.1"]
-    results = ranked([record(values, 0.9, fixed=fixed)], list(values), "val/acc")
+    results = ranked([record(values, 0.9, fixed=fixed)], [], "val/acc")
     command = f"set -- {best_command(results)}; shift 3; printf '%s\\n' \"$@\""
     shell = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
     typed = [*fixed, *(f"{key}={value}" for key, value in values.items())]
@@ -212,11 +222,10 @@ def test_the_best_is_a_command_that_a_shell_and_hydra_read_back() -> None:
 def test_the_best_command_leaves_out_what_only_concerns_the_sweep() -> None:
     fixed = ["sweep.retries=2", "++sweep.n_trials=5", "hydra/launcher=joblib", "data.val_size=9"]
     fixed += ["hydra.launcher.n_jobs=2", "+hydra.job.name=x", "hydrant=1"]
-    results = ranked([record({"lr": "0.1"}, 0.9, fixed=fixed)], ["lr"], "val/acc")
+    flags = ["--config-dir", "mine"]
+    results = ranked([record({"lr": "0.1"}, 0.9, fixed=fixed, flags=flags)], ["lr"], "val/acc")
     typed = ["data.val_size=9", "hydrant=1", "lr=0.1"]
-    assert best_command(results, ["--config-dir", "mine"]) == shell_command(
-        "train", ["--config-dir", "mine", *typed]
-    )
+    assert best_command(results) == shell_command("train", [*flags, *typed])
 
 
 def test_a_trials_command_has_its_seed_and_nothing_of_the_sweep() -> None:
@@ -253,32 +262,41 @@ def test_the_csv_has_every_configuration_and_trial_unrounded() -> None:
     assert [row["model"] for row in rows] == ["a,b", "model1", "a,b", "model3"]
     assert [row["seed"] for row in rows] == ["1", "1 2", "2", "1"]
     assert [row["n"] for row in rows] == ["1", "2", "0", "0"]
-    assert float(rows[1]["val/acc"]) == second.mean
-    assert float(rows[1]["half_width_95"]) == second.half_width
+    assert float(rows[1]["val/acc"]) == second.score.mean
+    assert float(rows[1]["half_width_95"]) == second.score.half_width
     assert rows[0]["half_width_95"] == ""
     assert [row["state"] for row in rows] == ["finished", "finished", "failed", "failed"]
     assert rows[1]["run_id"].split() == [record.run_id for record in second.finished]
     assert rows[0]["run_id"] == first.finished[0].run_id
 
 
-def test_the_csv_without_seeds_has_no_columns_for_them() -> None:
+def test_the_csv_has_the_same_columns_without_seeds() -> None:
     header, line = ranking_csv(by_dropout(("0.0", 0.98))).splitlines()
-    assert header == "rank,dropout,n,val/acc,state,run_id"
-    assert line.startswith("1,0.0,1,0.98,finished,run")
+    assert header == "rank,dropout,seed,n,val/acc,half_width_95,state,run_id"
+    assert line.startswith("1,0.0,,1,0.98,,finished,run")
 
 
-def test_plain_lines_stand_in_columns() -> None:
+def test_plain_lines_stand_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     results = over_seeds({"model1": [0.99] * 10, "a": [0.98, 0.97]})
-    _, header, first, second = lines(results)
-    assert header == "rank  model    n   val/acc  +/- (95 %)"
-    assert first == "   1  model1  10  99.000 %     0.000 %"
-    assert second == "   2  a        2  97.500 %     6.353 %"
+    print_table(results)
+    title, header, first, second = capsys.readouterr().out.splitlines()
+    assert title == heading(results)
+    assert header == "rank  model    n  val/acc  +/- (95 %)"
+    assert first == "   1  model1  10  99.00 %        0.00"
+    assert second == "   2  a        2  97.50 %        6.35"
+
+
+def test_a_line_that_goes_to_a_file_is_never_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(by_dropout(("x" * 300, 0.9)))
+    assert "x" * 300 in capsys.readouterr().out
+    print_table(by_dropout())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_long_table_is_cut_and_says_where_the_rest_is() -> None:
     results = by_dropout(*((str(i), i / 1000) for i in range(100)))
     assert len(lines(results)) == 22
-    assert printed(table(results)).count("%") == 20
+    assert printed(table(results, boxed=True)).count("%") == 20
     assert "80 more in results.csv" in footer(results)
     assert len(ranking_csv(results).splitlines()) == 101
     assert len(lines(results, limit=None)) == 102
@@ -287,19 +305,19 @@ def test_a_long_table_is_cut_and_says_where_the_rest_is() -> None:
 
 def with_markup() -> Results:
     values = {"aug.steps": "[{name: Rotate}]", "x": "[bold]:smile:"}
-    return ranked([record(values, 0.98)], list(values), "val/acc")
+    return ranked([record(values, 0.98)], values, "val/acc")
 
 
 @pytest.mark.parametrize("width", [1, 20, 60, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_table_has_its_heading_and_fits_any_terminal(width: int, encoding: str) -> None:
-    shown = printed(table(with_markup()), width, encoding)
+    shown = printed(table(with_markup(), boxed=True), width, encoding)
     assert all(len(line) <= width for line in shown.splitlines())
     assert "".join(shown.split()).startswith("".join(heading(with_markup()).split()))
 
 
 def test_a_table_shows_values_as_they_were_typed() -> None:
-    shown = printed(table(with_markup()), 200, "utf-8")
+    shown = printed(table(with_markup(), boxed=True), 200, "utf-8")
     assert "[{name: Rotate}]" in shown and "[bold]:smile:" in shown and "98.00 %" in shown
 
 
@@ -324,13 +342,13 @@ def test_an_interval_has_the_quantile_of_student_t_that_the_tables_have(
 ) -> None:
     values = [(-1.0) ** number for number in range(freedom + 1)]
     error = statistics.stdev(values) / math.sqrt(len(values))
-    assert half_width(values) == pytest.approx(t * error, abs=5.001e-4 * error)
+    assert summary(values).half_width == pytest.approx(t * error, abs=5.001e-4 * error)
 
 
 def test_an_interval_needs_two_values_and_is_zero_for_equal_ones() -> None:
-    assert half_width([0.5]) is None
-    assert half_width([0.5, 0.5]) == 0.0
-    assert half_width([1.0, 3.0]) == pytest.approx(12.7062, abs=1e-3)
+    assert summary([0.5]).half_width is None
+    assert summary([0.5, 0.5]).half_width == 0.0
+    assert summary([1.0, 3.0]).half_width == pytest.approx(12.7062, abs=1e-3)
 
 
 def test_no_mlflow_and_no_torch_is_needed() -> None:

@@ -9,6 +9,10 @@ import pytest
 from scipy import stats
 
 from mnist_hydra.report.statistics import (
+    HINT,
+    IDENTICAL,
+    REAL,
+    UNTOLD,
     Difference,
     Scores,
     correct,
@@ -45,7 +49,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 def test_with_one_seed_no_interval_is_invented() -> None:
     found = difference({"1": 0.9}, {"1": 0.5})
     assert (found.half_width, found.p) == (None, None)
-    assert not (found.is_real or found.is_hint or found.is_identical)
+    assert found.verdict == UNTOLD
     assert summary([0.9]).half_width is None and summary([0.9]).deviation is None
 
 
@@ -53,7 +57,7 @@ def test_equal_differences_have_no_spread_to_judge_by() -> None:
     constant = difference({"1": 0.9, "2": 0.8}, {"1": 0.7, "2": 0.6})
     assert (constant.half_width, constant.p) == (None, None)
     same = difference({"1": 0.9, "2": 0.8}, {"1": 0.9, "2": 0.8})
-    assert same.is_identical and not same.is_real
+    assert same.verdict == IDENTICAL
 
 
 def test_holms_correction_by_hand() -> None:
@@ -61,8 +65,7 @@ def test_holms_correction_by_hand() -> None:
     found = correct([*family, Difference(1, 0.1)])
     assert [one.corrected for one in found[:4]] == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert found[4].corrected is None
-    assert [one.is_real for one in found[:4]] == [True, False, False, True]
-    assert [one.is_hint for one in found[:4]] == [False, True, True, False]
+    assert [one.verdict for one in found] == [REAL, HINT, HINT, REAL, UNTOLD]
 
 
 def test_the_correction_keeps_false_alarms_below_one_in_twenty() -> None:
@@ -73,7 +76,7 @@ def test_the_correction_keeps_false_alarms_below_one_in_twenty() -> None:
         for _ in range(10):
             one, other = random.normal(0, 1, (2, 5))
             family.append(difference(_by_seed(one), _by_seed(other)))
-        alarms += any(each.is_real for each in correct(family))
+        alarms += any(each.verdict == REAL for each in correct(family))
     assert alarms <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
 
 
@@ -88,7 +91,7 @@ def test_an_axis_effect_is_averaged_within_each_seed_first() -> None:
     by_seed = [(0.5 + 1.5) / 2, (1.0 - 0.5) / 2, -0.5]
     assert (found.n, found.mean) == (3, pytest.approx(np.mean(by_seed)))
     assert found.p == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue)
-    within = effect(scores, 0, "a", "b", {1: "0.1"})
+    within = effect({point: s for point, s in scores.items() if point[1] == "0.1"}, 0, "a", "b")
     assert within.mean == pytest.approx((0.5 + 1.0 - 0.5) / 3)
 
 

@@ -154,7 +154,7 @@ def test_workers_read_the_plan_that_was_written(composer: Composer, kind: str) -
     axes += ["+x='a,b','c d'", "seed=range(2)", "model=glob(*)"]
     arguments = arguments_of(composer, "epochs=3", *axes, "batch_size=${seed}")
     trials = [Planned("f", ("lr=0.1", "+x='a,b'", "seed=0", "model=model1"), "lr=0.1, x", 3)]
-    plan = Plan(kind, arguments, tuple(trials))
+    plan = Plan(kind, arguments, tuple(trials), ("--config-dir", "a b"), "best")
     again = read_plan(plan.text())
     assert again == plan
     point = ("lr=0.1", "+x=c", "seed=1", "model=model2")

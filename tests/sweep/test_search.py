@@ -18,17 +18,11 @@ from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import Working
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.plan import Axis
-from mnist_hydra.metrics import is_minimized
+from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.sweep import search
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.search import (
-    Result,
-    Search,
-    is_to_prune,
-    objective_value,
-    propose,
-)
+from mnist_hydra.sweep.search import Result, Search, is_to_prune, propose
 from tests.sweep_process import new_store
 
 pytestmark = pytest.mark.xdist_group("sweep_search")  # they share a store, which is slow to make

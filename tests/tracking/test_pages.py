@@ -31,7 +31,7 @@ def test_a_description_asks_answers_and_shows_the_table_and_the_command() -> Non
     found = ranked(SEEDS, ["dropout", "seed"], "val/acc")
     assert results.question(found) == "Which dropout gives the highest val/acc?"
     told = results.answer(found)
-    assert told.startswith("dropout=0.1: val/acc 99.000 %") and "first of 2" in told
+    assert told.startswith("dropout=0.1 comes first of 2: val/acc 99.00 %")
     note = pages.sweep_note(results.question(found), told, results.grid(found, 10), "python x")
     assert "| rank | dropout | n | val/acc | +/- (95 %) |" in note
     assert "```bash\npython x\n```" in note
@@ -48,7 +48,7 @@ def test_a_sweep_without_a_finished_trial_says_so() -> None:
 
 def test_a_mean_over_seeds_is_told_with_its_interval() -> None:
     told = results.answer(ranked(SEEDS[:2], ["dropout", "seed"], "val/acc"))
-    assert "97.500 % ± 6.353 %, the mean of 2 seeds" in told
+    assert "97.50 % ± 6.35, the mean of 2 seeds" in told
 
 
 def test_a_descriptions_text_is_shown_as_it_is_typed() -> None:
