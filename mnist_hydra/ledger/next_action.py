@@ -44,7 +44,7 @@ def next_action(trial: Trial | None, sweeper: str, retries: int) -> Action:
         sweeper: the token of the command's sweeper; other commands' attempts do not count here.
         retries: how many more attempts a failed trial gets within the command.
     """
-    if trial is None or not trial.attempts:
+    if trial is None:
         return Action.START
     last = trial.attempts[-1]
     if last.end in DONE:

@@ -21,7 +21,6 @@ INTERRUPTED = "interrupted"
 FAILED = "failed"
 TIMEOUT = "timeout"
 DIED = "died"
-WAITING = "waiting"
 RUNNING = "running"
 
 DONE = frozenset({FINISHED, PRUNED})
@@ -115,7 +114,8 @@ class Trial:
     fingerprint: str
     run_id: str
     name: str
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[Attempt, ...]
+    """At least one, in order."""
     heartbeat: str = ""
     epoch: int = 0
     """Epochs done, as the newest checkpoint has them."""
@@ -128,9 +128,7 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """`waiting`, `running` (or its process is gone), or how the last attempt ended."""
-        if not self.attempts:
-            return WAITING
+        """`running` (or its process is dead), or how the last attempt ended."""
         return self.attempts[-1].end or RUNNING
 
     @property
@@ -140,13 +138,13 @@ class Trial:
 
     @property
     def owner(self) -> Owner:
-        """Who has the last attempt, of which there must be one."""
+        """Who has the last attempt."""
         return self.attempts[-1].owner
 
     @property
     def error(self) -> str:
         """The last lines of what went wrong in the last attempt."""
-        return self.attempts[-1].error if self.attempts else ""
+        return self.attempts[-1].error
 
     def as_dead(self) -> Trial:
         """The running trial as it will be once the death of its owner is recorded."""
@@ -221,19 +219,21 @@ def replay(
     if not kept:
         return None
     newest = kept[-1][1]
-    trial = Trial(fingerprint, newest.run_id, newest.name)
+    attempts: list[Attempt] = []
+    last: End | None = None
     for number, claim in kept:
-        if claim.run_id != newest.run_id:
-            continue
-        attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
-        if (text := entries.get(end_key(fingerprint, number))) is not None:
-            end = read_end(text)
-            attempt = replace(attempt, end=end.state, seconds=end.seconds, error=end.error)
-            trial = replace(
-                trial, epoch=end.epoch, step=end.step, metrics=end.metrics, made_by=end.made_by
-            )
-        trial = replace(trial, attempts=(*trial.attempts, attempt))
-    return trial
+        if claim.run_id == newest.run_id:
+            attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
+            if (text := entries.get(end_key(fingerprint, number))) is not None:
+                last = read_end(text)
+                attempt = replace(attempt, end=last.state, seconds=last.seconds, error=last.error)
+            attempts.append(attempt)
+    trial = Trial(fingerprint, newest.run_id, newest.name, tuple(attempts))
+    if last is None:
+        return trial
+    return replace(
+        trial, epoch=last.epoch, step=last.step, metrics=last.metrics, made_by=last.made_by
+    )
 
 
 def claims_of(fingerprint: str, entries: Mapping[str, str]) -> list[tuple[int, Claim]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_hydra.ledger.trial import PRUNED, RUNNING, WAITING
+from mnist_hydra.ledger.trial import PRUNED, RUNNING
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import SEED, TrialRecord
 from mnist_hydra.report.statistics import in_order, number
@@ -96,7 +96,7 @@ def trials(
     """
     from optuna.trial import TrialState, create_trial
 
-    states = {PRUNED: TrialState.PRUNED, RUNNING: TrialState.RUNNING, WAITING: TrialState.WAITING}
+    states = {PRUNED: TrialState.PRUNED, RUNNING: TrialState.RUNNING}
     spaces = _spaces(findings, records)
     found = []
     for record in records:

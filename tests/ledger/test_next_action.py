@@ -28,7 +28,6 @@ def trial(
 @pytest.mark.parametrize(
     ("ends", "by", "retries", "expected"),
     [
-        ((), "", 1, Action.START),
         (("finished",), "n", 1, Action.DONE),
         (("finished",), "o", 1, Action.DONE),
         (("pruned",), "n", 1, Action.DONE),
