@@ -42,6 +42,7 @@ from mnist_hydra.tracking.tracker import (
     CHECKPOINT_TAG,
     FINGERPRINT_TAG,
     PARENT_TAG,
+    each_run,
     is_away,
     read_checkpoint_tag,
 )
@@ -56,7 +57,6 @@ STATE_TAG = "state"
 ERROR_TAG = "error"
 STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
-RUNS_PER_PAGE = 500
 MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
@@ -405,23 +405,9 @@ class Ledger:
         return bool(last)
 
     def _children(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
-        from mlflow.entities import ViewType
-
         which = f"tags.`{PARENT_TAG}` = '{self.parent_id}'"
-        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id],
-                f"{which} and {condition}" if condition else which,
-                run_view_type=view,
-                max_results=RUNS_PER_PAGE,
-                page_token=token,
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
+        which += f" and {condition}" if condition else ""
+        return each_run(self.client, [self.experiment_id], which, deleted=deleted)
 
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger
@@ -36,12 +37,12 @@ from mnist_hydra.tracking.tracker import (
     OVERRIDES_TAG,
     PARENT_TAG,
     Tracker,
+    each_run,
 )
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-RUNS_PER_REQUEST = 1_000
 MAX_RUNS = 1_000
 """Of so many trials, the best, the runs are read; of others the ledger says what made them."""
 MAX_MISTAKES = 50
@@ -343,23 +344,6 @@ def _differing(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _search(
-    tracker: Tracker,
-    experiments: Sequence[str],
-    query: str,
-    limit: int,
-    order: Sequence[str] = (),
+    tracker: Tracker, experiments: Sequence[str], query: str, limit: int, order: Sequence[str] = ()
 ) -> list[Run]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = tracker.client.search_runs(
-            list(experiments),
-            query,
-            max_results=RUNS_PER_REQUEST,
-            order_by=list(order) or None,
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token or len(found) >= limit:
-            return found[:limit]
+    return list(islice(each_run(tracker.client, experiments, query, order=order), limit))

@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -38,6 +38,7 @@ KEY_TAG = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 OVERRIDES_TAG = HIDDEN + "overrides"
 FINGERPRINT_TAG = HIDDEN + "fingerprint"
+RUNS_PER_PAGE = 1_000
 MISTAKES_FILE = "test_mistakes.json"
 """An artifact: index of each misclassified test image, to the class that it was taken for."""
 TRAINING_KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -398,6 +399,33 @@ def import_mlflow() -> None:
     # Whoever asks the store is told by an exception; these would say it once more, in 40 lines.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def each_run(
+    client: MlflowClient,
+    experiments: Sequence[str],
+    query: str,
+    *,
+    order: Sequence[str] = (),
+    deleted: bool = False,
+) -> Iterator[Run]:
+    """Every run that MLflow's search finds; asks again for each `RUNS_PER_PAGE` of them.
+
+    Args:
+        experiments: their ids.
+        order: what to sort by, in MLflow's words; none: the newest first.
+        deleted: whether to look among deleted runs instead.
+    """
+    from mlflow.entities import ViewType
+
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    ids, by, token = list(experiments), list(order) or None, None
+    while True:
+        page = client.search_runs(ids, query, view, RUNS_PER_PAGE, by, token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def find_experiment(
