@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,13 @@ from typing import Any
 import torch
 
 from mnist_hydra import runtime, targets
-from mnist_hydra.augment import Augmentation
 from mnist_hydra.augment.pipeline import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
 from mnist_hydra.kernel.fused import Fused
-from mnist_hydra.trainer import Runnable, Trainer
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a training is made of."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    augmentation: Augmentation | None
-    dataset: Dataset
+from mnist_hydra.trainer import Parts, Runnable, Trainer
 
 
 def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
@@ -45,16 +33,16 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
         UserError: for settings that this machine, the data or a class does not allow.
     """
     machine, recorded = runtime.capability(), (state or {}).get("runtime")
-    parts = build(config, runtime.choose(config, machine, recorded))
+    where = runtime.choose(config, machine, recorded)
+    parts = build(config, where)
     fused = None
-    if runtime.wants_kernel(config, machine, recorded):
+    if where.kernel:
         # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
         fused = kernel_of(parts.model, Path(config.output_dir).absolute() / "kernels")
-    where = runtime.choose(config, machine, recorded, kernel=fused is not None)
     if fused is None:
+        where = runtime.choose(config, machine, recorded, kernel=False)
         parts.model.to(memory_format=torch.channels_last)
-    ready = runnable(parts.model, where, fused)
-    trainer = Trainer(config, where, ready, **vars(parts))
+    trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:
         trainer.restore(state)
     return trainer
@@ -71,7 +59,8 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
     model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)
-    dataset = _dataset(config.data, str(Path(config.output_dir).absolute() / "data"))
+    data = json.dumps(asdict(config.data), sort_keys=True)
+    dataset = _dataset(data, Path(config.output_dir).absolute() / "data")
     if config.batch_size > len(dataset.train):
         asked = ("limit", "val_size")
         given = ", ".join(f"data.{key}={shown(getattr(config.data, key))}" for key in asked)
@@ -123,15 +112,11 @@ def _say_once(line: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _cached_dataset(key: str, cache_dir: str) -> Dataset:
-    dataset = load_dataset(DataConfig(**json.loads(key)), Path(cache_dir))
+def _dataset(settings: str, cache_dir: Path) -> Dataset:
+    """Load data once per process and setting, which come as JSON."""
+    dataset = load_dataset(DataConfig(**json.loads(settings)), cache_dir)
     print(f"data: {dataset.source}", file=sys.stderr)
     return dataset
-
-
-def _dataset(config: DataConfig, cache_dir: str) -> Dataset:
-    """Load data once per process and setting."""
-    return _cached_dataset(json.dumps(asdict(config), sort_keys=True), cache_dir)
 
 
 def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -166,11 +151,9 @@ def _scheduler(
         "max_lr": config.lr,
         "cycle_momentum": momentum is not None,
     }
+    base_momentum = arguments.pop("base_momentum", momentum)
     if momentum is not None:
-        follows["max_momentum"] = momentum
-        follows["base_momentum"] = min(arguments.pop("base_momentum", momentum), momentum)
-    elif "base_momentum" in arguments:
-        del arguments["base_momentum"]
+        follows |= {"max_momentum": momentum, "base_momentum": min(base_momentum, momentum)}
     given = {
         name: value
         for name, value in follows.items()

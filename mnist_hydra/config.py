@@ -88,6 +88,14 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where runs are kept, for commands that need nothing else of a `Config`."""
+
+    output_dir: str
+    tracking: TrackingConfig
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """How a sweep is run; none of it changes a trial's result."""
 
@@ -194,7 +202,7 @@ def settle(cfg: DictConfig) -> Config:
         "sweep": _sweep_settings(raw),
     }
     for part in ("model", "optimizer", "scheduler"):
-        for name in _names(part, groups[part].arguments):
+        for name, _ in leaves(groups[part].arguments, part):
             if not is_recordable(name):
                 raise UserError(
                     f"{name} is no name that MLflow keeps; right: at most 250 letters, digits, "
@@ -272,15 +280,6 @@ def flatten(config: Config) -> dict[str, str]:
     What stands at the root and in a group is told by its root name. Where the data and the record
     lie is no parameter.
     """
-    flat: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = "null" if value is None else str(value)
-
     settings = _as_dict(config, without=("sweep", "tracking", "output_dir", "resume", "trusted"))
     for group in ("model", "optimizer", "scheduler"):
         arguments = settings[group].pop("arguments")
@@ -292,8 +291,16 @@ def flatten(config: Config) -> dict[str, str]:
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in settings["aug"].items()
     }
-    walk("", settings)
-    return flat
+    return {name: "null" if value is None else str(value) for name, value in leaves(settings)}
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested mappings hold, each value with its dotted name."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
 
 
 def _same_numbers(value: Any) -> Any:
@@ -324,15 +331,6 @@ def _plain(node: Any) -> Any:
 def _leads_nowhere(error: OmegaConfBaseException) -> UserError:
     why = str(error).partition("\n")[0]  # the rest is for who knows OmegaConf
     return UserError(f"{error.full_key}: {why}; right: a value, or ${{...}} of a key that has one")
-
-
-def _names(prefix: str, value: Any) -> Iterator[str]:
-    """The parameters that MLflow shows a component's argument as."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _names(f"{prefix}.{key}", inner)
-    else:
-        yield prefix
 
 
 def _sweep_settings(raw: Mapping[str, Any]) -> SweepConfig:

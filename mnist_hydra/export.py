@@ -32,17 +32,16 @@ def log_pictures_and_model(trainer: Trainer, spool: Spool) -> None:
     counts = torch.bincount(truth * classes + predicted, minlength=classes**2)
     wrong = (predicted != truth).nonzero().flatten()
     test = trainer.dataset.test
-    worst = wrong[confidence[wrong].argsort(descending=True)]
     figures = {
         "learning_curves": pictures.learning_curves(trainer.position.history),
         "confusion_matrix": pictures.confusion_matrix(
             counts.view(classes, classes).numpy(), "test images"
         ),
         "misclassified": pictures.misclassified_grid(
-            test.images[test.index[worst.numpy()], 0],
-            truth[worst].numpy(),
-            predicted[worst].numpy(),
-            confidence[worst].numpy(),
+            test.images[test.index[wrong.numpy()], 0],
+            truth[wrong].numpy(),
+            predicted[wrong].numpy(),
+            confidence[wrong].numpy(),
             "test images",
         ),
         "augmentation": pictures.augmentation_grid(*_augmented_examples(trainer)),

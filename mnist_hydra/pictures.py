@@ -45,10 +45,6 @@ VALUE_LABELS = {
     "accuracy": "accuracy (%)",
     "learning rate": "at the epoch's first step",
 }
-ACCURACY_TICKS = (
-    *(0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 99.7, 99.8, 99.9),
-    *(99.95, 99.97, 99.98, 99.99, 100),
-)
 MOST_MISTAKES = 60
 MOST_IMAGES = 12
 
@@ -343,34 +339,30 @@ def _value_axis(axes: Axes, kind: str, values: Floats) -> None:
         bottom = min(0.0, low) if kind == "learning rate" else low - margin
         ceiling = 100.0 if kind == "accuracy" else high + margin
         axes.set_ylim(bottom, min(high + margin, ceiling))
-    elif kind == "loss":
+        return
+    ticks = LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
+    if kind == "loss":
         axes.set_yscale("log")
         axes.set_ylim(low / 1.25, high * 1.25)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_locator(ticks)
     else:
         errors = 100.0 - finite
         perfect = bool((errors <= 0).any())
         # 100 % is infinitely far away on this scale: it is drawn at half the least other error.
         least = float(errors[errors > 0].min()) / (2.0 if perfect else 1.25)
+        most = 1.25 * float(errors.max())
 
         def place(accuracy: Floats) -> Floats:
             height: Floats = -np.log10(np.maximum(100.0 - accuracy, least))
             return height
 
         axes.set_yscale("function", functions=(place, lambda height: 100.0 - 10.0**-height))
-        bottom, top = 100.0 - 1.25 * float(errors.max()), 100.0 - least
-        axes.set_ylim(bottom, top)
-        ticks_inside = [float(tick) for tick in ACCURACY_TICKS if bottom <= tick <= top]
-        ticks = [100.0] if perfect else []
-        apart = float(place(np.array(top)) - place(np.array(bottom))) / 14
-        for tick in reversed(ticks_inside):
-            if not ticks or place(np.array(ticks[-1])) - place(np.array(tick)) > apart:
-                ticks.append(tick)
-        axes.yaxis.set_major_locator(FixedLocator(ticks))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_ylim(100.0 - most, 100.0 - least)
+        inside = [error for error in ticks.tick_values(least, most) if 1.2 * least < error < most]
+        labelled = [100.0 - error for error in inside] + [100.0] * perfect
+        axes.yaxis.set_major_locator(FixedLocator(labelled))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _epoch_axis(axes: Axes, epochs: Floats) -> None:

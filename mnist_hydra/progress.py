@@ -10,8 +10,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Progress:
         """
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
-        self._images_per_step = images_per_epoch / max(steps_per_epoch, 1)
+        self._images_per_step = images_per_epoch / steps_per_epoch
         self._label = label
         self._steps = done_steps
         self._metrics: Mapping[str, float] = {}
@@ -89,7 +89,7 @@ class Progress:
             label_shown = label.decode(self._output.encoding)
             self._label = "".join(c if c.isprintable() else "?" for c in label_shown)
             if self._output.can_be_redrawn():
-                self._live = _live(_Bar(self), self._output)
+                self._live = self._bar_on(self._output)
                 self._live.start()
                 self._live.console.show_cursor()  # or a killed process would leave it hidden
         return self
@@ -99,6 +99,33 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """What rich draws: label, bar and as many words as fit, on one line."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        words = fit_words(self._bar_words(), options.max_width)
+        room = options.max_width - len(words) - GAP
+        label = self._label if len(self._label) + GAP + 10 <= room else ""
+        room = min(room - (len(label) + GAP if label else 0), BAR_WIDTH)
+        if room < 4:
+            yield Text(words, no_wrap=True, overflow="crop")
+            return
+        line = Table.grid(padding=(0, GAP, 0, 0))
+        total = self._epochs * self._steps_per_epoch
+        cells = [Text(label, style="bold")] if label else []
+        bar = ProgressBar(total=total, completed=self._steps, width=room)
+        line.add_row(*cells, bar, Text(words, no_wrap=True))
+        yield line
+
+    def _bar_on(self, output: _Output) -> Live:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=cast(TextIO, output))
+        return Live(self, console=console, refresh_per_second=DRAWINGS_PER_S, transient=True)
 
     def _write(self, words: Sequence[tuple[int, str]]) -> None:
         if self._live is not None:
@@ -130,7 +157,7 @@ class Progress:
     def _bar_words(self) -> list[tuple[int, str]]:
         """The words beside the bar, with ranks as in an epoch's line."""
         metrics = self._metrics
-        epoch = min(self._steps // max(self._steps_per_epoch, 1) + 1, self._epochs)
+        epoch = min(self._steps // self._steps_per_epoch + 1, self._epochs)
         words = [(9, f"epoch {epoch}/{self._epochs}")]
         if "train/loss" in metrics:
             words.append((5, f"loss {_loss(metrics['train/loss'])}"))
@@ -221,64 +248,28 @@ class _Output:
         return self.isatty() and not taken and os.environ.get("TERM") not in ("dumb", "unknown")
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError) as error:
-            self._failed(error)
-            return len(text)
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._dropping():
             self._stream.flush()
-        except (OSError, ValueError) as error:
-            self._failed(error)
 
-    def _failed(self, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
-            # What is still in the buffer would be tried again at exit, and fail the command then:
-            # https://docs.python.org/3/library/signal.html#note-on-sigpipe
-            with suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
-
-
-class _Bar:
-    """What rich draws: label, bar and as many words as fit, on one line."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        progress, width = self._progress, options.max_width
-        words = fit_words(progress._bar_words(), width)
-        room = width - len(words) - GAP
-        label = progress._label if len(progress._label) + GAP + 10 <= room else ""
-        room = min(room - (len(label) + GAP if label else 0), BAR_WIDTH)
-        if room < 4:
-            yield Text(words, no_wrap=True, overflow="crop")
-            return
-        line = Table.grid(padding=(0, GAP, 0, 0))
-        bar = ProgressBar(
-            total=max(progress._epochs * progress._steps_per_epoch, 1),
-            completed=progress._steps,
-            width=room,
-        )
-        cells = [Text(label, style="bold")] if label else []
-        line.add_row(*cells, bar, Text(words, no_wrap=True))
-        yield line
-
-
-def _live(bar: _Bar, output: _Output) -> Live:
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(file=cast(TextIO, output))
-    return Live(bar, console=console, refresh_per_second=DRAWINGS_PER_S, transient=True)
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError:  # it is closed
+            pass
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                # What is still in the buffer would be tried again at exit, and fail the command
+                # then: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+                with suppress(OSError, ValueError):
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, self._stream.fileno())
+                    os.close(nowhere)
 
 
 def _loss(value: float) -> str:

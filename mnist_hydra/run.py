@@ -1,6 +1,6 @@
 """A training and its record in MLflow: a single run (`run_alone`) or a sweep's trial (`train_run`).
 
-A sweep or Ctrl-C can end a training through `Hooks`.
+A sweep, Ctrl-C or SIGTERM can end a training through `Hooks`.
 """
 
 from __future__ import annotations
@@ -12,27 +12,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import Any, Protocol
 from uuid import uuid4
 
-import torch
 from omegaconf import OmegaConf
 
-from mnist_hydra import runtime
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
 from mnist_hydra.config import Config, fingerprint, flatten
 from mnist_hydra.data.load import inputs
-from mnist_hydra.errors import StoreAway, UserError
+from mnist_hydra.errors import StoreAway, UserError, in_one_line
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
+from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import About, is_at_work, spools
@@ -51,7 +50,7 @@ from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
 
 
 class Hooks(Protocol):
-    """By which a sweep or Ctrl-C can end a training."""
+    """By which a sweep, Ctrl-C or SIGTERM can end a training."""
 
     def should_stop(self) -> StopReason | None:
         """Called after every step: a reason to write a checkpoint and end now, or `None`."""
@@ -77,14 +76,15 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         begun = begun_run(config, overrides) if resumed else _new_run(config, overrides)
         config = begun.config
         trainer = prepare(config, begun.state)
-        spool = Spool(Path(config.output_dir).absolute(), begun.about, begun.open_run)
+        output_dir = Path(config.output_dir).absolute()
+        spool = Spool(output_dir, begun.about, begun.open_tracker, reopen=resumed)
+        hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         hooks.go_on = lambda: resume_command(config.composed, spool.run)
         failure: BaseException | None = None
         with spool:
             try:
-                recording = Recording(config, trainer, spool, overrides=overrides, resumed=resumed)
-                outcome = train_run(recording, hooks=hooks)
-                ended_ms = now_ms()
+                outcome = train_run(trainer, spool, hooks, overrides, resumed=resumed)
+                ended_ms = _now_ms()
                 if outcome.state == "finished":
                     _record_product(trainer, spool)
                 spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)
@@ -101,7 +101,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     elif outcome.state != "finished":
         print(f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}")
     else:
-        _print_summary(config, outcome, trainer, spool)
+        _print_summary(outcome, trainer, spool)
         return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
     if not isinstance(failure, NonFiniteLoss):  # that would fail again
         print(f"go on with\n  {resume_command(config.composed, spool.run)}", flush=True)
@@ -128,16 +128,11 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
         config.tracking.experiment_name,
         _run_name(config, overrides),
         {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
-        now_ms(),
+        _now_ms(),
         shown_address(config.tracking.uri),
         config=config_text(config),
     )
-
-    def open_run(about: About) -> tuple[Tracker, str]:
-        tracker = Tracker(config)
-        return tracker, tracker.create_run(about)
-
-    return Begun(config, about, open_run, None)
+    return Begun(config, about, lambda: Tracker(config), None)
 
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:
@@ -169,7 +164,7 @@ def one_line(error: BaseException) -> str:
         path = Path(frame.filename)
         if path.exists() and ours not in path.parents and "site-packages" not in path.parts:
             at = f" ({path.name}:{frame.lineno})"
-    return " ".join(f"{type(error).__name__}: {error}{at}".split())
+    return in_one_line(error) + at
 
 
 def _say_what_is_left(config: Config, spool: Spool) -> None:
@@ -189,133 +184,118 @@ class Outcome:
 
     state: str
     """`finished`, `interrupted`, `pruned` or `timeout`."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float]
     """The last value of every metric."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Recording:
-    """A training and the spool that it is recorded in.
-
-    A thread records the settings, since asking git and libraries takes a while: the first epoch
-    does not wait for it.
-
-    Args:
-        overrides: the command line's, recorded as a tag.
-        resumed: whether the run has been begun before.
-        shared: whether another machine may have to continue the run. Then training waits after
-            each checkpoint until the store has it, or is away.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        trainer: Trainer,
-        spool: Spool,
-        *,
-        overrides: list[str],
-        resumed: bool,
-        shared: bool = False,
-    ) -> None:
-        self.config, self.trainer, self._spool = config, trainer, spool
-        self.shared = shared
-        known = list(trainer.position.history)
-
-        def begin() -> None:
-            _record_settings(config, trainer, spool, overrides, resumed)
-            spool.log_epochs(known)
-
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
-        self._begun = thread.submit(begin)
-        thread.shutdown(wait=False)
-
-    def spool(self) -> Spool:
-        """The spool, once the settings are in it; raises what MLflow has refused for good."""
-        self._begun.result()
-        self._spool.raise_if_refused()
-        return self._spool
-
-    def wait(self) -> None:
-        """Wait until the settings are in the spool, or cannot be."""
-        self._begun.exception()
-
-    def raise_if_failed(self) -> None:
-        """Raise what has gone wrong so far, without waiting."""
-        self._spool.raise_if_refused()
-        if self._begun.done():
-            self._begun.result()
 
 
 def train_run(
-    recording: Recording, *, hooks: Hooks | None = None, label: str = "", quiet: bool = False
+    trainer: Trainer,
+    spool: Spool,
+    hooks: Hooks,
+    overrides: list[str],
+    *,
+    resumed: bool,
+    is_trial: bool = False,
 ) -> Outcome:
     """Train to the end and record that; the caller sets the run's status.
 
     Args:
-        quiet: whether to show no progress.
+        overrides: the command line's, recorded as a tag.
+        resumed: whether the run has been begun before.
+        is_trial: whether it is a sweep's. It shows no progress then, and another machine may have
+            to continue it, so training waits after each checkpoint until the store has it, or is
+            away.
 
     Raises:
         UserError, NonFiniteLoss: and whatever a user's own code raises.
     """
-    config, trainer = recording.config, recording.trainer
+    position = trainer.position
+    known = list(position.history)
+
+    def begin() -> None:
+        _record_settings(trainer, spool, overrides, resumed)
+        spool.log_epochs(known)
+
+    # Asking git and libraries takes a while: the first epoch does not wait for it.
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording")
+    settings = thread.submit(begin)
+    thread.shutdown(wait=False)
     with Progress(
-        config.epochs,
+        trainer.config.epochs,
         trainer.steps_per_epoch,
         len(trainer.dataset.train),
-        label or config.model.name,
+        trainer.config.model.name,
         done_steps=trainer.steps,
-        enabled=not quiet,
+        enabled=not is_trial,
     ) as bar:
         try:
-            stopped = trainer.train(_Recorder(recording, bar, hooks))
+            stopped = trainer.train(_Recorder(trainer, spool, hooks, settings, bar, is_trial))
         except Exception:
-            recording.wait()  # what fails at once is recorded, too
+            settings.exception()  # what fails at once is recorded, too
             raise
-    spool, history = recording.spool(), trainer.position.history
-    outcome = Outcome(
-        "finished" if stopped is None else stopped.value,
-        {name: value for name, value in (history or [{}])[-1].items() if "/" in name},
-        history,
-    )
-    if stopped is None:
-        outcome.metrics |= _record_end(trainer, spool)
-    return outcome
+    settings.result()
+    spool.raise_if_refused()
+    last = position.history[-1] if position.history else {}
+    metrics = {name: value for name, value in last.items() if "/" in name}
+    if stopped is not None:
+        return Outcome(stopped.value, metrics)
+    return Outcome("finished", metrics | _record_end(trainer, spool))
 
 
 class _Recorder(Listener):
-    """Records a training, shows its progress and calls the hooks."""
+    """Records a training, shows its progress and asks the hooks.
 
-    def __init__(self, recording: Recording, bar: Progress, hooks: Hooks | None) -> None:
-        self.recording, self.bar, self.hooks = recording, bar, hooks
+    Args:
+        settings: done when the run's settings are recorded, which comes before all else.
+        wait: see `is_trial` of `train_run`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        spool: Spool,
+        hooks: Hooks,
+        settings: Future[None],
+        bar: Progress,
+        wait: bool,
+    ) -> None:
+        self.trainer, self.spool, self.hooks = trainer, spool, hooks
+        self.settings, self.bar, self.wait = settings, bar, wait
 
     def should_stop(self) -> StopReason | None:
         self.bar.step()
-        self.recording.raise_if_failed()
-        return None if self.hooks is None else self.hooks.should_stop()
+        self.spool.raise_if_refused()
+        if self.settings.done():
+            self.settings.result()
+        return self.hooks.should_stop()
 
     def save(self, state: dict[str, Any]) -> None:
-        mark = {"fingerprint": fingerprint(self.recording.config)}
-        spool = self.recording.spool()
-        spool.save_checkpoint(state | mark)
-        if self.recording.shared:
-            spool.wait()
+        self.settings.result()
+        self.spool.raise_if_refused()
+        self.spool.save_checkpoint(state | {"fingerprint": fingerprint(self.trainer.config)})
+        if self.wait:
+            self.spool.wait()
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        self.recording.spool().log_epochs(self.recording.trainer.position.history[-1:])
+        self.spool.raise_if_refused()
+        self.spool.log_epochs(self.trainer.position.history[-1:])
         self.bar.epoch(epoch, metrics)
-        return None if self.hooks is None else self.hooks.after_epoch(epoch, metrics)
+        return self.hooks.after_epoch(epoch, metrics)
 
 
 class StopOnSignal:
     """Hooks by which Ctrl-C or SIGTERM ends a training at its next step, after a checkpoint.
 
-    A second one leaves at once; so does the first, before there is a run.
+    A second one leaves at once; so does the first, before there is a run. After the last epoch
+    there is no training to end: the first one says so, and pictures and model are still recorded.
     """
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
         self.exit_code = 0
         """128 + the signal's number, as a shell expects."""
+        self.is_trained: Callable[[], bool] = lambda: False
+        """Whether the last epoch is over, so that what came out of it is all that is left to do."""
         self.go_on: Callable[[], str] | None = None
         """Returns the command that goes on with the run, once there is a run."""
         self._before: dict[int, Any] = {}
@@ -343,14 +323,17 @@ class StopOnSignal:
             print(f"go on with\n  {self.go_on()}", file=sys.stderr, flush=True)
             os._exit(self.exit_code)
         self.reason = StopReason.INTERRUPTED
-        print("stopping after a checkpoint; once more to leave at once", file=sys.stderr)
+        now = "stopping after a checkpoint"
+        if self.is_trained():
+            now = "the training is complete, and what came out of it is being recorded"
+        print(f"{now}; once more to leave at once", file=sys.stderr)
 
 
 def _record_settings(
-    config: Config, trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
+    trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
 ) -> None:
-    device = runtime.device_name(trainer.device)
-    chosen = {name: str(value) for name, value in runtime.as_record(trainer.runtime).items()}
+    config, device = trainer.config, device_name(trainer.device)
+    chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), config.composed) | chosen)
     spool.set_tags(
         provenance.tags()
@@ -375,17 +358,16 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
     """Record the final metrics and the last and best checkpoint; returns those metrics."""
     position = trainer.position
     assert position.best is not None
+    loss, accuracy = trainer.evaluate("test")
     log_probabilities, labels = trainer.predict("test")
     predicted = log_probabilities.argmax(1)
     right = predicted == labels
     last = position.history[-1]
-    loss = torch.nn.functional.nll_loss(log_probabilities, labels)
-    accuracy = int(right.sum()) / len(labels)
     measured = {
         "test/acc_last": accuracy,
-        "test/loss_last": float(loss),
+        "test/loss_last": loss,
         "test/acc": accuracy,
-        "test/loss": float(loss),
+        "test/loss": loss,
         f"{trainer.monitored}/acc_best": position.best["value"],
     }
     final = {name: measured[name] for name in at_end(trainer.monitored)}
@@ -414,13 +396,13 @@ def _run_name(config: Config, overrides: list[str]) -> str:
     return ", ".join(o for o in overrides if not o.startswith(KEPT_ON_RESUME)) or config.model.name
 
 
-def now_ms() -> int:
+def _now_ms() -> int:
     """The time, in milliseconds since 1970."""
     return int(time.time() * 1000)
 
 
-def _print_summary(config: Config, outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
-    metrics, history = outcome.metrics, outcome.history
+def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
+    metrics, history = outcome.metrics, trainer.position.history
     seconds = sum(epoch["epoch_s"] for epoch in history)
     after = _count(len(history), "epoch")
     lines = [f"test accuracy {percent(metrics['test/acc_last'])} after {after}"]
@@ -436,7 +418,7 @@ def _print_summary(config: Config, outcome: Outcome, trainer: Trainer, spool: Sp
     if spool.tracker is None:
         print()
         return
-    print(f"; look at it with\n  {ui_command(config.composed, spool.run)}")
+    print(f"; look at it with\n  {ui_command(trainer.config.composed, spool.run)}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ import inspect
 import os
 import platform
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ import torch
 
 from mnist_hydra.config import Config
 from mnist_hydra.errors import UserError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,6 @@ class Runtime:
     threads: int
     deterministic: bool
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of convolutions under mixed precision."""
-        return DTYPES[self.precision]
-
 
 def capability() -> Capability:
     """Ask torch what this machine has."""
@@ -69,40 +62,21 @@ def capability() -> Capability:
     )
 
 
-def wants_kernel(
-    config: Config, machine: Capability, recorded: dict[str, Any] | None = None
-) -> bool:
-    """Whether a run takes the compiled kernel if it can be had.
-
-    It does on the CPU, unless another precision than float32 or `compile` was asked for, or a
-    checkpoint's run went without.
-
-    Raises:
-        UserError: for a device that this machine does not have.
-    """
-    recorded = recorded or {}
-    return (
-        _device(config, machine, recorded) == "cpu"
-        and config.compile == "auto"
-        and config.precision in ("auto", "fp32")
-        and bool(recorded.get("kernel", True))
-    )
-
-
 def choose(
     config: Config,
     machine: Capability,
     recorded: dict[str, Any] | None = None,
     *,
-    kernel: bool = False,
+    kernel: bool = True,
 ) -> Runtime:
     """Replace every `auto`: by what a checkpoint recorded if there is one, else by the machine.
 
-    A device that the checkpoint names and this machine lacks is chosen anew. Without the kernel the
-    precision is bfloat16 where the device multiplies it natively.
+    A device that the checkpoint names and this machine lacks is chosen anew. On the CPU the kernel
+    is taken, unless another precision than float32 or `compile` was asked for or a checkpoint's run
+    went without. Without it the precision is bfloat16 where the device multiplies it natively.
 
     Args:
-        kernel: whether the kernel was wanted and is there.
+        kernel: whether one can be had.
 
     Raises:
         UserError: for a device or precision that this machine does not have.
@@ -110,17 +84,20 @@ def choose(
     recorded = recorded or {}
     device = _device(config, machine, recorded)
     kind = device.partition(":")[0]
-
-    precision: str = config.precision
-    compile_ = config.compile
-    if kernel:
-        precision = "fp32"
+    kernel = (
+        kernel
+        and kind == "cpu"
+        and config.compile == "auto"
+        and config.precision in ("auto", "fp32")
+        and bool(recorded.get("kernel", True))
+    )
+    precision: str = "fp32" if kernel else config.precision
     if precision == "auto":
         fast = {"cuda": machine.cuda_bf16, "cpu": machine.cpu_bf16}.get(kind, False)
         precision = str(recorded.get("precision", "bf16" if fast else "fp32"))
     if precision == "fp16" and kind == "cpu":
         raise UserError("precision=fp16 does not train on device=cpu; right: auto, bf16 or fp32")
-
+    compile_ = config.compile
     if compile_ == "auto":
         compile_ = bool(recorded.get("compile", False)) and not kernel
     threads = config.threads
@@ -150,11 +127,6 @@ def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.O
     step = inspect.unwrap(optimizer.step)
     own = {"step": torch.no_grad()(step), "__module__": optimizer.__module__}
     return type(optimizer.__name__, (optimizer,), own)
-
-
-def as_record(runtime: Runtime) -> dict[str, Any]:
-    """Plain values for a checkpoint or for MLflow."""
-    return asdict(runtime)
 
 
 def device_name(device: torch.device) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from mnist_hydra.config import leaves
 
 HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
@@ -47,39 +48,14 @@ def by_reference(settings: Mapping[str, str], composed: DictConfig) -> dict[str,
         settings: by dotted name.
         composed: as Hydra composed them, nothing resolved.
     """
-    raw: dict[str, str] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif isinstance(value, list):
-            for number, inner in enumerate(value):
-                walk(f"{prefix}.{number}", inner)
-        elif isinstance(value, str) and "${" in value:
-            raw[prefix] = value
-
-    walk("", OmegaConf.to_container(composed, resolve=False))
-    names = {n for text in raw.values() for n in re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", text)}
-    values = {os.environ.get(name.strip("\"'"), "") for name in names} - {""}
-    return {
-        key: _reference(raw, key) if _reads(raw, key, value, values) else value
-        for key, value in settings.items()
-    }
-
-
-def _reads(raw: Mapping[str, str], key: str, value: str, values: set[str]) -> bool:
-    """Whether a setting holds a value of the environment by a reference, its own or another's."""
-    texts = _texts(raw, key)
-    return any("${oc.env:" in text for text in texts) or (
-        bool(texts) and any(secret in value for secret in values)
-    )
-
-
-def _reference(raw: Mapping[str, str], key: str) -> str:
-    return ", ".join(_texts(raw, key))
-
-
-def _texts(raw: Mapping[str, str], key: str) -> list[str]:
-    """What stands at a key, or below it where that is a list."""
-    return [text for name, text in raw.items() if name == key or name.startswith(f"{key}.")]
+    plain = OmegaConf.to_container(composed, resolve=False)
+    raw = {name: str(value) for name, value in leaves(plain) if "${" in str(value)}
+    names = re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", " ".join(raw.values()))
+    secrets = {os.environ.get(name.strip("\"'"), "") for name in names} - {""}
+    recorded = dict(settings)
+    for key, value in settings.items():
+        for name, text in raw.items():
+            is_of_key = f"{key}.".startswith(f"{name}.")  # what stands above it counts, too
+            if is_of_key and ("${oc.env:" in text or any(secret in value for secret in secrets)):
+                recorded[key] = text
+    return recorded

@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import shell_command, words_for_place
+from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.tracking.deliver import deliver_all
 from mnist_hydra.tracking.journal import About, spools
+from mnist_hydra.tracking.spool import deliver_all
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import PARENT_TAG, Tracker
 
@@ -34,13 +35,13 @@ def sync(cfg: DictConfig) -> int:
             print(_deliver(folder, about, given))
         except Exception as error:
             stays += 1
-            print(f"run {about.run_id or about.key} stays: {first_line(error)}", file=sys.stderr)
+            print(f"run {about.run} stays: {first_line(error)}", file=sys.stderr)
     if not found:
         print("everything was delivered already")
     return 1 if stays else 0
 
 
-def _deliver(folder: Path, about: About, place: entry.Place) -> str:
+def _deliver(folder: Path, about: About, place: Place) -> str:
     """Deliver one spool, and say what was done and is to be done."""
     given = place.tracking
     if given.uri is not None and shown_address(given.uri) != about.store:

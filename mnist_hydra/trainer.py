@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -28,7 +28,7 @@ from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
 from mnist_hydra.metrics import of_epoch
-from mnist_hydra.runtime import Runtime, as_record
+from mnist_hydra.runtime import Runtime
 
 EVALUATION_BATCH = 512
 
@@ -98,6 +98,21 @@ class Position:
     """`{"epoch", "value", "model"}` of the epoch with the best accuracy."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of."""
+
+    model: nn.Module
+    """Takes images float [B, 1, H, W], returns log-probabilities float32 [B, 10]."""
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    """Steps once a batch."""
+    augmentation: Augmentation | None
+    """Applied to every training batch."""
+    dataset: Dataset
+    """Evaluated on `val` where there is one, else on `test`."""
+
+
 class Trainer:
     """One model, its data on the device, and the steps between them.
 
@@ -105,35 +120,20 @@ class Trainer:
         config: the run's settings.
         runtime: where and how to compute.
         ready: the model as it is run.
-        model: takes images float [B, 1, H, W], returns log-probabilities float32 [B, 10].
-        optimizer, scheduler: over the model's parameters; the scheduler steps once a batch.
-        augmentation: applied to every training batch, or `None`.
-        dataset: the splits; evaluated on `val` where there is one, else on `test`.
+        parts: what it trains, on what and by what.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        runtime: Runtime,
-        ready: Runnable,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        augmentation: Augmentation | None,
-        dataset: Dataset,
-    ) -> None:
-        self.config, self.runtime = config, runtime
+    def __init__(self, config: Config, runtime: Runtime, ready: Runnable, parts: Parts) -> None:
+        self.config, self.runtime, self.ready = config, runtime, ready
+        self.model, self.optimizer, self.scheduler = parts.model, parts.optimizer, parts.scheduler
+        self.augmentation, self.dataset = parts.augmentation, parts.dataset
         self.device = torch.device(runtime.device)
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.ready = ready
-        self.augmentation = augmentation
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
-        self.dataset = dataset
-        self.train_images, self.train_labels, self.train_index = to_device(
-            dataset.train, self.device
-        )
-        self.monitored = "test" if dataset.val is None else "val"
-        self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+        images, labels, index = tensors(self.dataset.train)
+        self.train_images = images.to(self.device)
+        self.train_labels, self.train_index = labels.to(self.device), index.to(self.device)
+        self.monitored = "test" if self.dataset.val is None else "val"
+        self.steps_per_epoch = math.ceil(len(index) / config.batch_size)
         self.position = Position()
         self._predicted: tuple[str, int, Tensor] | None = None
 
@@ -285,16 +285,16 @@ class Trainer:
         """
         chosen = self.dataset.test if split == "test" else self.dataset.val
         assert chosen is not None, split
-        images, labels, index = to_device(chosen, self.device)
+        images, labels, index = tensors(chosen)  # a hold-out's are those of the training set
         if self._predicted is None or self._predicted[:2] != (split, self.steps):
             self.model.eval()
             parts = []
             with torch.inference_mode(), self._autocast():
                 for rows in torch.split(index, EVALUATION_BATCH):
-                    batch = self._normalise(images.index_select(0, rows))
-                    parts.append(self.ready.evaluate(batch).float())
+                    batch = images.index_select(0, rows).to(self.device)
+                    parts.append(self.ready.evaluate(self._normalise(batch)).float())
             self._predicted = (split, self.steps, torch.cat(parts))
-        return self._predicted[2], labels[index]
+        return self._predicted[2], labels[index].to(self.device)
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, to go on exactly here; tensors are on the CPU."""
@@ -306,7 +306,7 @@ class Trainer:
                 "scheduler": plain(self.scheduler.state_dict()),
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(),
-                "runtime": as_record(self.runtime),
+                "runtime": asdict(self.runtime),
                 "steps": self.steps,
                 **{name: getattr(position, name) for name in position.__dataclass_fields__},
             }
@@ -341,20 +341,20 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.runtime.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.runtime.dtype)
+        half = torch.bfloat16 if self.runtime.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=half)
 
 
-def to_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A split's images uint8, labels int64 and index int64 on a device.
+def tensors(split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """A split's images uint8, labels int64 and index int64, on the CPU.
 
-    On the CPU the images stay the memory-mapped file that all processes share.
+    The images stay the memory-mapped file that all processes share.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         images = torch.from_numpy(np.asarray(split.images))
     labels = torch.from_numpy(np.array(split.labels, dtype=np.int64))
-    index = torch.from_numpy(np.array(split.index, dtype=np.int64))
-    return images.to(device), labels.to(device), index.to(device)
+    return images, labels, torch.from_numpy(np.array(split.index, dtype=np.int64))
 
 
 def stable_seed(seed: int, purpose: str, number: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -132,33 +133,28 @@ def words(type_: Any) -> str:
 def _value(value: Any, type_: Any) -> Any:
     """The value as `type_` has it, or a ValueError."""
     origin, inner = get_origin(type_), get_args(type_)
-    if origin is Annotated:
-        value = _value(value, inner[0])
-        return _insist(value, all(limit.allow(value) for limit in inner[1:]))
     if origin in (Union, UnionType):
         for option in inner:  # a dict among them was seen to by `check_setting`
-            try:
+            with suppress(ValueError):
                 return _value(value, option)
-            except ValueError:
-                continue
         raise ValueError
-    if origin is Literal:
-        return _insist(value, any(type(value) is type(one) and value == one for one in inner))
-    if origin is list:
-        return [_value(one, inner[0]) for one in _insist(value, isinstance(value, list))]
-    if type_ is str:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        return _insist(value, isinstance(value, str) and value.isprintable())
-    if type_ is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return _insist(value, number and abs(value) <= 1.7e308)
-    if type_ is int:
-        return _insist(value, isinstance(value, int) and not isinstance(value, bool))
-    return _insist(value, type_ is Any or isinstance(value, get_origin(type_) or type_))
-
-
-def _insist(value: Any, right: bool) -> Any:
+    if origin is list and isinstance(value, list):
+        return [_value(one, inner[0]) for one in value]
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if origin is Annotated:
+        value = _value(value, inner[0])
+        right = all(limit.allow(value) for limit in inner[1:])
+    elif origin is Literal:
+        right = any(type(value) is type(one) and value == one for one in inner)
+    elif type_ is str:
+        value = str(value) if is_whole else value
+        right = isinstance(value, str) and value.isprintable()
+    elif type_ is float:
+        right = (is_whole or isinstance(value, float)) and abs(value) <= 1.7e308
+    elif type_ is int:
+        right = is_whole
+    else:
+        right = type_ is Any or isinstance(value, origin or type_)
     if not right:
         raise ValueError
     return value

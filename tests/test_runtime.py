@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 
 from mnist_hydra.config import Config, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.runtime import Capability, choose, wants_kernel, without_dynamo
+from mnist_hydra.runtime import Capability, choose, without_dynamo
 
 PLAIN = Capability(cuda_devices=0, cuda_bf16=False, mps=False, cpu_bf16=False, cores=4)
 FAST_CPU = dataclasses.replace(PLAIN, cpu_bf16=True)
@@ -40,7 +40,7 @@ def config(**changes: Any) -> Config:
 def test_auto_takes_cuda_then_mps_then_cpu_and_bf16_where_it_is_native(
     machine: Capability, device: str, precision: str
 ) -> None:
-    chosen = choose(config(), machine)
+    chosen = choose(config(), machine, kernel=False)
     assert (chosen.device, chosen.precision) == (device, precision)
 
 
@@ -63,14 +63,14 @@ def test_what_a_machine_does_not_have_is_refused_with_what_it_has(
 
 def test_a_resumed_run_keeps_what_auto_chose_at_its_start() -> None:
     recorded = {"device": "cpu", "precision": "fp32", "compile": True, "threads": 3}
-    chosen = choose(config(), HOPPER, recorded)
+    chosen = choose(config(), HOPPER, recorded | {"kernel": False})
     assert (chosen.device, chosen.precision) == ("cpu", "fp32")
     assert (chosen.compile, chosen.threads) == (True, 3)
 
 
 def test_a_resumed_run_moves_to_another_device_where_its_own_is_missing() -> None:
     recorded = {"device": "cuda", "precision": "bf16", "compile": False, "threads": 3}
-    chosen = choose(config(), PLAIN, recorded)
+    chosen = choose(config(), PLAIN, recorded | {"kernel": False})
     assert (chosen.device, chosen.precision) == ("cpu", "bf16")
 
 
@@ -96,10 +96,11 @@ def test_what_is_asked_for_wins_over_what_was_recorded() -> None:
         ({}, PLAIN, {"kernel": False}, False),
     ],
 )
-def test_a_cpu_wants_the_kernel_where_nothing_else_was_asked_for(
+def test_a_cpu_takes_the_kernel_where_nothing_else_was_asked_for(
     changes: dict[str, Any], machine: Capability, recorded: dict[str, Any], wanted: bool
 ) -> None:
-    assert wants_kernel(config(**changes), machine, recorded) is wanted
+    assert choose(config(**changes), machine, recorded).kernel is wanted
+    assert not choose(config(**changes), machine, recorded, kernel=False).kernel
 
 
 def test_the_kernel_computes_in_float32_whatever_the_cpu_multiplies() -> None:

@@ -37,13 +37,16 @@ def test_what_comes_from_the_environment_is_recorded_as_the_reference(
             "token": "${oc.env:MY_TOKEN}",
             "model": {"url": "http://h/${token}", "width": 64},
             "words": ["a", "${token}"],
+            "copy": "${model}",
             "width": "${model.width}",
         }
     )
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
     flat = {"token": SECRET, "model.url": f"http://h/{SECRET}", "model.width": "64", "width": "64"}
+    flat["copy.url"] = flat["model.url"]
     recorded = by_reference({**flat, "words": str(resolved["words"])}, cfg)
     assert SECRET not in str(recorded)
     assert recorded["token"] == "${oc.env:MY_TOKEN}" and recorded["width"] == "64"
     assert recorded["model.url"] == "http://h/${token}" and "${token}" in recorded["words"]
+    assert recorded["copy.url"] == "${model}"

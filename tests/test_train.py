@@ -204,7 +204,7 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
 
     tracker = Tracker(config)
     about = About("0" * 32, config.tracking.experiment_name, None, {}, 0, None)
-    spool = Spool(tmp_path, about, lambda about: (tracker, tracker.create_run(about)))
+    spool = Spool(tmp_path, about, lambda: tracker)
     stopped = prepare(config)
 
     class StopAfterSteps(Listener):
@@ -269,6 +269,29 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(mnist: Path, tmp_path:
     assert run.info.status == "KILLED"
     assert f"resume={run.info.run_id}" in printed
     assert "Traceback" not in errors
+
+
+def test_ctrl_c_while_the_pictures_are_made_says_that_the_training_is_complete(
+    mnist: Path, tmp_path: Path
+) -> None:
+    words = ("epochs=1", "batch_size=256", "data.limit=512", "threads=1", f"data.root={mnist}")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mnist_hydra.train", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith("drawing the pictures"):
+            running.send_signal(signal.SIGINT)
+            break
+    printed, errors = running.communicate(timeout=120)
+    assert "the training is complete" in errors, errors
+    assert "checkpoint" not in errors and "once more to leave at once" in errors
+    assert running.returncode == 0 and "test accuracy" in printed
+    assert only_run(tmp_path).info.status == "FINISHED"
 
 
 def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
@@ -394,15 +417,22 @@ def test_a_command_line_that_cannot_be_meant_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"_target_: !!python/name:os.system\n", "name: größe\n".encode("latin-1"), b"\xff" * 9000],
+)
 def test_a_yaml_file_that_cannot_be_read_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    content: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text("_target_: !!python/name:os.system\n")
+    (tmp_path / "model" / "mine.yaml").write_bytes(content)
     words = (f"--config-dir={tmp_path}", "model=mine", "data.offline=true")
     assert call(*words, monkeypatch=monkeypatch) == 2
     (message,) = capfd.readouterr().err.splitlines()
-    assert message.startswith("error: ") and "mine.yaml" in message
+    assert message.startswith("error: ") and f"{tmp_path}/model/mine.yaml" in message
 
 
 def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(

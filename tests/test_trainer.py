@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_hydra import checkpoint
@@ -30,6 +31,19 @@ class NoHostSync(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
         assert func not in waits, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class Moved(TorchFunctionMode):
+    """Keeps the sizes of all that is put on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and isinstance(args[1], torch.device):
+            self.sizes.append(args[0].numel())
         return func(*args, **(kwargs or {}))
 
 
@@ -76,6 +90,14 @@ def test_no_step_of_an_epoch_waits_for_the_device(mnist: Path) -> None:
     listener = OnlyTheStepsOfAnEpoch(ours)
     ours.train(listener)
     assert listener.steps == ours.steps_per_epoch == 4
+
+
+def test_a_hold_out_is_measured_without_a_copy_of_the_training_images(mnist: Path) -> None:
+    ours = trainer(mnist, "data.val_size=700", "epochs=1")
+    with Moved() as moved:
+        log_probabilities, labels = ours.predict("val")
+    assert len(log_probabilities) == len(labels) == 700
+    assert sum(size for size in moved.sizes if size > 784) == 700 * 784
 
 
 def test_every_training_image_is_seen_once_an_epoch_and_the_last_batch_is_kept(

@@ -21,8 +21,8 @@ import pytest
 from packaging.version import Version
 from PIL import Image
 
-from mnist_hydra.cli.entry import Place, take_words
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.cli.entry import take_words
+from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.inference import digit_image, exported, quality
 from mnist_hydra.to_onnx import write_checked

@@ -40,10 +40,6 @@ def resume_command(config: DictConfig, run: str) -> str:
 
     The run's own settings come from MLflow: it needs the place where it is kept, and the folders
     of the user's own code.
-
-    Args:
-        config: as composed.
-        run: the run's id.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -55,12 +51,7 @@ def resume_command(config: DictConfig, run: str) -> str:
 
 
 def ui_command(config: DictConfig, run: str) -> str:
-    """The command that opens MLflow's pages on a run, or on a sweep's trials.
-
-    Args:
-        config: as composed.
-        run: the run's id.
-    """
+    """The command that opens MLflow's pages on a run, or on a sweep's trials."""
     return shell_command("ui", [*place_words(config), f"run={run}"])
 
 
@@ -77,11 +68,7 @@ def python_word() -> str:
 
 
 def config_words(hydra: Any) -> list[str]:
-    """Hydra's flags by which another command composes the same configuration files.
-
-    Args:
-        hydra: the node `hydra` of this command's configuration.
-    """
+    """Hydra's flags by which another command composes the same files; from the node `hydra`."""
     words: list[str] = []
     if hydra.job.config_name != CONFIG_NAME:
         words += ["--config-name", str(hydra.job.config_name)]
@@ -98,11 +85,7 @@ def config_words(hydra: Any) -> list[str]:
 
 
 def folder_words(hydra: Any) -> list[str]:
-    """Hydra's flags by which another command finds the same code beside configuration files.
-
-    Args:
-        hydra: the node `hydra` of this command's configuration.
-    """
+    """Hydra's flags by which another command finds the same code; from the node `hydra`."""
     sources = hydra.runtime.config_sources
     folders = [source.path for source in sources if source.schema == "file" and source.path]
     return ["--config-dir", folders[0], *_search_path(folders[1:])] if folders else []

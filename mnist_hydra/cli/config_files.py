@@ -16,7 +16,12 @@ from typing import Any
 
 import hydra._internal.hydra as hydra_main
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra._internal.config_repository import (
+    CachingConfigRepository,
+    ConfigRepository,
+    IConfigRepository,
+)
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -42,15 +47,34 @@ OF_SLURM = ("slurm_account", "slurm_qos", "slurm_constraint", "slurm_gres", "slu
 """submitit's settings that run nothing; some of its others are commands."""
 
 
+class TextRepository(ConfigRepository):
+    """Hydra's configuration files; one that is no text is named."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """As Hydra's, but for a file that is no text, which is an error of Hydra's own."""
+        try:
+            return super().load_config(config_path)
+        except UnicodeDecodeError as error:
+            folder = next(one.path for one in self.sources if one.is_config(config_path))
+            raise ConfigCompositionException(
+                f"{folder}/{config_path.removesuffix('.yaml')}.yaml is no text in UTF-8 ({error}); "
+                "right: save it as UTF-8"
+            ) from None
+
+
 class CheckedLoader(ConfigLoaderImpl):
     """Hydra's loader of configurations, which judges every file before its content counts."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = TextRepository(config_search_path)
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
         """As Hydra's, but all that may go wrong is an error of Hydra's own.
 
-        YAML that is none, a file that is no text, `model=null` and the like are others' in Hydra.
+        YAML that is none, `model=null` and the like are others' in Hydra.
         """
         try:
             return super().load_configuration(config_name, overrides, *args, **kwargs)

@@ -7,7 +7,6 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,19 +17,11 @@ from omegaconf import DictConfig
 
 from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
-from mnist_hydra.config import Folder, TrackingConfig, resolved
+from mnist_hydra.config import Folder, Place, TrackingConfig, resolved
 from mnist_hydra.errors import BAD_INPUT, UserError, wrong_value
 from mnist_hydra.typed import check_setting, read_settings
 
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where runs are kept, as a `Tracker` asks for it."""
-
-    output_dir: str
-    tracking: TrackingConfig
 
 
 def place_of(cfg: DictConfig) -> Place:
@@ -95,8 +86,10 @@ def show_help(command: str) -> None:
         return
     from mnist_hydra.cli.help import help_text
 
-    pairs = zip(arguments, arguments[1:], strict=False)
-    print(help_text(command, [value for flag, value in pairs if flag in ("--config-dir", "-cd")]))
+    followed_by = dict(zip(arguments, arguments[1:], strict=False))
+    folder, _ = take_value(arguments, "--config-dir")
+    folder = folder or followed_by.get("--config-dir") or followed_by.get("-cd")
+    print(help_text(command, [folder] if folder else []))
     sys.exit(0)
 
 

@@ -123,7 +123,8 @@ def entries_of(roots: Iterable[Traversable], group: str) -> dict[str, str]:
         for file in folder.iterdir() if folder.is_dir() else ():
             name, dot, kind = file.name.rpartition(".")
             if dot and kind == "yaml":
-                found[name] = file.read_text(encoding="utf-8")
+                # What is no text is refused when it is composed, and shown as it can be here.
+                found[name] = file.read_bytes().decode(errors="replace")
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import struct
 import uuid
 import zlib
@@ -105,8 +106,7 @@ def unpack(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with opened(source) as stream, partial.open("wb") as out:
-            while chunk := stream.read(1 << 20):
-                out.write(chunk)
+            shutil.copyfileobj(stream, out)
         publish(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -79,17 +79,9 @@ def inputs(config: DataConfig, dataset: Dataset) -> list[dict[str, str]]:
     ):
         if split is not None:
             digest = hashlib.sha256(f"{dataset.sha256} {name} {chosen}".encode()).hexdigest()[:16]
-            title = f"{config.dataset} {name}, {len(split):,} images"
+            about = {"name": f"{config.dataset} {name}, {len(split):,} images", "digest": digest}
             profile = json.dumps({"num_rows": len(split)})
-            told.append(
-                {
-                    "name": title,
-                    "digest": digest,
-                    "source": source,
-                    "profile": profile,
-                    "context": context,
-                }
-            )
+            told.append(about | {"source": source, "profile": profile, "context": context})
     return told
 
 

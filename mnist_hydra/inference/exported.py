@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mnist_hydra.cli import entry
+from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def batches(images: Images) -> Iterator[Images]:
         yield images[start : start + AT_ONCE, None]
 
 
-def find_model(name: str | None, place: entry.Place) -> Exported:
+def find_model(name: str | None, place: Place) -> Exported:
     """The model of a finished run, of a registered name and alias, or in a folder.
 
     Raises:

@@ -67,7 +67,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
             OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
         trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
         about = about_run(config, run_id)
-        with Spool(output_dir, about, lambda about: (tracker, str(about.run_id))) as spool:
+        with Spool(output_dir, about, lambda: tracker) as spool:
             log_pictures_and_model(trainer, spool)
 
 

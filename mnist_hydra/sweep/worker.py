@@ -52,7 +52,7 @@ def work(
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
-    from mnist_hydra.run import Recording, train_run
+    from mnist_hydra.run import train_run
     from mnist_hydra.tracking.resume import about_run, deliver_left
     from mnist_hydra.tracking.spool import Spool
 
@@ -91,12 +91,9 @@ def work(
                 tracker.forget_checkpoint(run_id)
         trainer = prepare(trial, state)
         output_dir, about = Path(config.output_dir).absolute(), about_run(config, run_id)
-        with Spool(output_dir, about, lambda about: (tracker, run_id)) as spool:
+        with Spool(output_dir, about, lambda: tracker) as spool:
             resumed = state is not None
-            recording = Recording(
-                trial, trainer, spool, overrides=overrides, resumed=resumed, shared=True
-            )
-            end = train_run(recording, hooks=watch, label=planned.name, quiet=True).state
+            end = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True).state
             spool.close(watch.stop)  # the ledger reads the run's metrics
         spool.raise_if_refused()
         return INTERRUPTED if spool.left else end  # the next attempt delivers what is left

@@ -20,8 +20,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra.errors import UserError
-
 FOLDER = "spool"
 """Below `output_dir`; in it a folder for each run that has anything undelivered."""
 JOURNAL, POSITION, LOCK, ABOUT = "journal", "position", ".lock", "run.json"
@@ -43,9 +41,10 @@ class About:
     config: str | None = None
     """What it began with, in YAML, for going on with it while the store is away."""
 
-    def is_called(self, run: str) -> bool:
-        """Whether that is its id or its key."""
-        return run in (self.key, self.run_id)
+    @property
+    def run(self) -> str:
+        """The run's id in MLflow; its key while it has none."""
+        return self.run_id or self.key
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,17 @@ class Record:
     """Name of its file or folder, below the folder of its number."""
     sha256: str | None = None
 
+    def path(self, folder: Path) -> Path:
+        """Where its file or folder is, in the spool at `folder`."""
+        return folder / str(self.number) / str(self.file)
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether its file is there, and as it was written."""
+        try:
+            return sha256_of(self.path(folder)) == self.sha256
+        except OSError:
+            return False
+
 
 def line_of(record: Record) -> bytes:
     """A record as a line of the journal: its CRC-32 in 8 hexadecimal digits, a blank, JSON."""
@@ -74,33 +84,34 @@ def record_of(line: bytes) -> Record | None:
     return None if text is None else Record(**json.loads(text))
 
 
-def records(folder: Path) -> Iterator[Record | None]:
-    """The records of a spool that are not delivered, in order; `None` for a damaged one.
+def next_line(folder: Path) -> tuple[bytes, int]:
+    """The first line that is not delivered, and where it ends, in bytes.
 
-    A last line without an end, where the process was killed as it wrote, is none.
+    The line is empty where there is none, or only a part that a killed process wrote.
     """
     start = position(folder)
-    try:
-        with open(folder / JOURNAL, "rb") as journal:
-            journal.seek(start)
-            for line in journal:
-                if line.endswith(b"\n"):
-                    yield record_of(line)
-    except FileNotFoundError:
-        return
+    with open(folder / JOURNAL, "rb") as journal:
+        journal.seek(start)
+        line = journal.readline()
+    return (line, start + len(line)) if line.endswith(b"\n") else (b"", start)
 
 
-def whole_file(folder: Path, record: Record) -> bool:
-    """Whether a record's file is there, and as it was written."""
-    try:
-        return sha256_of(folder / str(record.number) / str(record.file)) == record.sha256
-    except OSError:
-        return False
+def records(folder: Path) -> Iterator[Record | None]:
+    """The records of a spool that are not delivered, in order; `None` for a damaged one."""
+    start = position(folder)
+    with suppress(FileNotFoundError), open(folder / JOURNAL, "rb") as journal:
+        journal.seek(start)
+        for line in journal:
+            if line.endswith(b"\n"):
+                yield record_of(line)
 
 
-def spools(output_dir: Path) -> list[tuple[Path, About]]:
+def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, About]]:
     """The spools below `output_dir`, the oldest run first; one that does not say of which run it
     is, is said and left alone.
+
+    Args:
+        run: the id or the key of a run whose spools alone are wanted.
     """
     found = []
     for folder in (output_dir / FOLDER).glob("*/"):
@@ -109,7 +120,7 @@ def spools(output_dir: Path) -> list[tuple[Path, About]]:
             continue  # another process begins it
         if about is None:
             say(f"{folder / ABOUT} is damaged; right: delete {folder}, whose run is not known")
-        else:
+        elif run in (None, about.key, about.run_id):
             found.append((folder, about))
     return sorted(found, key=lambda spool: spool[1].start_ms)
 
@@ -128,13 +139,6 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
-
-
-def at_work(about: About) -> UserError:
-    """The error of whoever wants a spool that another process has."""
-    return UserError(
-        f"run {about.run_id or about.key} is at work in another process; right: wait for its end"
-    )
 
 
 def sha256_of(path: Path) -> str:
@@ -173,22 +177,6 @@ def write_about(folder: Path, about: About) -> None:
     write_whole(folder / ABOUT, _with_checksum(json.dumps(asdict(about)).encode()))
 
 
-def _with_checksum(text: bytes) -> bytes:
-    """One line: the CRC-32 of a text in 8 hexadecimal digits, a blank, the text."""
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _checked(line: bytes) -> bytes | None:
-    """The text of such a line; `None` if the line is not as it was written."""
-    text = line[9:-1]
-    return text if line == _with_checksum(text) else None
-
-
-def whole_lines(journal: Path) -> int:
-    """Up to where a journal's lines are whole, in bytes: a killed process leaves part of one."""
-    return journal.read_bytes().rfind(b"\n") + 1
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -202,3 +190,14 @@ def write_whole(path: Path, content: bytes) -> None:
 def say(line: str) -> None:
     """Print a line on stderr at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _with_checksum(text: bytes) -> bytes:
+    """One line: the CRC-32 of a text in 8 hexadecimal digits, a blank, the text."""
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _checked(line: bytes) -> bytes | None:
+    """The text of such a line; `None` if the line is not as it was written."""
+    text = line[9:-1]
+    return text if line == _with_checksum(text) else None

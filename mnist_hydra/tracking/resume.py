@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra import checkpoint
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.tracking.deliver import deliver_all
-from mnist_hydra.tracking.journal import About, Record, records, spools, whole_file
+from mnist_hydra.tracking.journal import About, Record, records, spools
 from mnist_hydra.tracking.provenance import COMMAND_TAG
+from mnist_hydra.tracking.spool import deliver_all
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
@@ -52,7 +52,8 @@ class Begun:
     config: Config
     """What it began with, in the place where it goes on."""
     about: About
-    open_run: Callable[[About], tuple[Tracker, str]]
+    open_tracker: Callable[[], Tracker]
+    """Opens the store, see `Spool`."""
     state: dict[str, Any] | None
     """Its newest whole checkpoint; `None` if it has none."""
 
@@ -112,9 +113,8 @@ def deliver_left(config: Config, tracker: Tracker, run: str, *, wait_s: float = 
     Raises:
         Exception: MLflow's, if the store does not take it.
     """
-    for folder, about in spools(Path(config.output_dir).absolute()):
-        if about.is_called(run):
-            deliver_all(folder, about, tracker, wait_s=wait_s)
+    for folder, about in spools(Path(config.output_dir).absolute(), run):
+        deliver_all(folder, about, tracker, wait_s=wait_s)
 
 
 def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
@@ -143,19 +143,12 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
             f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
             f"version of mnist_hydra); {BEGIN_ANEW}"
         )
-
-    def open_run(about: About) -> tuple[Tracker, str]:
-        tracker.reopen(run_id)
-        return tracker, run_id
-
-    return Begun(first, about_run(config, run_id, text), open_run, state)
+    return Begun(first, about_run(config, run_id, text), lambda: tracker, state)
 
 
 def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
-    for folder, about in spools(Path(config.output_dir).absolute()):
-        if not about.is_called(name):
-            continue
+    for folder, about in spools(Path(config.output_dir).absolute(), name):
         left = [record for record in records(folder) if record is not None]
         state = _newest(folder, left)
         if about.config is None or (state is None and about.run_id is not None):
@@ -165,23 +158,16 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None
                 f"resume={name}: that run has finished; right: python -m mnist_hydra.sync, once "
                 f"the store is back"
             )
-
-        def open_run(about: About) -> tuple[Tracker, str]:
-            tracker = Tracker(config)
-            run_id = tracker.create_run(about)
-            tracker.reopen(run_id)
-            return tracker, run_id
-
-        return Begun(_here(config, about.config, overrides), about, open_run, state)
+        first = _here(config, about.config, overrides)
+        return Begun(first, about, lambda: Tracker(config), state)
     return None
 
 
 def _newest(folder: Path, left: list[Record]) -> dict[str, Any] | None:
     """The newest whole checkpoint of a spool's records."""
     for record in reversed(left):
-        if record.kind == "checkpoint" and whole_file(folder, record):
-            path = folder / str(record.number) / str(record.file)
-            return checkpoint.load(path, str(record.sha256))
+        if record.kind == "checkpoint" and record.is_whole(folder):
+            return checkpoint.load(record.path(folder), str(record.sha256))
     return None
 
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,23 +26,8 @@ from filelock import FileLock, Timeout
 
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all
-from mnist_hydra.tracking.deliver import deliver_next, skip_next
-from mnist_hydra.tracking.journal import (
-    FOLDER,
-    JOURNAL,
-    LOCK,
-    About,
-    Record,
-    at_work,
-    line_of,
-    position,
-    records,
-    remove,
-    sha256_of,
-    whole_lines,
-    write_about,
-    write_whole,
-)
+from mnist_hydra.tracking import journal
+from mnist_hydra.tracking.journal import About, Record
 from mnist_hydra.tracking.tracker import Tracker, is_away
 
 if TYPE_CHECKING:
@@ -60,6 +46,104 @@ LOCK_WAIT_S = 10.0
 log = logging.getLogger(__name__)
 
 
+def deliver_next(
+    folder: Path, tracker: Tracker, run_id: str, told: Collection[int] = ()
+) -> bool:
+    """Deliver the next record of a spool; false if there is none.
+
+    A record or file that is not as it was written is left out, and said.
+
+    Args:
+        told: epochs that MLflow knows already, perhaps trained again elsewhere.
+    """
+    line, end = journal.next_line(folder)
+    if not line:
+        return False
+    record = journal.record_of(line)
+    if record is None:
+        where = folder / journal.JOURNAL
+        journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
+    else:
+        _deliver(record, folder, tracker, run_id, told)
+    journal.set_position(folder, end)
+    if record is not None and record.file is not None:
+        shutil.rmtree(folder / str(record.number), ignore_errors=True)
+    return True
+
+
+def skip_next(folder: Path) -> None:
+    """Leave out the next record, which MLflow refuses."""
+    journal.set_position(folder, journal.next_line(folder)[1])
+
+
+def _deliver(
+    record: Record, folder: Path, tracker: Tracker, run_id: str, told: Collection[int]
+) -> None:
+    data, path = record.data, record.path(folder)
+    if record.kind == "checkpoint" and not path.exists():
+        return  # it has made room for a newer one
+    if record.file is not None and not record.is_whole(folder):
+        journal.say(f"a file of run {run_id} is damaged or gone and is left out ({path})")
+        return
+    if record.kind == "settings":
+        tracker.log_settings(run_id, data)
+    elif record.kind == "tags":
+        tracker.set_tags(run_id, data)
+    elif record.kind == "data":
+        tracker.log_data(run_id, data)
+    elif record.kind == "metrics":
+        new = [epoch for epoch in data if "epoch_s" not in epoch or epoch["epoch"] not in told]
+        tracker.log_epochs(run_id, new)
+    elif record.kind == "file":
+        tracker.log_file(run_id, path, data)
+    elif record.kind == "checkpoint":
+        tracker.log_checkpoint(run_id, path, {**data, "sha256": record.sha256})
+    elif record.kind == "model":
+        tracker.log_model(run_id, path, data)
+    elif record.kind == "end":
+        tracker.end(run_id, data["status"], data["at_ms"])
+
+
+def deliver_all(
+    folder: Path, about: About, tracker: Tracker, *, wait_s: float = 0.0
+) -> tuple[int, str]:
+    """Deliver what a dead process left in a spool; returns how many records that were, and the
+    run's id.
+
+    Args:
+        wait_s: for another process that delivers it, or whose run it is.
+
+    Raises:
+        UserError: its run is still at work, or MLflow refuses a record; what is left stays.
+        Exception: MLflow's, if the store does not take one; what is left stays.
+    """
+    lock = FileLock(folder / journal.LOCK)
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise _at_work(about) from None
+    try:
+        if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
+            journal.remove(folder)
+            return 0, about.run
+        run_id = tracker.create_run(about)
+        journal.write_about(folder, replace(about, run_id=run_id))
+        delivered, told = 0, tracker.epochs_told(run_id)
+        while deliver_next(folder, tracker, run_id, told):
+            delivered += 1
+        journal.remove(folder)
+        return delivered, run_id
+    except Exception as error:
+        if isinstance(error, UserError) or is_away(error):
+            raise
+        raise UserError(
+            f"MLflow refuses what run {about.run} has left ({first_line(error)}); "
+            f"right: restore the run if it was deleted, or delete {folder}"
+        ) from None
+    finally:
+        lock.release()
+
+
 class Spool:
     """The way of one run's records to MLflow.
 
@@ -68,43 +152,51 @@ class Spool:
 
     Args:
         output_dir: where the folder of spools is.
-        about: the run.
-        open_run: opens the store, finds or makes the run, and returns both; repeated while the
-            store is away.
+        about: the run, which is made in MLflow if it is not there.
+        open_tracker: opens the store; repeated while that is away.
+        reopen: whether the run has been closed before and goes on.
     """
 
     def __init__(
-        self, output_dir: Path, about: About, open_run: Callable[[About], tuple[Tracker, str]]
+        self,
+        output_dir: Path,
+        about: About,
+        open_tracker: Callable[[], Tracker],
+        *,
+        reopen: bool = False,
     ) -> None:
         self.about = about
-        self.folder = output_dir / FOLDER / about.key
-        self._open_run = open_run
+        self.folder = output_dir / journal.FOLDER / about.key
+        self.tracker: Tracker | None = None
+        """The store, once it is open."""
+        self.refusal: BaseException | None = None
+        """What MLflow refused for good, first."""
+        self.away: str | None = None
+        """Why the store takes nothing now; `None` while it does."""
+        self._open_tracker, self._reopen = open_tracker, reopen
         self._changed = threading.Condition()
-        self._numbered = 0  # records so far
         self._checkpoints: list[Path] = []
         self._holds_training = False
         """Whether a checkpoint may lie in it that the store does not have."""
-        self._opened: tuple[Tracker, str] | None = None
-        self.refusal: BaseException | None = None
-        """What MLflow refused for good, first."""
-        self._away: str | None = None
         self._closing = self._closed = self._given_up = False
         self._thread = threading.Thread(target=self._deliver, name="spool", daemon=True)
-        self._lock = FileLock(self.folder / LOCK, thread_local=False)
+        self._lock = FileLock(self.folder / journal.LOCK, thread_local=False)
 
     def __enter__(self) -> Spool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=LOCK_WAIT_S)
-            write_about(self.folder, self.about)
-            waiting = [record for record in records(self.folder) if record is not None]
-            self._numbered = max((record.number for record in waiting), default=-1) + 1
+            journal.write_about(self.folder, self.about)
+            waiting = [record for record in journal.records(self.folder) if record is not None]
+            self._numbers = count(max((record.number for record in waiting), default=-1) + 1)
             self._holds_training = any(record.kind == "checkpoint" for record in waiting)
-            self._journal = open(self.folder / JOURNAL, "ab", buffering=0)
-            self._journal.truncate(whole_lines(self.folder / JOURNAL))
+            path = self.folder / journal.JOURNAL
+            self._journal = open(path, "ab", buffering=0)
+            # A process that was killed as it wrote has left part of a line.
+            self._journal.truncate(path.read_bytes().rfind(b"\n") + 1)
             self._journal.seek(0, os.SEEK_END)
         except Timeout:
-            raise at_work(self.about) from None
+            raise _at_work(self.about) from None
         except OSError as error:
             self._lock.release()
             raise UserError(
@@ -120,22 +212,12 @@ class Spool:
     @property
     def run(self) -> str:
         """The run's id in MLflow; its key while it has none."""
-        return self.about.key if self._opened is None else self._opened[1]
-
-    @property
-    def tracker(self) -> Tracker | None:
-        """The store, once it is open."""
-        return None if self._opened is None else self._opened[0]
+        return self.about.run
 
     @property
     def left(self) -> int:
         """How many records are not delivered yet."""
-        return sum(1 for _ in records(self.folder)) if self.folder.exists() else 0
-
-    @property
-    def away(self) -> str | None:
-        """Why the store takes nothing now; `None` while it does."""
-        return self._away
+        return sum(1 for _ in journal.records(self.folder))
 
     def raise_if_refused(self) -> None:
         """Raise what MLflow refuses for good, such as to write to a run that was deleted."""
@@ -161,20 +243,24 @@ class Spool:
         for start in range(0, len(history), 100):
             self._append("metrics", history[start : start + 100])
 
+    def end(self, status: str, at_ms: int | None = None) -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
+        self._append("end", {"status": status, "at_ms": at_ms or int(time.time() * 1000)})
+
     def log_text(self, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
         content = hide(text).encode()
-        self._append("file", _parent(name), name, lambda path: write_whole(path, content))
+        self._append_artifact(name, lambda path: journal.write_whole(path, content))
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a picture as an artifact called `name`, a PNG."""
-        self._append("file", _parent(name), name, lambda path: figure.savefig(path, dpi=110))
+        self._append_artifact(name, lambda path: figure.savefig(path, dpi=110))
 
     def log_state(self, state: dict[str, Any], name: str) -> None:
         """Record a state dictionary as an artifact called `name`."""
         from mnist_hydra import checkpoint
 
-        self._append("file", _parent(name), name, lambda path: checkpoint.save(path, state))
+        self._append_artifact(name, lambda path: checkpoint.save(path, state))
 
     def log_model(self, save: Callable[[Path], None], step: int) -> None:
         """Record an MLflow model.
@@ -183,53 +269,47 @@ class Spool:
             save: writes the model's folder.
             step: the epoch that it is of.
         """
-        self._append("model", step, "model", save)
+        self._append_file("model", step, "model", save)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Record the run's newest checkpoint."""
         from mnist_hydra import checkpoint
 
         at = {"epoch": state["epoch"], "step": state["steps"]}
-        path = self._append("checkpoint", at, "state.pt", lambda p: checkpoint.save(p, state))
-        assert path is not None
+        path = self._append_file("checkpoint", at, "state.pt", lambda p: checkpoint.save(p, state))
         self._holds_training = True
         self._checkpoints.append(path)
         while len(self._checkpoints) > CHECKPOINTS_KEPT:
             self._checkpoints.pop(0).unlink(missing_ok=True)
 
-    def end(self, status: str, at_ms: int | None = None) -> None:
-        """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
-        self._append("end", {"status": status, "at_ms": at_ms or int(time.time() * 1000)})
+    def _append_artifact(self, name: str, make: Callable[[Path], Any]) -> None:
+        folder, _, file = name.rpartition("/")
+        self._append_file("file", folder or None, file, make)
 
-    def _append(
-        self,
-        kind: str,
-        data: Any,
-        name: str | None = None,
-        make: Callable[[Path], Any] | None = None,
-    ) -> Path | None:
-        path, sha256 = None, None
-        with self._changed:
-            number = self._numbered
-            self._numbered += 1
-        if name is not None and make is not None:
-            path = self.folder / str(number) / Path(name).name
-            path.parent.mkdir(exist_ok=True)
-            try:
-                make(path)
-                sha256 = sha256_of(path)
-            except BaseException:  # no half of it takes room on a full disk
-                shutil.rmtree(path.parent, ignore_errors=True)
-                raise
-        file = None if path is None else path.name
-        line = line_of(Record(number, kind, data, file, sha256))
+    def _append_file(self, kind: str, data: Any, name: str, make: Callable[[Path], Any]) -> Path:
+        record = Record(next(self._numbers), kind, data, name)
+        path = record.path(self.folder)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            make(path)
+            sha256 = journal.sha256_of(path)
+        except BaseException:  # no half of it takes room on a full disk
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise
+        self._write_down(replace(record, sha256=sha256))
+        return path
+
+    def _append(self, kind: str, data: Any) -> None:
+        self._write_down(Record(next(self._numbers), kind, data))
+
+    def _write_down(self, record: Record) -> None:
+        line = journal.line_of(record)
         with self._changed:
             whole = self._journal.tell()
             if self._journal.write(line) != len(line):
                 self._journal.truncate(whole)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
             self._changed.notify_all()
-        return path
 
     def _deliver(self) -> None:
         try:
@@ -243,15 +323,11 @@ class Spool:
         told: Collection[int] = ()
         while not self._given_up:
             try:
-                if self._opened is None:
-                    opened = self._open_run(self.about)
-                    if self.about.run_id is not None:  # it may have been trained further before
-                        told = opened[0].epochs_told(opened[1])
-                    self.about = replace(self.about, run_id=opened[1])
-                    write_about(self.folder, self.about)
-                    self._opened = opened
-                delivered = deliver_next(self.folder, *self._opened, told)
-                self._away, wait_s = None, FIRST_WAIT_S
+                if self.tracker is None:
+                    told = self._open()
+                assert self.tracker is not None
+                delivered = deliver_next(self.folder, self.tracker, self.run, told)
+                self.away, wait_s = None, FIRST_WAIT_S
                 with self._changed:
                     if not delivered and not self._pending():
                         if self._closing:
@@ -260,24 +336,38 @@ class Spool:
             except Exception as error:
                 # What was trained meanwhile waits for a store that is opened later, whatever keeps
                 # it from that now: a name that is not found, a password that it does not take.
-                if not is_away(error) and not (self._opened is None and self._holds_training):
+                if not is_away(error) and not (self.tracker is None and self._holds_training):
                     self.refusal = self.refusal or error
-                    if self._opened is None:
+                    if self.tracker is None:
                         return
                     skip_next(self.folder)
                     continue
-                self._away = first_line(error)
+                self.away = first_line(error)
                 with self._changed:
                     self._changed.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
+    def _open(self) -> Collection[int]:
+        """Open the store, find or make the run; returns the epochs that MLflow knows of it."""
+        tracker = self._open_tracker()
+        run_id = tracker.create_run(self.about)
+        if self._reopen:
+            tracker.reopen(run_id)
+        # A run that was there may have been trained further before.
+        told: Collection[int] = () if self.about.run_id is None else tracker.epochs_told(run_id)
+        self.about = replace(self.about, run_id=run_id)
+        journal.write_about(self.folder, self.about)
+        self.tracker = tracker
+        return told
+
     def _pending(self) -> bool:
-        return position(self.folder) < (self.folder / JOURNAL).stat().st_size
+        path = self.folder / journal.JOURNAL
+        return journal.position(self.folder) < path.stat().st_size
 
     def wait(self) -> None:
         """Wait until all that is written down is delivered, unless the store is away."""
         while self._pending() and self._thread.is_alive():
-            if self._away is not None or self.refusal is not None:
+            if self.away is not None or self.refusal is not None:
                 return
             time.sleep(0.005)
 
@@ -297,22 +387,22 @@ class Spool:
             self._thread.join(0.05)
             if stop is not None and not stop.is_set():
                 began = time.monotonic()
-                if self._away is not None and not said:
-                    log.warning("waiting for the store, which does not answer: %s", self._away)
+                if self.away is not None and not said:
+                    log.warning("waiting for the store, which does not answer: %s", self.away)
                     said = True
-            patience_s = PATIENCE_S if self._away is None else PATIENCE_AWAY_S
+            patience_s = PATIENCE_S if self.away is None else PATIENCE_AWAY_S
             if self._thread.is_alive() and time.monotonic() - began > patience_s:
                 break
         self._closed = True
         self._journal.close()
         self._given_up = self._thread.is_alive()
         if not self._given_up:
-            never_begun = self._opened is None and not self._holds_training
+            never_begun = self.tracker is None and not self._holds_training
             if self.left == 0 or (self.refusal is not None and never_begun):
-                remove(self.folder)
+                journal.remove(self.folder)
             self._lock.release()
 
 
-def _parent(name: str) -> str | None:
-    folder = str(Path(name).parent)
-    return None if folder == "." else folder
+def _at_work(about: About) -> UserError:
+    """The error of whoever wants a spool that another process has."""
+    return UserError(f"run {about.run} is at work in another process; right: wait for its end")

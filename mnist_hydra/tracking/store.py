@@ -71,8 +71,7 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     """
     artifacts = (output_dir / "artifacts").as_uri()
     if uri is None:
-        path = output_dir / "mlflow.db"
-        return Store("sqlite", f"sqlite:///{path}", f"sqlite:///{path}", path, artifacts)
+        return _sqlite(output_dir / "mlflow.db", artifacts)
     shown = without_password(str(uri))
     try:
         parts = urlsplit(uri)
@@ -83,7 +82,7 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     if any(c.isspace() or not c.isprintable() for c in uri):
         raise _wrong(shown, "it holds a blank or a control character")
     if scheme == "sqlite":
-        return _sqlite(uri, shown, artifacts)
+        return _sqlite(_file_of(uri, shown), artifacts)
     if scheme in ("http", "https") and not driver:
         if not parts.hostname:
             raise _wrong(shown, "it names no host")
@@ -105,14 +104,18 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     raise _wrong(shown, f"{parts.scheme} is no kind of store that is known here")
 
 
-def _sqlite(uri: str, shown: str, artifacts: str) -> Store:
+def _sqlite(path: Path, artifacts: str) -> Store:
+    return Store("sqlite", f"sqlite:///{path}", f"sqlite:///{path}", path, artifacts)
+
+
+def _file_of(uri: str, shown: str) -> Path:
+    """The file that a SQLite address names."""
     name = uri.partition("///")[2] if uri.lower().startswith("sqlite:///") else ""
     if not name or name.startswith((":memory:", "file:")) or name.endswith("/"):
         raise _wrong(shown, "it names no file")
     if "?" in name:
         raise _wrong(shown, "options behind ? are not taken")
-    path = Path(name).absolute()
-    return Store("sqlite", f"sqlite:///{path}", f"sqlite:///{path}", path, artifacts)
+    return Path(name).absolute()
 
 
 def _wrong(shown: str, why: str) -> UserError:
@@ -256,7 +259,7 @@ def problem_of(path: Path) -> str | None:
     No file, an empty one, and one that MLflow was killed over before it held a run, are none: they
     are made anew.
     """
-    if not path.exists() or is_half_made(path):
+    if is_unmade(path):
         return None
     right = "right: another tracking.uri or output_dir, or a copy of the file that is whole"
     try:
@@ -290,9 +293,11 @@ def _problem_of_revision(revision: str, address: str) -> str | None:
     )
 
 
-def is_half_made(path: Path) -> bool:
-    """Whether MLflow's making of a SQLite file was cut off, or not begun, and it holds no run."""
-    if path.stat().st_size == 0:
+def is_unmade(path: Path) -> bool:
+    """Whether there is no store yet: no file, or one that MLflow was killed over as it made it, and
+    that holds no run.
+    """
+    if not path.exists() or path.stat().st_size == 0:
         return True
     known, newest = revisions()
     try:
@@ -341,7 +346,7 @@ def open_store(store: Store) -> MlflowClient:
     if store.path is None:
         return MlflowClient(store.uri)
     with _lock(store.path):
-        if not store.path.exists() or is_half_made(store.path):
+        if is_unmade(store.path):
             _make_sqlite(store.path)
         return MlflowClient(sqlite_uri(store.path))
 
@@ -352,17 +357,14 @@ def sqlite_uri(path: Path) -> str:
     The plain form is kept where it means the file. SQLAlchemy 2.1 reads `%20` in it as a blank,
     2.0 does not, and both take what follows `?` for options.
     """
-    from sqlalchemy import make_url
+    from sqlalchemy import URL, make_url
 
     plain = f"sqlite:///{path}"
     if "?" not in plain and make_url(plain).database == str(path):
         return plain
     escaped = f"file:{quote(str(path))}"
-    for text in (escaped, quote(escaped, safe="/:")):
-        uri = f"sqlite+pysqlite:///{text}?uri=true"
-        if make_url(uri).database == escaped:
-            return uri
-    raise UserError(f"{path} cannot be written as an address; right: a folder with a plainer name")
+    url = URL.create("sqlite+pysqlite", database=escaped, query={"uri": "true"})
+    return url.render_as_string()
 
 
 @contextmanager

@@ -14,10 +14,10 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.config import Config, Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
@@ -51,18 +51,6 @@ FINAL_CODES = (
 """MLflow's error codes after which to ask again is of no use, such as for a deleted run."""
 
 
-class HasPlace(Protocol):
-    """What a tracker has to know of a configuration."""
-
-    @property
-    def output_dir(self) -> str:
-        """Everything that a run writes lies below it."""
-
-    @property
-    def tracking(self) -> TrackingConfig:
-        """Which store, which experiment."""
-
-
 class NothingRecorded(UserError):
     """The store, or the experiment in it, is not there yet."""
 
@@ -82,13 +70,13 @@ class Tracker:
         UserError: if the server does not answer or the folder cannot be written.
     """
 
-    def __init__(self, place: HasPlace, *, make: bool = True) -> None:
+    def __init__(self, place: Config | Place, *, make: bool = True) -> None:
         output_dir = Path(place.output_dir).absolute()
         self.experiment_name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
         path = self.store.path
-        if not make and path is not None and (not path.exists() or store.is_half_made(path)):
+        if not make and path is not None and store.is_unmade(path):
             raise NothingRecorded(
                 f"output_dir={place.output_dir} holds no runs; right: the folder that an earlier "
                 f"run wrote to"
@@ -373,7 +361,7 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
-def check_store(place: HasPlace) -> None:
+def check_store(place: Config | Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:

@@ -77,6 +77,9 @@ def test_the_entries_of_ones_own_folder_are_shown_beside_the_others(tmp_path: Pa
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "wide.yaml").write_text("_target_: wide.Wide\nwidth: 64  # units\n")
     shown = help_text("train", [str(tmp_path)])
+    for flag in (["--config-dir", str(tmp_path)], [f"--config-dir={tmp_path}"]):
+        words = [sys.executable, "-m", "mnist_hydra.train", "--help", *flag]
+        assert subprocess.check_output(words, text=True) == shown + "\n"
     assert re.search(r"^  model=model3 +model1, model2, model3, wide$", shown, re.M)
     assert re.search(r"^  model.width=64 +units$", shown, re.M)
 

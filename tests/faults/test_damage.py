@@ -56,7 +56,7 @@ def record(folder: Path) -> Config:
     config = composed(f"output_dir={folder}")
     tracker = Tracker(config)
     about = About(KEY, "mnist_hydra", None, {}, 0, None)
-    with Spool(folder, about, lambda about: (tracker, tracker.create_run(about))) as spool:
+    with Spool(folder, about, lambda: tracker) as spool:
         tell(spool, config, [1, 2])
     return config
 
@@ -75,7 +75,7 @@ def spooled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = composed(f"output_dir={folder}")
     Tracker(config)
 
-    def away(about: About) -> tuple[Tracker, str]:
+    def away() -> Tracker:
         raise OSError("it is away")
 
     about = About(KEY, "mnist_hydra", None, {}, 0, None)

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mnist_hydra.cli.entry import Place
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.inference.exported import find_model
 from tests.security.conftest import Store

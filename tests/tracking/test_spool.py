@@ -21,10 +21,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from mnist_hydra.checkpoint import DamagedCheckpoint
-from mnist_hydra.cli.entry import Place
-from mnist_hydra.config import TrackingConfig, settle
+from mnist_hydra.config import Place, TrackingConfig, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.tracking import deliver, journal
+from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
 from mnist_hydra.tracking.journal import About, Record, line_of, record_of
 from mnist_hydra.tracking.spool import Spool
@@ -39,12 +38,7 @@ def place(folder: Path) -> Place:
 
 def opened(folder: Path, about: About = ABOUT) -> Spool:
     """A spool into the store below a folder."""
-
-    def open_run(about: About) -> tuple[Tracker, str]:
-        tracker = Tracker(place(folder))
-        return tracker, tracker.create_run(about)
-
-    return Spool(folder, about, open_run)
+    return Spool(folder, about, lambda: Tracker(place(folder)))
 
 
 def the_run(folder: Path) -> tuple[MlflowClient, Run]:
@@ -185,7 +179,7 @@ def test_no_run_is_delivered_to_a_store_that_it_is_not_of(made: Path) -> None:
 @pytest.mark.parametrize("what", ["run.json", "position"])
 def test_a_flipped_bit_in_what_a_spool_says_of_itself_is_found(made: Path, what: str) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])", "spool.log_epochs([epoch(2)])")
-    deliver.skip_next(left)
+    spools.skip_next(left)
     assert len(list(journal.records(left))) == 1
     whole = (left / what).read_bytes()
     for place in range(len(whole)):
@@ -371,7 +365,7 @@ def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothi
 ) -> None:
     monkeypatch.setattr(spools, "PATIENCE_AWAY_S", 0.2)
 
-    def refused(about: About) -> tuple[Tracker, str]:
+    def refused() -> Tracker:
         raise UserError("tracking.uri lets nobody in")
 
     with pytest.raises(UserError), Spool(made, ABOUT, refused) as spool:
@@ -383,7 +377,7 @@ def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothi
 
     trained = threading.Event()
 
-    def refused_later(about: About) -> tuple[Tracker, str]:
+    def refused_later() -> Tracker:
         trained.wait()
         raise UserError("tracking.uri lets nobody in")
 
@@ -417,8 +411,8 @@ def test_a_spool_that_another_process_has_just_delivered_leaves_nothing(made: Pa
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
     ((folder, about),) = journal.spools(made)
     tracker = Tracker(place(made))
-    assert deliver.deliver_all(folder, about, tracker)[0] == 1
-    assert deliver.deliver_all(folder, about, tracker)[0] == 0
+    assert spools.deliver_all(folder, about, tracker)[0] == 1
+    assert spools.deliver_all(folder, about, tracker)[0] == 0
     assert not left.exists()
 
 

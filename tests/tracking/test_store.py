@@ -18,8 +18,7 @@ import sqlalchemy
 from alembic import command
 from mlflow.store.db import utils
 
-from mnist_hydra.cli.entry import Place
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.tracking import store
 from mnist_hydra.tracking.journal import About
