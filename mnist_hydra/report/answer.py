@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mnist_hydra.report.questions import Answers, Contrast
 from mnist_hydra.report.read import Findings
@@ -31,6 +31,9 @@ from mnist_hydra.report.wording import (
 NOTHING_APART = (
     "Every configuration ran with one seed, so nothing can be told apart: the order may be chance. "
     "A seed axis, for example seed=1,2,3,4,5, tells more."
+)
+STILL_RISING = (
+    "The accuracy is still rising at epoch {}, the last: more epochs may change the ranking."
 )
 FEW_SEEDS = 5
 OPENING = {
@@ -76,13 +79,18 @@ def settings(findings: Findings, answers: Answers) -> dict[str, list[str]]:
     return told
 
 
-def warnings(findings: Findings, differing: Sequence[str]) -> list[str]:
+def warnings(
+    findings: Findings, differing: Sequence[str], rising_at: int | None = None
+) -> list[str]:
     """What has to be seen before anything else.
 
     Args:
         differing: the facts that are not the same for all trials.
+        rising_at: the last epoch, where the best still improve in it.
     """
     told = [selected_on_test_set(findings)] if findings.results.on_test_set else []
+    if rising_at is not None:
+        told.append(STILL_RISING.format(rising_at))
     told += same_thing(findings.same)
     return told + [
         f"The trials differ in {name}: see the table of every trial."
@@ -239,10 +247,7 @@ def trust(
             "within the panels; the first configuration against each other one."
         )
     if rising_at is not None:
-        told.append(
-            f"The accuracy is still rising at epoch {rising_at}, the last: more epochs may change "
-            "the ranking."
-        )
+        told.append(STILL_RISING.format(rising_at))
     missing = findings.planned - findings.finished
     if missing > 0:
         told.append(
@@ -349,15 +354,3 @@ def _behind(of: str, one: Contrast) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
-
-
-def hardest_classes(errors: Mapping[str, float]) -> str:
-    """The three classes that are missed most; empty where nothing is known.
-
-    Args:
-        errors: of each class the share of its test images that is missed, the worst first.
-    """
-    worst = [f"{name} ({100 * share:.2f} % of its test images)" for name, share in errors.items()]
-    if not worst:
-        return ""
-    return f"The classes that are missed most, as the mean over all trials: {', '.join(worst[:3])}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,16 +96,20 @@ def hardest(mistakes: Mapping[str, Mapping[int, int]]) -> dict[int, Counter[int]
     return dict(sorted(found, key=lambda image: (-image[1].total(), image[0]))[:MOST])
 
 
-def class_errors(records: Sequence[TrialRecord]) -> dict[str, float]:
-    """The mean share of each class's test images that the trials get wrong, the worst first."""
+def hardest_classes(records: Sequence[TrialRecord]) -> str:
+    """Which three classes trials miss most, in a sentence; empty where nothing is known."""
     prefix = "test/acc_class/"
     by_class: dict[str, list[float]] = {}
     for record in records:
-        for key, value in record.metrics.items():
+        for key, accuracy in record.metrics.items():
             if key.startswith(prefix):
-                by_class.setdefault(key.removeprefix(prefix), []).append(1 - value)
-    means = {name: sum(values) / len(values) for name, values in by_class.items()}
-    return dict(sorted(means.items(), key=lambda pair: -pair[1]))
+                by_class.setdefault(key.removeprefix(prefix), []).append(1 - accuracy)
+    missed = {name: statistics.fmean(shares) for name, shares in by_class.items()}
+    worst = sorted(missed, key=lambda name: -missed[name])[:3]
+    told = [f"{name} ({100 * missed[name]:.2f} % of its test images)" for name in worst]
+    if not told:
+        return ""
+    return f"The classes that are missed most, as the mean over all trials: {', '.join(told)}."
 
 
 def test_set(tracker: Tracker, record: TrialRecord, cache_dir: Path) -> Split | None:

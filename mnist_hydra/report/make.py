@@ -77,8 +77,8 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     if findings.commands:
         common.pop("command", None)  # of the one trial; here stand those of the sweeps
     columns, rows = table.every_trial(findings, origins)
-    told = answer.in_words(findings, answers)
-    warnings = answer.warnings(findings, differing)
+    told, rising = answer.in_words(findings, answers), rising_at(curves)
+    warnings = answer.warnings(findings, differing, rising)
     settings = answer.settings(findings, answers)
     html = page.html(
         title=f"What {_what(findings)} found",
@@ -88,7 +88,7 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
         answer=told,
         warnings=warnings,
         settings=settings,
-        trust=answer.trust(findings, answers.leads, rising_at(curves)),
+        trust=answer.trust(findings, answers.leads, rising),
         command_note=answer.of_command(findings, best, _has_model(tracker, best)),
         command=trial_command(best),
         pictures=pictures,
@@ -98,7 +98,7 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
             "published": published.beside(findings),
             "trials": table.trials(findings, rows, differing),
         },
-        hardest_classes=answer.hardest_classes(hard.class_errors(findings.results.ranked)),
+        hardest_classes=hard.hardest_classes(findings.results.ranked),
         hard_images=hard_images,
         kind="handwritten" if best.params.get("data.name") == "mnist" else "class",
         origin=common,

@@ -275,6 +275,21 @@ def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
     assert found[0].params == {"lr": 0.01} and found[0].distributions["lr"].log
 
 
+def test_a_search_by_the_best_epoch_is_reported_by_it(mnist: Path, tmp_path: Path) -> None:
+    axis = ("hydra/sweeper=search", "lr=interval(0.05,0.5)", "sweep.n_trials=2", "sweep.keep=0")
+    best = ("sweep.objective=val/loss", "sweep.objective_at=best", f"data.root={mnist}")
+    done = command("train", "--multirun", *axis, *best, *SETTINGS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [file] = (tmp_path / "outputs" / "reports").glob("*/report.csv")
+    rows = list(csv.DictReader(file.open()))
+    assert len(rows) == 2
+    for row in rows:
+        history = Swept(tmp_path, "").client.get_metric_history(row["run_id"], "val/loss")
+        assert float(row["val/loss"]) == min(point.value for point in history)
+        last = row.get("val/loss_last", row["val/loss"])
+        assert float(last) == max(history, key=lambda point: point.step).value
+
+
 def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> None:
     done = command("report", "sweep=mien", cwd=swept.folder)
     expected = (
@@ -408,8 +423,9 @@ def test_whether_the_accuracy_still_rises_at_the_end(
 ) -> None:
     rising = rising_at([curve("one", [dict(enumerate(one, start=1)) for one in histories])])
     assert rising == epoch
-    told = answer.trust(of({("0.0",): [0.9]}), [], rising)
-    assert ("still rising at epoch 2, the last" in " ".join(told)) == (epoch is not None)
+    findings = of({("0.0",): [0.9]})
+    for told in (answer.trust(findings, [], rising), answer.warnings(findings, [], rising)):
+        assert ("still rising at epoch 2, the last" in " ".join(told)) == (epoch is not None)
     assert rising_at([]) is None
 
 
