@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.single_run import assert_equal, go_on, start, weights
+from tests.faults.single_run import assert_equal, go_on, start, the_runs, weights
 
 
 @pytest.fixture
@@ -42,7 +42,6 @@ def fill(disk: Path) -> Path:
     "moment",
     [
         r"epoch +2/",
-        pytest.param("drawing the pictures", marks=pytest.mark.long),
         pytest.param("stopping after", marks=pytest.mark.long),
     ],
 )
@@ -68,3 +67,25 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     again = go_on(command)
     assert again.finish() == 0, again.said
     assert_equal(weights(tmp_path, output_dir), alone)
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_after_the_last_epoch_costs_the_pictures_and_the_model_alone(
+    tmp_path: Path, small_disk: Path, words: list[str], alone: dict[str, torch.Tensor]
+) -> None:
+    output_dir = small_disk / "outputs"
+    command = start(tmp_path, *words, f"output_dir={output_dir}")
+    command.wait_for_line("drawing the pictures")
+    filler = fill(small_disk)
+    assert command.finish() == 0, command.said
+    assert "no pictures, no exported model: OSError" in command.said
+    assert "Traceback" not in command.said
+    filler.unlink()
+    if (output_dir / "spool").exists():
+        again = start(tmp_path, f"output_dir={output_dir}", module="mnist_hydra.sync")
+        assert again.finish() == 0, again.said
+    client, (run,) = the_runs(tmp_path, output_dir)
+    assert run.info.status == "FINISHED" and "test/acc_last" in run.data.metrics
+    last = client.download_artifacts(run.info.run_id, "checkpoints/last.pt")
+    state = torch.load(last, weights_only=True)
+    assert_equal({name: state[name] for name in alone}, alone)
