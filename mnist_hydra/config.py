@@ -54,7 +54,7 @@ class DataConfig:
     name: str
     dataset: Literal["MNIST", "FashionMNIST", "KMNIST"]
     """torchvision's class and folder name."""
-    mean: float
+    mean: Annotated[float, Limits(at_least=0, at_most=1)]
     std: Positive
     root: str | None = None
     offline: bool = False

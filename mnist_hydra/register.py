@@ -12,6 +12,8 @@ from mnist_hydra.errors import UserError
 
 CHAMPION = "champion"
 METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG = "chosen_by", "value", "data"
+HOLD_OUT = ("data.val_size", "data.split_seed")
+"""The settings that say which training images are held out."""
 
 
 def register(cfg: DictConfig) -> int:
@@ -45,7 +47,10 @@ def register(cfg: DictConfig) -> int:
         )
     best = best_of(results.ranked, results.minimize)
     run = client.get_run(best.run_id)
-    split = run.data.tags.get(DATA_TAG, "")
+    data = run.data.tags.get(DATA_TAG, "")
+    split = data
+    if not results.on_test_set:
+        split += "".join(f" {key}={run.data.params.get(key)}" for key in HOLD_OUT)
     model_id = model_of(tracker, run.info.experiment_id, best.run_id)
     told = f"run {best.run_id}, {metric} {best.score:.4f}"
     try:
@@ -53,10 +58,12 @@ def register(cfg: DictConfig) -> int:
     except MlflowException:
         before = None
     if before is not None:
-        if (before.tags.get(METRIC_TAG), before.tags.get(CHOSEN_ON_TAG)) != (metric, split):
+        chosen_by, chosen_on = (before.tags.get(tag) for tag in (METRIC_TAG, CHOSEN_ON_TAG))
+        # before 2026-11-26 the hold-out was not recorded
+        if chosen_by != metric or chosen_on not in (split, data):
             raise UserError(
-                f"name={name}: its champion was chosen by {before.tags.get(METRIC_TAG)} on other "
-                f"data or another metric than {metric}; right: another name"
+                f"name={name}: its champion was chosen by {chosen_by} on {chosen_on}, and this "
+                f"sweep's best by {metric} on {split}; right: another name"
             )
         lead = best.score - float(before.tags[VALUE_TAG])
         if before.run_id == best.run_id or (lead >= 0 if results.minimize else lead <= 0):

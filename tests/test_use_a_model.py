@@ -103,6 +103,17 @@ def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
     assert again.returncode == 1 and "stays version 1" in again.stdout
 
 
+def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
+    swept: Path, champion: str, mnist: Path
+) -> None:
+    words = ["seed=1", "epochs=1", "batch_size=128", "data.limit=1000", "data.val_size=500"]
+    words += [f"data.root={mnist}", "sweep.name=other", "sweep.report=false"]
+    done = call("train", "--multirun", *words, cwd=swept)
+    assert done.returncode == 0, done.stderr
+    refused = call("register", "sweep=other", cwd=swept)
+    assert refused.returncode == 2 and "data.val_size=500" in refused.stderr, refused.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
