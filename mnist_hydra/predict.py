@@ -45,9 +45,10 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
             unreadable += 1
             print(problem, file=sys.stderr)
             continue
+        rows = model(np.stack([image for _, image in found]))
         if number == unreadable:  # the first that can be read
             lines.writerow(HEAD)
-        for (image, _), row in zip(found, model(np.stack([i for _, i in found])), strict=True):
+        for (image, _), row in zip(found, rows, strict=True):
             first, second = row.argsort()[::-1][:2]
             lines.writerow([image, first, f"{row[first]:.4f}", second, f"{row[second]:.4f}"])
     if unreadable == len(files):

@@ -250,8 +250,10 @@ class Ledger:
         if run is None or self.holds(end_key(trial.fingerprint, number)):
             return False
         tags = {HEARTBEAT_TAG: f"{number}:{count}"}
-        if run.info.status != "RUNNING":  # since the attempt before, which may be closed late
+        closed = run.info.status != "RUNNING"  # by the attempt before, and perhaps late
+        if closed:
             self.client.update_run(trial.run_id, status="RUNNING")
+        if closed or count == 0:
             tags[STATE_TAG] = RUNNING
         self._tag(trial.run_id, tags)
         return True

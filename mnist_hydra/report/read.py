@@ -118,11 +118,11 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     plans = {run.info.run_id: _plans(tracker, run.info.run_id) for run in parents}
     every = [plan for of_sweep in plans.values() for plan in of_sweep]
     axes = {plain(axis.key): axis for plan in every for axis in plan.arguments.axes}
-    at = "best" if any(plan.at == "best" for plan in every) else "last"
+    at = "best" if _by_best_epoch(parents, every) else "last"
     records: dict[str, TrialRecord] = {}
     planned = 0
     for parent in parents:
-        found, wanted = _read_one(tracker, parent, plans[parent.info.run_id], objective)
+        found, wanted = _read_one(tracker, parent, plans[parent.info.run_id], objective, at)
         planned += wanted
         records |= {key: record for key, record in found.items() if key not in records}
     completed = [_completed(record, tuple(axes)) for record in records.values()]
@@ -240,29 +240,45 @@ def _plans(tracker: Tracker, parent_id: str) -> list[Plan]:
     return [read_plan(tracker.read_text(parent_id, file.path)) for file in files]
 
 
+def _by_best_epoch(parents: Sequence[Run], plans: Sequence[Plan]) -> bool:
+    """Whether sweeps are ranked by their trials' best epochs; plans of 2026-11-25 do not say."""
+    commands = [run.data.tags.get(COMMAND_TAG, "") for run in parents]
+    at_best = any("sweep.objective_at=best" in command for command in commands)
+    return at_best or any(plan.at == "best" for plan in plans)
+
+
 def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
-    """Hydra's flags of a sweep's newest command; none where the sweep is not there any more."""
+    """Hydra's flags of one of a sweep's commands; none where the sweep is not there any more."""
     with suppress(Exception):  # whatever a store raises then
         return _plans(tracker, parent_id)[-1].flags
     return ()
 
 
 def _read_one(
-    tracker: Tracker, parent: Run, plans: Sequence[Plan], objective: str
+    tracker: Tracker, parent: Run, plans: Sequence[Plan], objective: str, at: str
 ) -> tuple[dict[str, TrialRecord], int]:
-    """One sweep's trials by fingerprint, and how many there are to be."""
+    """One sweep's trials by fingerprint, and how many there are to be.
+
+    Raises:
+        UserError: the plans of a search are missing from the store.
+    """
     view = Ledger(tracker.client, parent.info.run_id).read()
+    if view.points and not plans:
+        raise UserError(
+            f"sweep={parent.info.run_name}: its artifacts below {PLANS}/ are missing from the "
+            "store; right: a sweep that has them"
+        )
     planned = {point.fingerprint: (point.overrides, plans[-1]) for point in view.points}
     planned |= {one.fingerprint: (one.overrides, plan) for plan in plans for one in plan.trials}
     runs = _trial_runs(tracker, parent, objective, by_rank=len(planned) > MAX_RUNS)
     begun = {key: view.trials[key] for key in planned if key in view.trials}
-    at_best = [key for key in begun if planned[key][1].at == "best"]
-    curves = histories(tracker, [begun[key].run_id for key in at_best], objective)
+    at_best = [trial.run_id for trial in begun.values()] if at == "best" else []
+    curves = histories(tracker, at_best, objective)
     records = {}
     for key, trial in begun.items():
         swept, plan = planned[key]
         reached = trial.metrics.get(objective)
-        if plan.at == "best":
+        if at == "best":
             reached = objective_value(curves[trial.run_id], "best", is_minimized(objective))
         overrides = [*plan.arguments.fixed, *swept]
         record = record_of_trial(trial, swept, overrides, reached, plan.flags)

@@ -173,8 +173,14 @@ class Trials:
     """Of the first trial."""
 
     def twins(self) -> dict[str, str]:
-        """The trials that train the same as another one, and that one, both by fingerprint."""
-        return {key: twin for key, twin in self.as_model2.items() if twin in self.planned}
+        """The trials that train the same as an earlier one, and that one, both by fingerprint."""
+        order = {key: number for number, key in enumerate(self.planned)}
+        found = {}
+        for pair in self.as_model2.items():
+            if pair[1] in order:
+                earlier, later = sorted(pair, key=order.__getitem__)
+                found[later] = earlier
+        return found
 
     def same_as_others(self) -> str | None:
         """A line that says which points would train the same; `None` if none do."""

@@ -39,7 +39,10 @@ SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 
 
 def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
-    """The trials that the ledger knows, ranked by the objective; what trains the same, once."""
+    """The trials that the ledger knows, ranked by the objective.
+
+    Of two that train the same and came out the same the earlier one counts, as in the report.
+    """
     twins = command.trials.twins()
     axes = [results.plain(axis.key) for axis in command.arguments.axes]
     objective, at, flags = command.objective, command.objective_at, command.flags
@@ -48,9 +51,12 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
     for planned in wanted:
         trial = view.trials.get(planned.fingerprint)
         twin = view.trials.get(twins.get(planned.fingerprint, ""))
-        if trial is None or (twin is not None and twin.state == FINISHED):
+        if trial is None:
             continue
         reached = trial.metrics.get(objective)
+        if twin is not None and trial.state == twin.state == FINISHED:
+            if reached == twin.metrics.get(objective):
+                continue
         if at == "best" and trial.state == FINISHED:
             reached = objective_value(ledger.history(trial, objective), at, minimize)
         swept = planned.overrides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -288,6 +289,15 @@ def test_a_search_by_the_best_epoch_is_reported_by_it(mnist: Path, tmp_path: Pat
         assert float(row["val/loss"]) == min(point.value for point in history)
         last = row.get("val/loss_last", row["val/loss"])
         assert float(last) == max(history, key=lambda point: point.step).value
+    swept = Swept(tmp_path, done.stderr)
+    parent, _ = swept.runs()
+    [plan] = (tmp_path / "outputs" / "artifacts").glob(f"{parent.info.run_id}/artifacts/plans/*")
+    old = {key: of for key, of in json.loads(plan.read_text()).items() if key != "at"}
+    plan.write_text(json.dumps(old))  # as they were on 2026-11-25
+    assert read.read_parents(swept.tracker, [parent]).results.at == "best"
+    plan.unlink()
+    with pytest.raises(UserError, match="plans/ are missing"):
+        read.read_parents(swept.tracker, [parent])
 
 
 def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,8 @@ def test_points_that_come_to_the_same_training_are_told_in_one_line(composer: Co
     told = trials_of(composer, *axes).same_as_others()
     assert told is not None and told.startswith("4 of 12 points are the same as others, such as ")
     assert "model=model3, dropout=0.0, seed=1 and model=model2, dropout=0.0, seed=1" in told
+    turned = trials_of(composer, "model=model3,model2", "dropout=0.02").same_as_others()
+    assert turned is not None and re.search("such as model=model2.* and model=model3", turned)
     assert trials_of(composer, "model=model1,model2,model3").same_as_others() is None
     one = trials_of(composer, "model=model3", "dropout=0.04,null,0.02").same_as_others()
     assert one == (

@@ -303,12 +303,12 @@ def test_trials_that_train_the_same_stand_in_the_table_once(tiny: str, tmp_path:
     words = (tiny, *QUICK, "model=model3,model2", "dropout=0.02", "sweep.keep=0", NO_REPORT)
     done = run(*words, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "1 of 2 points is the same training as another, such as model=model3" in done.err
+    assert "1 of 2 points is the same training as another, such as model=model2" in done.err
     rows = [line.split() for line in done.out.splitlines() if "model=" not in line]
-    assert [row[:2] for row in rows if row[:1] == ["1"]] == [["1", "model2"]]
+    assert [row[:2] for row in rows if row[:1] == ["1"]] == [["1", "model3"]]
     [parent], trials = runs(tmp_path)
     text = client(tmp_path).download_artifacts(parent.info.run_id, "results.csv")
-    assert [row["model"] for row in csv.DictReader(Path(text).open())] == ["model2"]
+    assert [row["model"] for row in csv.DictReader(Path(text).open())] == ["model3"]
     accuracies = {trial.data.metrics["test/acc_last"] for trial in trials.values()}
     assert len(trials) == 2 and len(accuracies) == 1
 
