@@ -232,7 +232,7 @@ def test_what_answers_otherwise_than_torch_is_not_written(
     place = Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
     client = Tracker(place, make=False).client
     trials = client.search_runs(["1"], "tags.`mlflow.parentRunId` != ''")
-    one, other = (exported.find_model(run.info.run_id, place) for run in trials)
+    one, other, *_ = (exported.find_model(run.info.run_id, place) for run in trials)
     images = test_images[:100]
     with pytest.raises(UserError, match="onnxruntime's probabilities differ by .* at most 0.0001"):
         write_checked(one, images, other(images), tmp_path / "wrong.onnx")
