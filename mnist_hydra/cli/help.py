@@ -24,6 +24,7 @@ OF_AN_ENTRY = ("defaults", "name", "_target_")
 """What an entry of a group is made of, and called in tables: another entry has others."""
 OF_TRAIN = {"hydra/launcher": "basic"}
 """Hydra's own default, which no file of ours names."""
+BLOCK_STYLES = ("|", ">")
 WIDTH = 40
 Lines = Sequence[tuple[str, str]]
 OF_SWEEPS: Lines = [("--multirun", "all combinations of comma-separated values, as one sweep")]
@@ -90,17 +91,21 @@ def header(text: str) -> str:
 def keys_of(text: str, group: str = "") -> list[tuple[str, str]]:
     """The settings in a YAML file as `name=value`, each with its comment, in the file's order.
 
-    What Hydra and tables need is left out.
+    What Hydra and tables need is left out. A file that is no YAML, which is refused when it is
+    composed, has none here.
 
     Args:
         group: what stands before their names, with a dot.
     """
-    node = yaml.compose(text, yaml.SafeLoader)
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return []
     if not isinstance(node, yaml.MappingNode):
         return []
     unsaid = OF_AN_ENTRY if group else OF_HYDRA
     node.value = [pair for pair in node.value if pair[0].value not in unsaid]
-    return list(_walk(node, f"{group}." if group else "", text.splitlines()))
+    return list(_walk(node, f"{group}." if group else "", text))
 
 
 def groups_of(text: str) -> dict[str, str]:
@@ -129,7 +134,7 @@ def entries_of(roots: Iterable[Traversable], group: str) -> dict[str, str]:
 
 
 def _walk(
-    node: yaml.Node, prefix: str, lines: Sequence[str], said: bool = False
+    node: yaml.Node, prefix: str, text: str, said: bool = False
 ) -> Iterator[tuple[str, str]]:
     """The keys in a mapping or a list, below one that has a comment (`said`) only such as have."""
     if isinstance(node, yaml.MappingNode):
@@ -137,20 +142,23 @@ def _walk(
     else:
         pairs = [(f"{prefix}{place}", None, value) for place, value in enumerate(node.value)]
     for name, key, value in pairs:
-        if isinstance(value, yaml.ScalarNode) or value.flow_style:  # on one line with its key
-            begins, ends = value.start_mark, value.end_mark
-            comment = _comment(lines[ends.line][ends.column :])
+        if isinstance(value, yaml.ScalarNode) or value.flow_style:
+            # a block of text ends where the next line begins
+            is_block = isinstance(value, yaml.ScalarNode) and value.style in BLOCK_STYLES
+            comment = "" if is_block else _comment(text, value.end_mark)
             if comment or not said:
-                yield f"{name}={lines[ends.line][begins.column:ends.column]}", comment
+                whole = text[value.start_mark.index : value.end_mark.index]
+                yield f"{name}={' '.join(whole.split())}", comment
             continue
-        comment = _comment(lines[key.end_mark.line]) if key is not None else ""
+        comment = _comment(text, key.end_mark) if key is not None else ""
         if comment:
             yield name, comment
-        yield from _walk(value, f"{name}.", lines, said or bool(comment))
+        yield from _walk(value, f"{name}.", text, said or bool(comment))
 
 
-def _comment(line: str) -> str:
-    found = re.search(r"\s# ?(.*)$", line)
+def _comment(text: str, mark: yaml.Mark) -> str:
+    """The comment on the rest of a line."""
+    found = re.search(r"\s# ?(.*)$", text[mark.index :].partition("\n")[0])
     return found[1] if found else ""
 
 

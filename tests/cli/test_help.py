@@ -49,6 +49,23 @@ hydra:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("a: |\n  two\n  lines\n", [("a=| two lines", "")]),
+        ("a: >-\n  two\n  lines\nb: 1  # one\n", [("a=>- two lines", ""), ("b=1", "one")]),
+        ("a: [1,\n    2]  # two\n", [("a=[1, 2]", "two")]),
+        ("a: [1\n", []),
+        ("a: *unknown\n", []),
+        ("a:\tb: c\n", []),
+    ],
+)
+def test_values_of_many_lines_and_files_that_are_no_yaml_are_shown_as_far_as_they_go(
+    text: str, keys: list[tuple[str, str]]
+) -> None:
+    assert keys_of(text) == keys
+
+
 def test_an_entry_of_a_group_has_its_name_before_its_keys_and_not_what_it_is_made_of() -> None:
     text = "defaults: [mnist]\nname: wide\n_target_: wide.Wide\nwidth: 64  # units\n"
     assert keys_of(text, "model") == [("model.width=64", "units")]
