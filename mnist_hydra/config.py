@@ -344,13 +344,18 @@ def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any
     default = optimizer.pop("default_lr", None)
     if isinstance(default, dict):
         default = default.get(scheduler_name)
-    lr = optimizer.get("lr", default) if root is None else root
+    if root is not None:
+        key, lr = "lr", root
+    elif "lr" in optimizer:
+        key, lr = "optimizer.lr", optimizer["lr"]
+    else:
+        key, lr = "optimizer.default_lr", default
     if lr is None:
         raise UserError(
             f"lr=null, and optimizer={optimizer.get('name')} has no default for "
             f"scheduler={scheduler_name}; right: lr=NUMBER above 0"
         )
-    optimizer["lr"] = lr
+    optimizer["lr"] = check_setting(key, lr, Positive)
     return lr
 
 

@@ -84,6 +84,7 @@ def test_root_keys_reach_their_places_whatever_the_groups(
         ("data.val_size=-1", "data.val_size=-1"),
         ("data.limit=0", "data.limit=0"),
         ("data.std=0", "data.std=0"),
+        ("optimizer.default_lr=abc", "optimizer.default_lr=abc"),
         ("data.mean=9223372036854775808", "data.mean=9223372036854775808"),
         ("sweep.n_trials=0", "sweep.n_trials=0"),
         ("tracking.experiment_name=''", "tracking.experiment_name="),
