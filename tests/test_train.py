@@ -254,13 +254,7 @@ def test_a_killed_run_goes_on_in_its_own_mlflow_run(mnist: Path, tmp_path: Path)
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(mnist: Path, tmp_path: Path) -> None:
     words = ("epochs=50", "batch_size=64", "data.limit=4096", "threads=1", f"data.root={mnist}")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "mnist_hydra.train", *words],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = start(*words, cwd=tmp_path)
     wait_until_it_has_a_checkpoint(tmp_path, running)
     running.send_signal(signal.SIGINT)
     printed, errors = running.communicate(timeout=60)
@@ -275,13 +269,7 @@ def test_ctrl_c_while_the_pictures_are_made_says_that_the_training_is_complete(
     mnist: Path, tmp_path: Path
 ) -> None:
     words = ("epochs=1", "batch_size=256", "data.limit=512", "threads=1", f"data.root={mnist}")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "mnist_hydra.train", *words],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = start(*words, cwd=tmp_path)
     assert running.stderr is not None
     for line in running.stderr:
         if line.startswith("drawing the pictures"):
@@ -292,6 +280,16 @@ def test_ctrl_c_while_the_pictures_are_made_says_that_the_training_is_complete(
     assert "checkpoint" not in errors and "once more to leave at once" in errors
     assert running.returncode == 0 and "test accuracy" in printed
     assert only_run(tmp_path).info.status == "FINISHED"
+
+
+def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mnist_hydra.train", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any]) -> None:
