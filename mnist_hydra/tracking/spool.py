@@ -28,7 +28,7 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import About, Record
-from mnist_hydra.tracking.tracker import Tracker, is_away
+from mnist_hydra.tracking.tracker import Tracker, is_away, is_busy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,8 +38,8 @@ CHECKPOINTS_KEPT = 2
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 """Between two attempts to deliver; it doubles from the first to the longest."""
 PATIENCE_S, PATIENCE_AWAY_S = 30.0, 5.0
-"""What is not delivered so long after a run's end is left to later; the second, if it is known that
-the store is away.
+"""After a run's end: if the store takes nothing for so long, the rest is left to later. The second
+holds while it is known to be away, and not only busy.
 """
 LOCK_WAIT_S = 10.0
 
@@ -147,8 +147,8 @@ def deliver_all(
 class Spool:
     """The way of one run's records to MLflow.
 
-    Entering it starts the thread; leaving it waits until all is delivered, but no longer than
-    `PATIENCE_S`, or `PATIENCE_AWAY_S` where the store is away.
+    Entering it starts the thread; leaving it waits until all is delivered, or the store has taken
+    nothing for `PATIENCE_S`, or `PATIENCE_AWAY_S` where it is away.
 
     Args:
         output_dir: where the folder of spools is.
@@ -173,6 +173,8 @@ class Spool:
         """What MLflow refused for good, first."""
         self.away: str | None = None
         """Why the store takes nothing now; `None` while it does."""
+        self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
+        """How long the store may take nothing at the end, and when it last took something."""
         self._open_tracker, self._reopen = open_tracker, reopen
         self._changed = threading.Condition()
         self._checkpoints: list[Path] = []
@@ -328,6 +330,7 @@ class Spool:
                 assert self.tracker is not None
                 delivered = deliver_next(self.folder, self.tracker, self.run, told)
                 self.away, wait_s = None, FIRST_WAIT_S
+                self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
                 with self._changed:
                     if not delivered and not self._pending():
                         if self._closing:
@@ -343,6 +346,7 @@ class Spool:
                     skip_next(self.folder)
                     continue
                 self.away = first_line(error)
+                self._patience_s = PATIENCE_S if is_busy(error) else PATIENCE_AWAY_S
                 with self._changed:
                     self._changed.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -358,6 +362,7 @@ class Spool:
         self.about = replace(self.about, run_id=run_id)
         journal.write_about(self.folder, self.about)
         self.tracker = tracker
+        self._taken_at = time.monotonic()
         return told
 
     def _pending(self) -> bool:
@@ -372,7 +377,7 @@ class Spool:
             time.sleep(0.005)
 
     def close(self, stop: threading.Event | None = None) -> None:
-        """Wait until all is delivered, but not for too long; what is left stays.
+        """Wait until all is delivered or the store takes no more; what is left stays.
 
         Args:
             stop: wait on and on, until it is set; only then patience has an end.
@@ -390,8 +395,8 @@ class Spool:
                 if self.away is not None and not said:
                     log.warning("waiting for the store, which does not answer: %s", self.away)
                     said = True
-            patience_s = PATIENCE_S if self.away is None else PATIENCE_AWAY_S
-            if self._thread.is_alive() and time.monotonic() - began > patience_s:
+            took_nothing_s = time.monotonic() - max(began, self._taken_at)
+            if self._thread.is_alive() and took_nothing_s > self._patience_s:
                 break
         self._closed = True
         self._journal.close()

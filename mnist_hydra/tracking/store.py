@@ -345,10 +345,11 @@ def open_store(store: Store) -> MlflowClient:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = store.password
     if store.path is None:
         return MlflowClient(store.uri)
-    with _lock(store.path):
-        if is_unmade(store.path):
-            _make_sqlite(store.path)
-        return MlflowClient(sqlite_uri(store.path))
+    if is_unmade(store.path):
+        with _lock(store.path):
+            if is_unmade(store.path):
+                _make_sqlite(store.path)
+    return MlflowClient(sqlite_uri(store.path))
 
 
 def sqlite_uri(path: Path) -> str:
@@ -369,7 +370,7 @@ def sqlite_uri(path: Path) -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time make or open a SQLite file: MLflow's migration takes no two."""
+    """Let one process at a time make a SQLite file: MLflow's migration takes no two."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         yield

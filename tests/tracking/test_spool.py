@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -358,6 +358,31 @@ def test_a_worker_waits_for_the_store_until_it_is_told_to_stop(made: Path) -> No
         waits.join(60)
         assert not waits.is_alive() and not stop.is_set()
     assert spool.left == 0
+
+
+def test_a_store_that_is_busy_or_slow_gets_all_before_the_run_ends(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spools, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(spools, "PATIENCE_AWAY_S", 0.1)
+
+    class Slow(Tracker):
+        def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+            time.sleep(0.5)
+            super().set_tags(run_id, tags)
+
+    busy = [sqlite3.OperationalError("database is locked")] * 2
+
+    def open_tracker() -> Tracker:
+        if busy:
+            raise busy.pop()
+        return Slow(place(made))
+
+    with Spool(made, ABOUT, open_tracker) as spool:
+        for number in range(8):
+            spool.set_tags({f"tag{number}": "x"})
+    assert spool.left == 0
+    assert {f"tag{number}" for number in range(8)} <= the_run(made)[1].data.tags.keys()
 
 
 def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothing_was(

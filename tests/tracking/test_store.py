@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from alembic import command
+from filelock import FileLock
 from mlflow.store.db import utils
 
 from mnist_hydra.config import Place, TrackingConfig
@@ -181,6 +182,16 @@ def test_a_file_that_is_no_store_gets_no_lock_beside_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no SQLite file"):
         Tracker(place(tmp_path / "out", f"sqlite:///{hosts}"))
     assert [p.name for p in tmp_path.iterdir()] == ["hosts"]
+
+
+def test_a_store_that_is_there_is_opened_without_a_turn_for_it(tmp_path: Path) -> None:
+    Tracker(place(tmp_path))
+    opened: list[Tracker] = []
+    with FileLock(tmp_path / ".mlflow.db.lock"):
+        opens = threading.Thread(target=lambda: opened.append(Tracker(place(tmp_path))), daemon=True)
+        opens.start()
+        opens.join(30)
+        assert opened, "it waits for a process that makes a store"
 
 
 def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
