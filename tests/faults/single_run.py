@@ -44,7 +44,7 @@ class Command:
         return "".join(self.lines)
 
     def wait_for(self, what: Callable[[], object]) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600  # beside 31 others it takes minutes
         while not what():
             assert self.process.poll() is None and time.monotonic() < until, self.said
             time.sleep(0.001)

@@ -187,8 +187,12 @@ def test_a_file_that_is_no_store_gets_no_lock_beside_it(tmp_path: Path) -> None:
 def test_a_store_that_is_there_is_opened_without_a_turn_for_it(tmp_path: Path) -> None:
     Tracker(place(tmp_path))
     opened: list[Tracker] = []
+
+    def open_it() -> None:
+        opened.append(Tracker(place(tmp_path)))
+
     with FileLock(tmp_path / ".mlflow.db.lock"):
-        opens = threading.Thread(target=lambda: opened.append(Tracker(place(tmp_path))), daemon=True)
+        opens = threading.Thread(target=open_it, daemon=True)
         opens.start()
         opens.join(30)
         assert opened, "it waits for a process that makes a store"
