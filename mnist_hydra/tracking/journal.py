@@ -106,6 +106,15 @@ def records(folder: Path) -> Iterator[Record | None]:
                 yield record_of(line)
 
 
+def say_what_is_untold(folder: Path, run: str) -> None:
+    """Say it if the journal of a run's spool must have been longer: files are in no record."""
+    told = {str(record.number) for record in records(folder) if record is not None}
+    files = [p for p in folder.glob("*/*") if p.parent.name.isdecimal()]
+    untold = sum(file.parent.name not in told for file in files)
+    if untold > 1:  # one alone was written as its process was killed
+        say(f"run {run} is damaged: {untold} of its files are in no record ({folder / JOURNAL})")
+
+
 def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, About]]:
     """The spools below `output_dir`, the oldest run first; one that does not say of which run it
     is, is said and left alone.

@@ -14,7 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra import checkpoint
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.tracking.journal import About, Record, records, spools
+from mnist_hydra.tracking.journal import (
+    About,
+    Record,
+    records,
+    say_what_is_untold,
+    spools,
+)
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.spool import deliver_all
 from mnist_hydra.tracking.store import shown_address
@@ -159,6 +165,7 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None
                 f"the store is back"
             )
         first = _here(config, about.config, overrides)
+        say_what_is_untold(folder, about.run)
         return Begun(first, about, lambda: Tracker(config), state)
     return None
 

@@ -123,6 +123,7 @@ def deliver_all(
     except Timeout:
         raise _at_work(about) from None
     try:
+        journal.say_what_is_untold(folder, about.run)
         if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
             journal.remove(folder)
             return 0, about.run

@@ -37,6 +37,9 @@ PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
 
+DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What sqlite3 raises over a damaged file; the second where a name in it is no text."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -274,7 +277,7 @@ def problem_of(path: Path) -> str | None:
         with closing(_opened(path)) as store:
             (revision,) = store.execute("SELECT version_num FROM alembic_version").fetchone()
             store.execute("SELECT count(*) FROM experiments").fetchone()
-    except (sqlite3.DatabaseError, OSError, TypeError) as error:
+    except (*DAMAGED, OSError, TypeError) as error:
         return f"{path} is damaged or no store of MLflow's ({error}); {right}"
     return _problem_of_revision(revision, f"sqlite:///{path}")
 
@@ -310,7 +313,7 @@ def is_unmade(path: Path) -> bool:
             if "alembic_version" not in tables:
                 return True
             found = store.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.DatabaseError:
+    except DAMAGED:
         return False
     return found is None or (found[0] in known and found[0] not in newest)
 

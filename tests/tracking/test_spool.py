@@ -254,6 +254,24 @@ def test_what_is_damaged_is_left_out_and_said_and_the_rest_arrives(
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
 
 
+@pytest.mark.parametrize("lines", [None, 0, 1, 2])
+def test_a_journal_that_is_cut_is_said(
+    made: Path, lines: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = tell_while_locked(made, *(f"spool.log_text('x', '{name}.txt')" for name in "abc"))
+    journal = left / "journal"
+    if lines is None:
+        journal.unlink()
+    else:
+        journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:lines]))
+    capfd.readouterr()
+    delivered, _ = spools.deliver_all(left, ABOUT, Tracker(place(made)))
+    said = capfd.readouterr().err
+    assert delivered == (lines or 0) and not left.exists()
+    # One file without a record is what a process leaves that is killed between the two.
+    assert ("is damaged" in said) == (lines != 2) and len(said.splitlines()) <= 1
+
+
 def test_what_mlflow_refuses_for_good_is_raised(made: Path) -> None:
     with opened(made) as spool:
         spool.log_settings({"lr": "0.1"})

@@ -146,6 +146,12 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def garbled(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE mine (x)")
+    path.write_bytes(path.read_bytes().replace(b"tablemine", b"table\xffine", 1))
+
+
 def other(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE mine (x)")
@@ -158,6 +164,7 @@ def other(path: Path) -> None:
         (newer, "pip install -U mlflow"),
         (cut, "cut short"),
         (other, "no store of MLflow's"),
+        (garbled, "no store of MLflow's"),
         (lambda path: path.write_text("hello, world " * 100), "is no SQLite file"),
         (lambda path: path.write_bytes(bytes(range(256)) * 40), "is no SQLite file"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\1" * 4096), "damaged"),
