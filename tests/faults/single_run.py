@@ -52,7 +52,7 @@ class Command:
     def wait_for_line(self, pattern: str) -> None:
         self.wait_for(lambda: re.search(pattern, self.said))
 
-    def finish(self, within_s: float = 180.0) -> int:
+    def finish(self, within_s: float = 600.0) -> int:
         code = self.process.wait(within_s)
         self._reading.join()
         return code
