@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from sys import intern
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mnist_hydra.errors import UserError, first_line
@@ -340,7 +341,8 @@ class Ledger:
 
     def _take_in(self, entries: Mapping[str, str]) -> None:
         """Add entries, and replay the trials that the new ones are about."""
-        new = {key: text for key, text in entries.items() if key not in self._entries}
+        # A process may have several ledgers of a sweep: each text is kept once in memory.
+        new = {intern(k): intern(text) for k, text in entries.items() if k not in self._entries}
         self._entries.update(new)
         for fingerprint in filter(None, set(map(trial_of, new))):
             self._replay(fingerprint)

@@ -10,9 +10,11 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 SILENT_S = 60.0
 """An owner on another machine whose heartbeat has not changed for so long is dead."""
@@ -26,7 +28,7 @@ _working_here: set[str] = set()
 _nameless = secrets.token_hex(16)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Owner:
     """A process, as its claims name it."""
 
@@ -46,7 +48,13 @@ class Owner:
 
 def read_owner(text: str) -> Owner:
     """The owner that `Owner.text` wrote."""
-    return Owner(**json.loads(text))
+    return owner_of(json.loads(text))
+
+
+def owner_of(raw: Mapping[str, Any]) -> Owner:
+    """The owner of these fields; the text that thousands of claims share is kept once in memory."""
+    shared: dict[str, Any] = {k: sys.intern(x) if isinstance(x, str) else x for k, x in raw.items()}
+    return Owner(**shared)
 
 
 def new_token() -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mnist_hydra.ledger.owner import Owner
+from mnist_hydra.ledger.owner import Owner, owner_of
 from mnist_hydra.ledger.plan import Planned, title
 
 FINISHED = "finished"
@@ -40,7 +40,7 @@ MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Claim:
     """By which one process takes one attempt at a trial."""
 
@@ -58,7 +58,7 @@ class Claim:
         return json.dumps(asdict(self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class End:
     """How an attempt ended, and what its run held then."""
 
@@ -88,7 +88,7 @@ class End:
         return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt at a trial."""
 
@@ -107,7 +107,7 @@ class Attempt:
     """The last lines of what went wrong."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One trial: its MLflow run, and what has happened to it so far."""
 
@@ -193,7 +193,7 @@ def trial_of(key: str) -> str | None:
 def read_claim(text: str) -> Claim:
     """The claim that `Claim.text` wrote."""
     raw = json.loads(text)
-    return Claim(**{**raw, "owner": Owner(**raw["owner"])})
+    return Claim(**raw | {"owner": owner_of(raw["owner"]), "by": sys.intern(raw["by"])})
 
 
 def read_end(text: str) -> End:

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -55,7 +55,7 @@ class Composer:
         self._loader, self._config_name = loader, config_name
         self._hydra_overrides, self._resolved = list(hydra_overrides), resolved
         self._parser = OverridesParser.create()
-        self._parse = cache(self._parse_anew)
+        self._parse = lru_cache(1_000)(self._parse_anew)  # a search never repeats itself
         self._of_groups = cache(self._compose_anew)
         self._is_group = cache(lambda name: bool(self._entries(name, None)))
 
