@@ -149,21 +149,30 @@ def _may_set(key: str, value: Any) -> bool:
     if key in ("hydra.sweeper._target_", "hydra.launcher._target_"):
         return isinstance(value, str) and value.startswith(PLUGINS)
     if key == "hydra.sweeper.params":  # each of them becomes a word of the trials' command lines
-        return value is None or (isinstance(value, Mapping) and all(map(_may_sweep, value)))
+        axes = value.items() if isinstance(value, Mapping) else [("", value)]
+        return value is None or all(_may_sweep(axis, values) for axis, values in axes)
     if key.startswith("hydra.launcher."):
         name = key.rpartition(".")[2]
         known = _launcher_settings()
         if name == "address" or name not in (*known, *OF_SLURM):
             return value is None and name in known
-        plain = value is None or isinstance(value, bool | int | float)
-        word = isinstance(value, str) and value.isprintable() and "${" not in value
-        return plain or word or value in known.get(name, [])
+        return _is_plain(value) or value in known.get(name, [])
     return False
 
 
-def _may_sweep(key: Any) -> bool:
-    place = re.fullmatch(r"\+{0,2}([A-Za-z_][\w.@/:-]*)", str(key))
-    return place is not None and re.split(r"[.@/:]", place[1])[0] not in ("hydra", "trusted")
+def _may_sweep(key: Any, values: Any) -> bool:
+    """Whether a file may bring an axis: Hydra makes objects of what is more than plain values."""
+    place = re.fullmatch(r"\+{0,2}([A-Za-z][\w.@/:-]*)", str(key))
+    if place is None or re.split(r"[.@/:]", place[1])[0] in ("hydra", "trusted"):
+        return False
+    return all(map(_is_plain, values if isinstance(values, list) else [values]))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is one value, which refers to no other."""
+    if isinstance(value, str):
+        return value.isprintable() and "${" not in value
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _judge(result: ConfigResult, config: Container) -> None:

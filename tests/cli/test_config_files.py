@@ -15,6 +15,7 @@ from mnist_hydra.cli.config_files import refused_settings
         {},
         {"mode": "MULTIRUN"},
         {"sweeper": {"params": {"seed": "1,2", "+model.width": "choice(1,2)"}}},
+        {"sweeper": {"params": {"seed": [1, 2], "epochs": 1, "lr": None}}},
         {"sweeper": {"_target_": "hydra_plugins.mnist_hydra.sweepers.SearchSweeper"}},
         {"launcher": {"workers": 4, "slurm_partition": "long", "slurm_account": "me"}},
         {"launcher": {"folder": "${output_dir}/slurm", "workers": "${sweep.workers}"}},
@@ -43,6 +44,11 @@ def test_a_file_may_choose_how_a_sweep_runs(hydra: dict[str, Any]) -> None:
         ({"hydra": {"sweeper": {"params": {"hydra.job.name": "a"}}}}, "hydra.sweeper.params"),
         ({"hydra": {"sweeper": {"params": {"++trusted": "a"}}}}, "hydra.sweeper.params"),
         ({"hydra": {"sweeper": {"params": {"seed=1 --config-dir": 1}}}}, "hydra.sweeper.params"),
+        ({"hydra": {"sweeper": {"params": {"_target_": "a.b"}}}}, "hydra.sweeper.params"),
+        ({"hydra": {"sweeper": {"params": {"a": {"_target_": "a.b"}}}}}, "hydra.sweeper.params"),
+        ({"hydra": {"sweeper": {"params": {"a": [1, {"b": 1}]}}}}, "hydra.sweeper.params"),
+        ({"hydra": {"sweeper": {"params": {"a": "${b}"}}}}, "hydra.sweeper.params"),
+        ({"hydra": {"sweeper": {"params": "${b}"}}}, "hydra.sweeper.params"),
     ],
 )
 def test_a_file_has_nothing_run(content: dict[str, Any], key: str) -> None:
