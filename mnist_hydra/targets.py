@@ -6,12 +6,12 @@ imported, since an import runs code.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ def let_in(folders: Iterable[str], modules: Iterable[str]) -> None:
         if folder not in LET_IN.folders:
             LET_IN.folders.append(folder)
         if folder not in sys.path:
-            sys.path.insert(0, folder)
+            sys.path.append(folder)  # last: no file in it stands for an installed module
     LET_IN.modules += [module for module in modules if module not in LET_IN.modules]
 
 
@@ -76,6 +76,7 @@ def resolve_class(path: str, base: type[T], key: str) -> type[T]:
     if not module_name or not all(part.isidentifier() for part in path.split(".")):
         raise UserError(f"{key}={shown(path)} is no dotted path; right: module.Class")
     _insist_on_let_in(module_name, f"{key}={path}")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
     right = "a class in a module that can be imported (a file beside the YAML of --config-dir can)"
     with blaming(f"{key}={path}", right):
         found: Any = getattr(importlib.import_module(module_name), name, None)
@@ -142,6 +143,15 @@ def _insist_on_let_in(module: str, setting: str) -> None:
         raise UserError(
             f"{setting}: the module {top} is not let in; right: one of {', '.join(KNOWN)}, a "
             f"Python file beside the YAML of --config-dir, or trusted=[{top}] on the command line"
+        )
+    first = None
+    with suppress(ValueError):  # `__main__` has none
+        first = importlib.util.find_spec(top)
+    if first is None or first.origin != spec.origin:
+        other = None if first is None else first.origin
+        raise UserError(
+            f"{setting}: {spec.origin} has the name of another module ({other}); right: a name of "
+            "its own"
         )
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,18 @@ HYDRA = {
         "launcher": {"slurm_setup": [f"touch {MARKER}"], "cluster": "local"},
     },
     "launcher's cluster": {"mode": "MULTIRUN", "launcher": {"address": "127.0.0.1:1"}},
+    "axis that is an object": {
+        "mode": "MULTIRUN",
+        "sweeper": {
+            "params": {"seed": {"_target_": "numpy.load", "file": "evil.pkl", "allow_pickle": True}}
+        },
+    },
+    "axes that are an object": {
+        "mode": "MULTIRUN",
+        "sweeper": {
+            "params": {"_target_": "numpy.load", "file": "evil.pkl", "allow_pickle": True}
+        },
+    },
     "axis that trusts": {"mode": "MULTIRUN", "sweeper": {"params": {"trusted": "[evil]"}}},
     "axis that is an option": {
         "mode": "MULTIRUN",
@@ -333,6 +347,45 @@ def unfinished(trained: Store) -> str:
         client.set_tag(copy.info.run_id, key, value)
     client.set_terminated(copy.info.run_id, "KILLED")
     return copy.info.run_id
+
+
+def test_a_tampered_plan_of_a_sweep_runs_nothing(
+    commands: Commands, trained: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "evil.py").write_text(EVIL)
+    words = [*trained.words, "sweep.keep=0", "sweep.report=false"]
+    done = commands.run(tmp_path, "--multirun", *words, "seed=7")
+    assert done.code == 0, done.said
+    (plan,) = trained.output_dir.rglob("plans/*.json")
+    evil = ["f" * 16, ["model._target_=evil.Model"], "evil", 1]
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"trials": [evil]}))
+    words += [f"++sweep.parent={plan.parents[2].name}", f"++sweep.by='{plan.stem}'"]
+    words += ["++sweep.worker=0"]
+    done = commands.run(tmp_path, *words)
+    assert done.code == 0 and not (tmp_path / MARKER).exists(), done.said
+    commands.run(tmp_path, *words, "sweep.retries=9", "trusted=[evil]")
+    assert (tmp_path / MARKER).exists(), "the attack is real"
+
+
+def test_a_python_file_that_no_target_names_is_not_imported(trained: Store, victim: Path) -> None:
+    for module in ("torch", "mlflow", "albumentations", "sklearn", "rich"):
+        (victim / "conf" / f"{module}.py").write_text(EVIL)
+    words = ["-m", "mnist_hydra.train", "--config-dir", "conf", *trained.words, "aug=ssr"]
+    done = subprocess.run(
+        [sys.executable, *words, "batch_size=2000"], cwd=victim, capture_output=True, text=True
+    )
+    insist_refused(Done(done.returncode, done.stdout + done.stderr), "batch_size")
+
+
+def test_a_module_of_ones_own_has_a_name_of_its_own(
+    commands: Commands, trained: Store, victim: Path
+) -> None:
+    (victim / "conf" / "model").mkdir()
+    (victim / "conf" / "model" / "a.yaml").write_text("_target_: json.Model\n")
+    (victim / "conf" / "json.py").write_text(EVIL)
+    words = ["--config-dir", "conf", "model=a"]
+    done = commands.run(victim, *trained.words, *words)
+    insist_refused(done, "json.py has the name of another module")
 
 
 def test_what_is_typed_is_the_users_own(
