@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.secrets import remember_variables
 from mnist_hydra.typed import Limits, Pattern, check_setting, read_settings
 
 GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking")
@@ -249,6 +250,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise _leads_nowhere(error) from None
 
 
+def unresolved(cfg: DictConfig) -> dict[str, str]:
+    """A composed configuration as text, each value by its dotted name and as it is written."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    return {name: str(value) for name, value in leaves(plain)}
+
+
 @cache
 def is_recordable(name: str) -> bool:
     """Whether MLflow takes `name` as that of a parameter or a metric, on any of its systems."""
@@ -325,6 +332,7 @@ def _as_dict(config: Config, without: Sequence[str]) -> dict[str, Any]:
 def _plain(node: Any) -> Any:
     if not OmegaConf.is_config(node):
         return node
+    remember_variables(node)
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
@@ -373,7 +381,7 @@ def _settle_value(key: str, root: Any, group: dict[str, Any], group_name: str) -
 
 def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
     betas = optimizer.get("betas")
-    if "momentum" in optimizer or betas is None:
+    if "momentum" in optimizer or "betas" not in optimizer:
         return _settle_value("momentum", root, optimizer, "optimizer")
     if not isinstance(betas, list) or len(betas) != 2:
         raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")

@@ -25,14 +25,14 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
-from mnist_hydra.config import Config, fingerprint, flatten
+from mnist_hydra.config import Config, fingerprint, flatten, unresolved
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError, in_one_line
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.runtime import device_name
-from mnist_hydra.secrets import by_reference, hide
+from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import About, is_at_work, spools
 from mnist_hydra.tracking.resume import KEPT_ON_RESUME, Begun, begun_run
@@ -88,7 +88,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
                 if outcome.state == "finished":
                     _record_product(trainer, spool)
                 spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # noqa: B036  a user's own code may raise what it likes
                 failure = error
                 _record_failure(spool)
     failure = failure or spool.refusal
@@ -97,7 +97,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     if isinstance(failure, UserError):
         raise failure
     if failure is not None:
-        print(f"run {spool.run} failed: {one_line(failure)}", file=sys.stderr)
+        print(f"run {spool.run} failed: {hide_in_error(one_line(failure))}", file=sys.stderr)
     elif outcome.state != "finished":
         print(f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}")
     else:
@@ -126,7 +126,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
     about = About(
         uuid4().hex,
         config.tracking.experiment_name,
-        _run_name(config, overrides),
+        hide(_run_name(config, overrides)),
         {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
         _now_ms(),
         shown_address(config.tracking.uri),
@@ -141,13 +141,14 @@ def _record_product(trainer: Trainer, spool: Spool) -> None:
     try:
         log_pictures_and_model(trainer, spool)
     except Exception as error:
-        print(f"no pictures, no exported model: {one_line(error)}", file=sys.stderr)
+        why = hide_in_error(one_line(error))
+        print(f"no pictures, no exported model: {why}", file=sys.stderr)
 
 
 def _record_failure(spool: Spool) -> None:
     """Record that a run has failed, as far as disk and store allow."""
     try:
-        spool.log_text(traceback.format_exc(), "traceback.txt")
+        spool.log_text(hide_in_error(traceback.format_exc()), "traceback.txt")
         spool.end("FAILED")
     except OSError:
         with suppress(Exception):
@@ -334,7 +335,7 @@ def _record_settings(
 ) -> None:
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
-    spool.log_settings(by_reference(flatten(config), config.composed) | chosen)
+    spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
     spool.set_tags(
         provenance.tags()
         | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from mnist_hydra.config import leaves
+from omegaconf import OmegaConf
 
 HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
 """Characters of a value that is looked for in a text: shorter ones are in too many words."""
+READ: set[str] = set()
+"""The variables of the environment that this process's configuration reads, by name."""
 
 
 def without_password(text: str) -> str:
@@ -27,13 +28,35 @@ def without_password(text: str) -> str:
     return re.sub(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s\"']*", r"\1", text)
 
 
+def address_without_password(uri: str) -> str:
+    """The same for a text that is an address and nothing else, whatever its password holds."""
+    return without_password(re.sub(r"(?s)(://[^/@:]*):.*@", r"\1@", uri))
+
+
+def remember_variables(composed: Any) -> None:
+    """Have `hide_in_error` leave out the values of all variables that a configuration reads."""
+    READ.update(_variables(str(OmegaConf.to_container(composed, resolve=False))))
+
+
+def hide_in_error(text: str) -> str:
+    """An error, or what a failed training printed, as it may be shown and recorded.
+
+    It has the reference in place of whatever was read from the environment, too.
+    """
+    return _without_values(hide(text), sorted(READ))
+
+
 def hide(text: str) -> str:
     """The same text as it may be recorded: no password of an address, none of MLflow's own."""
-    for name in HIDDEN_VARIABLES:
+    return without_password(_without_values(text, HIDDEN_VARIABLES))
+
+
+def _without_values(text: str, variables: Iterable[str]) -> str:
+    for name in variables:
         value = os.environ.get(name, "")
         if len(value) >= SHORTEST:
             text = text.replace(value, f"${{oc.env:{name}}}")
-    return without_password(text)
+    return text
 
 
 def hide_all(texts: Mapping[str, str]) -> dict[str, str]:
@@ -41,17 +64,15 @@ def hide_all(texts: Mapping[str, str]) -> dict[str, str]:
     return {name: hide(text) for name, text in texts.items()}
 
 
-def by_reference(settings: Mapping[str, str], composed: DictConfig) -> dict[str, str]:
+def by_reference(settings: Mapping[str, str], composed: Mapping[str, str]) -> dict[str, str]:
     """The same settings, those that were read from the environment as the reference to it.
 
     Args:
         settings: by dotted name.
-        composed: as Hydra composed them, nothing resolved.
+        composed: the same as Hydra composed them, nothing resolved.
     """
-    plain = OmegaConf.to_container(composed, resolve=False)
-    raw = {name: str(value) for name, value in leaves(plain) if "${" in str(value)}
-    names = re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", " ".join(raw.values()))
-    secrets = {os.environ.get(name.strip("\"'"), "") for name in names} - {""}
+    raw = {name: text for name, text in composed.items() if "${" in text}
+    secrets = {os.environ.get(name, "") for name in _variables(" ".join(raw.values()))} - {""}
     recorded = dict(settings)
     for key, value in settings.items():
         for name, text in raw.items():
@@ -59,3 +80,9 @@ def by_reference(settings: Mapping[str, str], composed: DictConfig) -> dict[str,
             if is_of_key and ("${oc.env:" in text or any(secret in value for secret in secrets)):
                 recorded[key] = text
     return recorded
+
+
+def _variables(text: str) -> list[str]:
+    """The variables of the environment that a text refers to."""
+    names = re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", text)
+    return [name.strip("\"'") for name in names]

@@ -181,6 +181,7 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("~seed", "seed is missing; right: a whole number of at least 0"),
         ("+model.table={a@k:1}", "model.table.a@k is no name that MLflow keeps"),
         ("+optimizer.betas=0.9 ~optimizer.momentum", "optimizer.betas=0.9"),
+        ("optimizer=adamw optimizer.betas=null", "optimizer.betas=null is not valid; right: two"),
         ("trusted=torch", "trusted=torch is not valid; right: a list"),
         ("epochs=true", "epochs=true"),
         ("dropout='a\nb'", "dropout=a b is not valid"),

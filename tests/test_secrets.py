@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from mnist_hydra.secrets import by_reference, hide
+from mnist_hydra.config import unresolved
+from mnist_hydra.secrets import (
+    address_without_password,
+    by_reference,
+    hide,
+    hide_in_error,
+    remember_variables,
+)
 
 SECRET = "s3cr3t-word"
 
@@ -45,8 +52,21 @@ def test_what_comes_from_the_environment_is_recorded_as_the_reference(
     assert isinstance(resolved, dict)
     flat = {"token": SECRET, "model.url": f"http://h/{SECRET}", "model.width": "64", "width": "64"}
     flat["copy.url"] = flat["model.url"]
-    recorded = by_reference({**flat, "words": str(resolved["words"])}, cfg)
+    recorded = by_reference({**flat, "words": str(resolved["words"])}, unresolved(cfg))
     assert SECRET not in str(recorded)
     assert recorded["token"] == "${oc.env:MY_TOKEN}" and recorded["width"] == "64"
     assert recorded["model.url"] == "http://h/${token}" and "${token}" in recorded["words"]
     assert recorded["copy.url"] == "${model}"
+
+
+def test_an_error_names_the_variable_and_not_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    monkeypatch.setenv("OTHER", "not read")
+    remember_variables(OmegaConf.create({"a": {"b": ["http://h/${oc.env:'MY_TOKEN',x}"]}}))
+    said = hide_in_error(f"bad token {SECRET}, not read, http://me:{SECRET}@h")
+    assert said == "bad token ${oc.env:MY_TOKEN}, not read, http://me@h"
+
+
+@pytest.mark.parametrize("password", [SECRET, "a/b", "a@b:c", "a b", "a'\"b", "[::1", "a\nb"])
+def test_an_address_that_cannot_be_read_is_shown_without_its_password(password: str) -> None:
+    assert address_without_password(f"http://me:{password}@h:x/") == "http://me@h:x/"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mnist_hydra import targets
 from mnist_hydra.augment import Augmentation, Change
-from mnist_hydra.errors import UserError, did_you_mean
+from mnist_hydra.errors import UserError, did_you_mean, in_one_line
 
 
 class PerImage(Augmentation):
@@ -66,7 +66,8 @@ class PerImage(Augmentation):
             alone = PerImage([(key, transform)])
             p, transform.p = getattr(transform, "p", 1.0), 1.0
             try:
-                first, second = alone(images, seed=0), alone(images, seed=0)
+                with targets.blaming(key, "a transform that returns an image"):
+                    first, second = alone(images, seed=0), alone(images, seed=0)
             finally:
                 transform.p = p
             if not torch.equal(first, second):
@@ -141,7 +142,7 @@ def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
         strict = {"strict": True} if "InitSchema" in vars(kind) else {}
         try:
             return kind(**given, **strict)
-        except Exception as error:
+        except BaseException as error:  # noqa: B036  a user's own class may raise what it likes
             raise UserError(f"{key}: {kind.__name__} refuses this: {_reason(error)}") from error
 
 
@@ -154,7 +155,7 @@ def _reason(error: BaseException) -> str:
             (f"{argument}={e.get('input')!r}: " if argument else "") + e["msg"]
             for argument, e in by_argument.items()
         )
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return in_one_line(error)
 
 
 def _albumentations() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, Place, TrackingConfig, resolved
-from mnist_hydra.errors import BAD_INPUT, UserError, wrong_value
+from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line, wrong_value
+from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.typed import check_setting, read_settings
 
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
@@ -122,11 +124,25 @@ def call(main: Callable[[], object]) -> None:
         main()
     except REFUSALS as error:
         leave(refused(error))
+    except Exception as error:
+        if not _is_of_hydra_alone(error):
+            raise
+        given = [word for word in sys.argv[1:] if "hydra" in word]
+        right = f"other settings of Hydra than {' '.join(given) or 'those in the files'}"
+        leave(UserError(f"Hydra fails: {in_one_line(error)}; right: {right}"))
+
+
+def _is_of_hydra_alone(error: Exception) -> bool:
+    """Whether Hydra raised it for its own settings, before it called anything of this project."""
+    ours = Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    called = [frame.name for frame in frames if ours in Path(frame.filename).parents]
+    return called[-1] == call.__name__
 
 
 def leave(error: UserError) -> NoReturn:
     """Say what is wrong with the input, and leave with the exit code of that."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {hide_in_error(str(error))}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 

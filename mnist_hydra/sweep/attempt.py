@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeAlias, cast
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import FAILED, INTERRUPTED, TIMEOUT, Trial
-from mnist_hydra.secrets import hide
+from mnist_hydra.ledger.trial import FAILED, TIMEOUT, Trial
+from mnist_hydra.secrets import hide_in_error
 
 if TYPE_CHECKING:
     from mnist_hydra.trainer import StopReason
@@ -80,13 +80,11 @@ def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch:
         return
     except TimedOut:
         end, error = TIMEOUT, watch.timeout_text() + "\n" + traceback.format_exc()
-    except (Exception, SystemExit):
+    except BaseException:  # noqa: B036  a user's own code may raise what it likes
         end, error = FAILED, traceback.format_exc()
-    except BaseException:
-        ledger.end(trial, INTERRUPTED, seconds=watch.seconds)
-        raise
     seconds = watch.seconds
     if error:
+        error = hide_in_error(error)
         _keep_evidence(ledger, planned, trial, error, transcript.text())
         _free_memory()
     wait_for_store(watch.stop, ledger.end, trial, end, seconds=seconds, error=error)
@@ -99,8 +97,9 @@ def _keep_evidence(
     folder = f"failures/attempt-{trial.number}"
     heading = f"{' '.join(planned.overrides)}\non {trial.owner}\n\n"
     try:
-        ledger.client.log_text(trial.run_id, hide(error), f"{folder}/traceback.txt")
-        ledger.client.log_text(trial.run_id, hide(heading + transcript), f"{folder}/log.txt")
+        said = hide_in_error(heading + transcript)
+        ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
+        ledger.client.log_text(trial.run_id, said, f"{folder}/log.txt")
     except Exception as failure:  # the state is what matters
         log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
 

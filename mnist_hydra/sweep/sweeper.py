@@ -30,6 +30,7 @@ from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import Planned, plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.metrics import is_minimized
+from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
@@ -53,7 +54,7 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     try:
         code = run_sweep(job, arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {hide_in_error(str(error))}", file=sys.stderr)
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = OF_SIGNAL + signal.SIGINT

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 
 from mnist_hydra.errors import StoreAway, UserError
-from mnist_hydra.secrets import without_password
+from mnist_hydra.secrets import address_without_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,12 +75,13 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     artifacts = (output_dir / "artifacts").as_uri()
     if uri is None:
         return _sqlite(output_dir / "mlflow.db", artifacts)
-    shown = without_password(str(uri))
+    shown = address_without_password(uri)
     try:
         parts = urlsplit(uri)
         port = parts.port
-    except (ValueError, AttributeError) as error:
-        raise _wrong(shown, str(error)) from None
+    except ValueError:  # what it says may hold the password
+        why = "its host or port cannot be read; a / @ or : of a password is written %2F %40 %3A"
+        raise _wrong(shown, why) from None
     scheme, _, driver = parts.scheme.partition("+")
     if any(c.isspace() or not c.isprintable() for c in uri):
         raise _wrong(shown, "it holds a blank or a control character")

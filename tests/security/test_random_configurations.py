@@ -164,38 +164,3 @@ def test_an_optimizer_steps_one_parameter_after_another_if_asked_to(
 ) -> None:
     done = commands.run(trained.folder, *trained.words, "++optimizer.foreach=true")
     assert done.code == 0, done.said
-
-
-@pytest.mark.parametrize(
-    ("source", "named"),
-    [
-        ("import sys\nsys.exit(0)", "SystemExit"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("raise BaseException('a')", "BaseException: a"),
-        ("raise GeneratorExit", "GeneratorExit"),
-        ("raise OSError('a\\nb')", "a b"),
-        ("1 +", "SyntaxError"),
-        ("import torch\nclass Mine(torch.nn.Module):\n    def __init__(self): exit(3)", "exit"),
-        (
-            "import torch\nclass Mine(torch.nn.Flatten):\n    def forward(self, x): return x, x",
-            "tuple",
-        ),
-    ],
-)
-def test_what_a_module_of_the_users_own_raises_is_one_line(
-    commands: Commands, trained: Store, source: str, named: str
-) -> None:
-    mine = trained.folder / "mine"
-    (mine / "model").mkdir(parents=True, exist_ok=True)
-    (mine / "own.py").write_text(source)
-    (mine / "model" / "own.yaml").write_text("_target_: own.Mine\n")
-    before = trained.left()
-    done = commands.run(trained.folder, *trained.words, "--config-dir", "mine", "model=own")
-    assert done.code == 2 and len(done.errors) == 1, done.said
-    assert named.lower() in done.errors[0].lower() and "own.Mine" in done.said
-    assert "Traceback" not in done.said
-    kept, runs = trained.left()
-    assert ({f for f in kept if "__pycache__" not in f}, runs) == (
-        {f for f in before[0] if "__pycache__" not in f},
-        before[1],
-    )

@@ -71,6 +71,7 @@ ODD = [
     "postgresql+sys://h/d", "mysql+psycopg2://h/db", "postgresql+psycopg2+x://h/db",
     "mysql://h/db", "mssql://h/db", "oracle://h/db",
     "databricks", "databricks://x", "databricks-uc", "s3://bucket", "ftp://h", "h:5000", "ü://h",
+    f"http://me:{SECRET}/x@h", f"http://me:x {SECRET}@h", f"postgresql://me:{SECRET}@[::1/db",
     f"ftp://me:{SECRET}@h", f"http://me:{SECRET}@", f"postgresql://me:{SECRET}@host",
 ]  # fmt: skip
 
