@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import mnist_hydra.tracking.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra.cli import entry
-from mnist_hydra.cli.commands import refuse_moving_folder, written
+from mnist_hydra.cli.commands import refuse_moving_folder
 from mnist_hydra.config import settle, sweep_settings, trusted_modules
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
@@ -39,8 +39,7 @@ def task(cfg: DictConfig) -> float | None:
         # Unresolved: what comes from the environment is recorded as the reference.
         raw: Any = OmegaConf.to_container(hydra_cfg.overrides, resolve=False)
         refuse_sweep_settings([*raw["task"], *raw["hydra"]])
-        folder = str(written(cfg, "output_dir"))
-        refuse_moving_folder(folder, bool(hydra_cfg.job.chdir), multirun=False)
+        refuse_moving_folder(cfg, bool(hydra_cfg.job.chdir), multirun=False)
         config = settle(cfg)  # before torch is loaded: what is wrong with a setting is said at once
         from mnist_hydra.run import run_alone
 

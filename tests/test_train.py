@@ -402,7 +402,6 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("++sweep.keep=3", "++sweep.keep=3 has no effect"),
         ("hydra/sweeper=search", "hydra/sweeper=search has no effect"),
         ("hydra.run.dir=/proc/x", "'/proc/x'; right: other settings of Hydra than hydra.run.dir="),
-        ("+hydra.job.env_set={'=':1}", "right: other settings of Hydra than +hydra.job.env_set="),
         ("hydra.job.chdir=true", "hydra.job.chdir=true moves the relative output_dir=outputs"),
     ],
 )

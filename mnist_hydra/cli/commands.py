@@ -8,10 +8,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.secrets import without_password
@@ -140,26 +142,31 @@ def written(config: DictConfig, key: str) -> Any:
     return found
 
 
-def refuse_moving_folder(output_dir: str, chdir: bool, multirun: bool) -> None:
-    """Refuse a folder that another command, or a sweep's worker, would look for elsewhere.
+def refuse_moving_folder(config: DictConfig, chdir: bool, multirun: bool) -> None:
+    """Refuse an `output_dir` that another command, or a sweep's worker, would look for elsewhere.
 
     Args:
-        output_dir: as it is written, not yet resolved.
+        config: as composed, not yet resolved.
         chdir: whether Hydra changes the current folder.
         multirun: whether it is a sweep's.
     Raises:
         UserError: with what to write instead.
     """
-    if multirun and "${hydra:" in output_dir:
+    as_written = str(written(config, "output_dir"))
+    if multirun and "${hydra:" in as_written:
         raise UserError(
-            f"output_dir={output_dir} is another folder for a sweep and for each of its workers; "
+            f"output_dir={as_written} is another folder for a sweep and for each of its workers; "
             "right: one folder, such as output_dir=outputs"
         )
-    if chdir and not os.path.isabs(output_dir) and "${" not in output_dir:
-        raise UserError(
-            f"hydra.job.chdir=true moves the relative output_dir={output_dir}; right: without "
-            f"hydra.job.chdir, or output_dir={os.path.abspath(output_dir)}"
-        )
+    if not chdir:
+        return
+    with suppress(OmegaConfBaseException):  # what leads nowhere is said with all other settings
+        folder = str(OmegaConf.select(config, "output_dir"))
+        if not os.path.isabs(folder):
+            raise UserError(
+                f"hydra.job.chdir=true moves the relative output_dir={folder}; right: without "
+                f"hydra.job.chdir, or output_dir={os.path.abspath(folder)}"
+            )
 
 
 def _search_path(folders: Sequence[str]) -> list[str]:

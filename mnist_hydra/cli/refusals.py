@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,18 +35,33 @@ def refused(error: Exception) -> UserError:
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")
         words = f"{error.override}: {words.partition(' See https://hydra.cc')[0]}"
-        if value and not set(value) & set("'\"\\$`"):
+        if not _is_key(key):
+            words += "; right: a key of the letters a to z, digits, _ and ."
+        elif value and not set(value) & set("'\"\\$`"):
             words += f"; right, if it is text: \"{key}='{value}'\""
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", words)
     if unknown:
         known = known_names()
+        if words.startswith("Could not delete") and unknown[1] in known:  # so Hydra says of a null
+            return UserError(f"~{unknown[1]} deletes what is null or not there; right: without it")
         entries = " and ".join(known.get(unknown[1], []))
         near = f" (a key of {entries})" if entries else did_you_mean(unknown[1], known)
+        if unknown[1] in known and not entries:
+            near = " by keys that it does not have"
         words = words.replace(f"'{unknown[1]}'", f"'{unknown[1]}'{near}", 1)
     else:
         cause = " ".join(str(error.__cause__ or "").split()).partition(" full_key: ")[0]
         words = f"{words} {cause}".strip()
     return UserError(words if len(words) <= MAX_SHOWN else words[:MAX_SHOWN] + "...")
+
+
+def _is_key(key: str) -> bool:
+    """Whether what stands before a `=` can stand there."""
+    try:
+        OverridesParser.create().parse_overrides([f"{key}=1"])
+    except OverrideParseException:
+        return False
+    return True
 
 
 def known_names() -> dict[str, list[str]]:

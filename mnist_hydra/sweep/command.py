@@ -132,8 +132,7 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     loader = job.context.config_loader
     assert isinstance(loader, ConfigLoaderImpl)
     sweep_settings(job.config)  # checked first: what is wrong for all trials names none of them
-    folder = str(written(job.config, "output_dir"))
-    refuse_moving_folder(folder, bool(job.config.hydra.job.chdir), multirun=True)
+    refuse_moving_folder(job.config, bool(job.config.hydra.job.chdir), multirun=True)
     composer = Composer.of_master(loader, job.config)
     arguments = parse(overrides, composer.options, job.params)
     if job.kind == "search":

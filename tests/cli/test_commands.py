@@ -9,7 +9,14 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.cli.commands import config_words, folder_words, place_words, shell_command
+from mnist_hydra.cli.commands import (
+    config_words,
+    folder_words,
+    place_words,
+    refuse_moving_folder,
+    shell_command,
+)
+from mnist_hydra.errors import UserError
 
 
 def place(
@@ -80,3 +87,13 @@ def test_the_flags_that_chose_the_configuration_files_are_repeated(tmp_path: Pat
         "hydra.searchpath=[/more,pkg://other.conf]",
     ]
     assert folder_words(node) == ["--config-dir", "/conf", "hydra.searchpath=['/a b',/more]"]
+
+
+@pytest.mark.parametrize("folder", ["outputs", "of_${seed}", "${there}"])
+def test_a_folder_that_a_changed_current_folder_would_move_is_refused(folder: str) -> None:
+    config = OmegaConf.create({"output_dir": folder, "seed": 7, "there": "a"})
+    refuse_moving_folder(config, chdir=False, multirun=True)
+    with pytest.raises(UserError, match="moves the relative output_dir=") as error:
+        refuse_moving_folder(config, chdir=True, multirun=False)
+    config.output_dir = str(error.value).rpartition("output_dir=")[2]
+    refuse_moving_folder(config, chdir=True, multirun=True)
