@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.tracking.provenance import HIDDEN
-from mnist_hydra.tracking.tracker import find_experiment
+from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, SWEEP_TAG, find_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-SWEEP_TAG = HIDDEN + "sweep"
 GENERATION_TAG = HIDDEN + "generation"
 OBJECTIVE_TAG = "objective"
 ELECTED_TAG = "mnist_hydra.parent"
@@ -27,8 +26,6 @@ ENTRIES_TAG = HIDDEN + "book"
 """On the parent: experiment and id of the run whose parameters are the sweep's entries."""
 REPORT = "report"
 """Folder of the parent's artifacts that holds the sweep's report."""
-ENTRIES_SUFFIX = ".ledger"
-"""Is added to the experiment's name for the experiment that holds those runs."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger
-from mnist_hydra.ledger.parent import OBJECTIVE_TAG, SWEEP_TAG
+from mnist_hydra.ledger.parent import OBJECTIVE_TAG
 from mnist_hydra.ledger.plan import PLANS, Plan, read_plan
 from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.metrics import is_minimized, objective_value
@@ -36,6 +36,7 @@ from mnist_hydra.tracking.tracker import (
     MISTAKES_FILE,
     OVERRIDES_TAG,
     PARENT_TAG,
+    SWEEP_TAG,
     Tracker,
     each_run,
 )

@@ -35,8 +35,14 @@ DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
+MADE_BY_PEOPLE = {
+    "runs": "1",
+    "experiments": "name != 'Default'",
+    "registered_models": "1",
+    "trace_info": "1",
+}
+"""Tables of a store that is worth keeping, and which of their rows MLflow does not make itself."""
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
-
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What sqlite3 raises over a damaged file; the second where a name in it is no text."""
 
@@ -90,6 +96,8 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     if scheme in ("http", "https") and not driver:
         if not parts.hostname:
             raise _wrong(shown, "it names no host")
+        if parts.query or parts.fragment:
+            raise _wrong(shown, "what is behind ? or # is not taken")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         where = host if port is None else f"{host}:{port}"
         address = f"{scheme}://{where}{parts.path.rstrip('/')}"
@@ -103,8 +111,10 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
         uri = f"{scheme}+{driver}:{uri.partition(':')[2]}"
         _check_driver(uri, shown, driver)
         return Store("database", uri, shown, artifacts=artifacts)
+    if not uri:
+        raise _wrong(shown, "it is empty")
     if scheme == "file" or "://" not in uri:
-        raise _wrong(shown, "MLflow's store of files takes no claims")
+        raise _wrong(shown, "a folder of files is no database, which a sweep needs")
     raise _wrong(shown, f"{parts.scheme} is no kind of store that is known here")
 
 
@@ -156,8 +166,9 @@ def check_usable(store: Store, output_dir: Path) -> None:
     """
     _check_folder("output_dir", output_dir)
     if store.path is not None:
-        if store.path.parent != output_dir:
-            _check_folder("tracking.uri: its folder", store.path.parent)
+        folder = _file_itself(store.path).parent
+        if folder != output_dir:
+            _check_folder(f"{store.path}: its folder", folder)
         problem = problem_of(store.path)
         if problem is not None:
             raise UserError(problem)
@@ -170,6 +181,11 @@ def check_usable(store: Store, output_dir: Path) -> None:
 def _check_folder(key: str, folder: Path) -> None:
     """Make and remove a folder of a name of its own where `folder` is or would be made."""
     for there in (folder, *folder.parents):
+        if there.is_symlink() and not there.exists():
+            raise UserError(
+                f"{key}={folder} cannot be written ({there} is a link to {os.readlink(there)}, "
+                f"which is not there); right: a folder that can"
+            )
         if not there.exists():
             continue
         try:
@@ -245,9 +261,8 @@ def _check_database(store: Store) -> None:
         raise _wrong(store.shown, why) from None
     finally:
         engine.dispose()
-    problem = None if revision is None else _problem_of_revision(str(revision), store.shown)
-    if problem is not None:
-        raise UserError(f"tracking.uri={problem}")
+    if revision is not None and revision not in revisions()[1]:
+        raise UserError(f"tracking.uri={_problem_of_revision(str(revision), store.shown)}")
 
 
 def _away(store: Store, why: object) -> StoreAway:
@@ -266,6 +281,8 @@ def problem_of(path: Path) -> str | None:
     if is_unmade(path):
         return None
     right = "right: another tracking.uri or output_dir, or a copy of the file that is whole"
+    if not path.is_file():
+        return f"{path} is no file; {right}"
     try:
         with open(path, "rb") as file:
             head = file.read(100)
@@ -276,18 +293,22 @@ def problem_of(path: Path) -> str | None:
         if path.stat().st_size < pages * (65536 if size == 1 else size):
             return f"{path} is damaged (cut short); {right}"
         with closing(_opened(path)) as store:
-            (revision,) = store.execute("SELECT version_num FROM alembic_version").fetchone()
+            revision = store.execute("SELECT version_num FROM alembic_version").fetchone()
             store.execute("SELECT count(*) FROM experiments").fetchone()
-    except (*DAMAGED, OSError, TypeError) as error:
+    except (*DAMAGED, OSError) as error:
+        if "locked" in str(error):  # by another program: whoever opens it waits for that
+            return None
         return f"{path} is damaged or no store of MLflow's ({error}); {right}"
-    return _problem_of_revision(revision, f"sqlite:///{path}")
-
-
-def _problem_of_revision(revision: str, address: str) -> str | None:
-    known, newest = revisions()
-    if revision in newest:
+    if revision is None:
+        return f"{path} is damaged (it does not say which MLflow made it); {right}"
+    if revision[0] in revisions()[1]:
         return None
-    if revision in known:
+    return _problem_of_revision(revision[0], sqlite_uri(path))
+
+
+def _problem_of_revision(revision: str, address: str) -> str:
+    """What is wrong with a store whose revision is not the newest."""
+    if revision in revisions()[0]:
         return (
             f"{address} was made by an older MLflow; right: keep a copy of it, then "
             f"mlflow db upgrade {shlex.quote(address)}"
@@ -297,11 +318,29 @@ def _problem_of_revision(revision: str, address: str) -> str | None:
     )
 
 
+def experiment_in(path: Path, name: str) -> tuple[str, str, str] | None:
+    """Id, stage and artifacts' address of an experiment in a SQLite store; takes no MLflow.
+
+    `None` if there is none of that name, or the store cannot be read now.
+    """
+    which = "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments"
+    try:
+        with closing(_opened(path)) as store:
+            found = store.execute(f"{which} WHERE name = ?", (name,)).fetchone()
+    except DAMAGED:
+        return None
+    return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
+
+
 def is_unmade(path: Path) -> bool:
     """Whether there is no store yet: no file, or one that MLflow was killed over as it made it, and
-    that holds no run.
+    that holds no run, nor anything else that people make.
     """
-    if not path.exists() or path.stat().st_size == 0:
+    if not path.exists():
+        return True
+    if not path.is_file():  # such as /dev/null
+        return False
+    if path.stat().st_size == 0:
         return True
     known, newest = revisions()
     try:
@@ -309,8 +348,10 @@ def is_unmade(path: Path) -> bool:
             tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
             if not tables & {"experiments", "alembic_version"}:
                 return False
-            if "runs" in tables and store.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
-                return False
+            for table, which in MADE_BY_PEOPLE.items():
+                query = f"SELECT 1 FROM {table} WHERE {which} LIMIT 1"
+                if table in tables and store.execute(query).fetchone():
+                    return False
             if "alembic_version" not in tables:
                 return True
             found = store.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -349,10 +390,11 @@ def open_store(store: Store) -> MlflowClient:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = store.password
     if store.path is None:
         return MlflowClient(store.uri)
-    if is_unmade(store.path):
-        with _lock(store.path):
-            if is_unmade(store.path):
-                _make_sqlite(store.path)
+    path = _file_itself(store.path)
+    if is_unmade(path):
+        with _lock(path):
+            if is_unmade(path):
+                _make_sqlite(path)
     return MlflowClient(sqlite_uri(store.path))
 
 
@@ -403,6 +445,11 @@ def _make_sqlite(path: Path) -> None:
     finally:
         engine.dispose()
         partial.unlink(missing_ok=True)
+
+
+def _file_itself(path: Path) -> Path:
+    """The file that is meant where `path` may be a link to it, there or not."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import yaml  # type: ignore[import-untyped]
+
 from mnist_hydra.config import Config, Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from mnist_hydra.tracking.journal import About
 
 PARENT_TAG = "mlflow.parentRunId"
+SWEEP_TAG = HIDDEN + "sweep"
+"""On a sweep's parent: the sweep's identity."""
 CHECKPOINT_TAG = HIDDEN + "checkpoint"
 SLOT_KEYS = {"epoch", "step", "slot", "sha256"}
 """What a checkpoint's tag says of each of the two."""
@@ -38,6 +42,8 @@ KEY_TAG = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 OVERRIDES_TAG = HIDDEN + "overrides"
 FINGERPRINT_TAG = HIDDEN + "fingerprint"
+ENTRIES_SUFFIX = ".ledger"
+"""Is added to an experiment's name for the experiment that holds the entries of its sweeps."""
 RUNS_PER_PAGE = 1_000
 MISTAKES_FILE = "test_mistakes.json"
 """An artifact: index of each misclassified test image, to the class that it was taken for."""
@@ -77,9 +83,11 @@ class Tracker:
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
+            key, where = "output_dir", place.output_dir
+            if place.tracking.uri is not None:
+                key, where = "tracking.uri", self.store.shown
             raise NothingRecorded(
-                f"output_dir={place.output_dir} holds no runs; right: the folder that an earlier "
-                f"run wrote to"
+                f"{key}={where} holds no runs; right: the one that an earlier run wrote to"
             )
         store.check_usable(self.store, output_dir)
         import_mlflow()
@@ -88,8 +96,8 @@ class Tracker:
             self.client, self.experiment_name, self.store.artifacts, make=make
         )
         self.experiment_id = str(experiment.experiment_id)
-        if place.tracking.uri is None:
-            check_not_moved(experiment, output_dir)
+        if self.store.artifacts is not None:
+            check_not_moved(self.experiment_name, experiment.artifact_location, output_dir)
 
     @property
     def uri(self) -> str:
@@ -290,6 +298,8 @@ class Tracker:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
         from mlflow.models import Model
 
+        # `Model.load` takes a path for an address, and reads `%20` in it as a blank.
+        about = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text()))
         run = self.client.get_run(run_id)
         mine = f"source_run_id = '{run_id}'"
         for model in self.client.search_logged_models([run.info.experiment_id], mine):
@@ -299,7 +309,6 @@ class Tracker:
         logged = self.client.create_logged_model(
             run.info.experiment_id, "model", run_id, params=run.data.params
         )
-        about = Model.load(str(folder))
         about.run_id, about.model_id, about.model_uuid = run_id, logged.model_id, logged.model_id
         about.artifact_path = logged.artifact_location
         with tempfile.TemporaryDirectory() as above:  # what is given may be again
@@ -371,10 +380,17 @@ def check_store(place: Config | Place) -> None:
 
     Raises:
         StoreAway: the server or the database does not answer.
-        UserError: `output_dir` cannot be written, or the store cannot be used.
+        UserError: `output_dir` cannot be written, or the store or the experiment cannot be used.
     """
     output_dir = Path(place.output_dir).absolute()
-    store.check_usable(store.read_address(place.tracking.uri, output_dir), output_dir)
+    name = place.tracking.experiment_name
+    address = store.read_address(place.tracking.uri, output_dir)
+    store.check_usable(address, output_dir)
+    found = None if address.path is None else store.experiment_in(address.path, name)
+    if found is not None:
+        experiment_id, stage, artifacts = found
+        check_not_deleted(name, experiment_id, stage)
+        check_not_moved(name, artifacts, output_dir)
 
 
 def import_mlflow() -> None:
@@ -438,9 +454,11 @@ def find_experiment(
 
     found = client.get_experiment_by_name(name)
     if found is None and not make:
+        others = [e.name for e in client.search_experiments(max_results=20, order_by=["name"])]
+        named = [e for e in others if e != "Default" and not e.endswith(ENTRIES_SUFFIX)]
         raise NothingRecorded(
             f"tracking.experiment_name={name} is not in this store; right: the name of an "
-            "experiment that an earlier run made"
+            f"experiment that an earlier run made ({', '.join(named) or 'there is none'})"
         )
     if found is None:
         try:
@@ -450,26 +468,39 @@ def find_experiment(
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        raise UserError(
-            f"tracking.experiment_name={name} was deleted in this store; right: another name, or "
-            f"restore it with `mlflow experiments restore -x {found.experiment_id}`"
-        )
+    check_not_deleted(name, found.experiment_id, found.lifecycle_stage)
     return found
 
 
-def check_not_moved(experiment: Experiment, output_dir: Path) -> None:
-    """See that what is recorded in the store below `output_dir` lies there, too.
-
-    MLflow writes down where an experiment's artifacts are, and would go on with writing there.
+def check_not_deleted(name: str, experiment_id: str, stage: str) -> None:
+    """See that an experiment takes runs.
 
     Raises:
-        UserError: the folder was moved or copied.
+        UserError: it was deleted.
     """
-    recorded = urlsplit(experiment.artifact_location)
+    if stage == "deleted":
+        raise UserError(
+            f"tracking.experiment_name={name} was deleted in this store; right: another name, or "
+            f"restore it with `mlflow experiments restore -x {experiment_id}`"
+        )
+
+
+def check_not_moved(name: str, artifacts: str, output_dir: Path) -> None:
+    """See that an experiment's artifacts lie below `output_dir`.
+
+    MLflow writes down where they are, and would go on with writing there.
+
+    Args:
+        artifacts: where they are, as MLflow wrote it down.
+
+    Raises:
+        UserError: they lie elsewhere: the folder was moved or copied, or another one was named.
+    """
+    recorded = urlsplit(artifacts)
     there = Path(unquote(recorded.path)).resolve()
     if recorded.scheme == "file" and not there.is_relative_to(output_dir.resolve()):
         raise UserError(
-            f"output_dir={output_dir} was moved or copied: its artifacts are kept in {there}; "
-            f"right: move it back to {there.parent}, or another output_dir"
+            f"output_dir={output_dir}: the artifacts of tracking.experiment_name={name} are kept "
+            f"in {there}; right: output_dir={there.parent} (where it was moved or copied, move it "
+            f"back), or a name or a folder of its own"
         )

@@ -10,7 +10,8 @@ from mlflow.entities import ViewType
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger
-from mnist_hydra.ledger.parent import SWEEP_TAG, Parent, elect_parent, find_parent
+from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
+from mnist_hydra.tracking.tracker import SWEEP_TAG
 from tests.ledger.others import again, delete_for_good
 from tests.sweep_process import race_four
 

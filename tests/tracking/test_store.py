@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -23,8 +25,9 @@ from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.tracking import store
 from mnist_hydra.tracking.journal import About
-from mnist_hydra.tracking.tracker import Tracker
+from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_store
 
+Begin = Callable[[Place], object]
 SECRET = "s3cr3t"
 ABOUT = About("b" * 32, "e", "a run", {}, 1, None)
 
@@ -62,6 +65,7 @@ def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
 ODD = [
     "", " ", "x", "mlruns", "./mlruns", "/tmp/x", "file:///x", "file:/x", "file:x", "FILE:///x",
     "http", "http:", "http://", "http:///x", "http://:5000", "http://h:port", "http://h:99999",
+    "http://h/?a=b", "http://h/#a",
     "http://ho st", "http://h\n", "http://h\x00", "https://", "https:/h", "http+x://h", "://h",
     "sqlite", "sqlite:", "sqlite:/x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:",
     "sqlite:///x.db?mode=ro", "sqlite:///folder/", "sqlite+aiosqlite:///", "sqlite://x.db",
@@ -134,6 +138,12 @@ def older(path: Path) -> None:
         db.execute("INSERT INTO runs (run_uuid, name, start_time) VALUES ('x', 'old', 1)")
 
 
+def older_without_a_run(path: Path) -> None:
+    migrated(path, HALF_WAY)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO experiments (name, lifecycle_stage) VALUES ('mine', 'active')")
+
+
 def newer(path: Path) -> None:
     Tracker(place(path.parent))
     with closing(sqlite3.connect(path)) as db, db:
@@ -153,6 +163,12 @@ def garbled(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"tablemine", b"table\xffine", 1))
 
 
+def unsigned(path: Path) -> None:
+    older(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM alembic_version")
+
+
 def other(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE mine (x)")
@@ -162,8 +178,10 @@ def other(path: Path) -> None:
     ("make", "said"),
     [
         (older, "mlflow db upgrade sqlite:///"),
+        (older_without_a_run, "mlflow db upgrade sqlite:///"),
         (newer, "pip install -U mlflow"),
         (cut, "cut short"),
+        (unsigned, "does not say which MLflow made it"),
         (other, "no store of MLflow's"),
         (garbled, "no store of MLflow's"),
         (lambda path: path.write_text("hello, world " * 100), "is no SQLite file"),
@@ -182,6 +200,63 @@ def test_a_file_that_is_no_good_store_is_one_line_and_stays_as_it_is(
     assert said in str(refused.value) and "right: " in str(refused.value)
     assert "\n" not in str(refused.value) and str(path) in str(refused.value)
     assert path.read_bytes() == before
+
+
+def test_a_store_that_another_program_has_locked_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CONNECT_TIMEOUT_S", 0.1)
+    path = tmp_path / "mlflow.db"
+    migrated(path, "heads")  # without a write-ahead log, as MLflow's own server makes it
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        assert store.problem_of(path) is None and not store.is_unmade(path)
+        check_store(place(tmp_path))
+        db.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_and_stays_as_it_is(tmp_path: Path, make: object) -> None:
+    path = tmp_path / "mlflow.db"
+    make(path)  # type: ignore[operator]
+    kind = path.stat().st_mode
+    with pytest.raises(UserError, match="is no file; right: "):
+        Tracker(place(tmp_path))
+    assert path.stat().st_mode == kind and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_store_is_made_where_a_link_says(tmp_path: Path) -> None:
+    link, folder = tmp_path / "out" / "mlflow.db", tmp_path / "elsewhere"
+    link.parent.mkdir()
+    link.symlink_to(folder / "real.db")
+    run_id = Tracker(place(link.parent)).create_run(ABOUT)
+    assert link.is_symlink() and (folder / "real.db").is_file()
+    assert Tracker(place(link.parent), make=False).find_run(run_id)
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(UserError, match="is a link to nowhere, which is not there"):
+        check_store(place(tmp_path / "out"))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_command_for_an_older_store_names_the_file_whatever_it_is_called(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a?b%20" / "mlflow.db"
+    path.parent.mkdir()
+    migrated(tmp_path / "plain.db", HALF_WAY)
+    shutil.move(tmp_path / "plain.db", path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO runs (run_uuid, name, start_time) VALUES ('x', 'old', 1)")
+    with pytest.raises(UserError) as refused:
+        Tracker(place(path.parent))
+    words = shlex.split(str(refused.value).partition("then ")[2])
+    assert words[:3] == ["mlflow", "db", "upgrade"]
+    engine = sqlalchemy.create_engine(words[3])
+    assert sqlalchemy.inspect(engine).has_table("runs")
+    engine.dispose()
 
 
 def test_a_file_that_is_no_store_gets_no_lock_beside_it(tmp_path: Path) -> None:
@@ -217,14 +292,53 @@ def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
     assert not tracker.is_server
 
 
-def test_a_moved_folder_is_refused_with_both_places(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", [Tracker, check_store])
+def test_a_moved_folder_is_refused_with_both_places(tmp_path: Path, begin: Begin) -> None:
     Tracker(place(tmp_path / "before"))
     shutil.move(tmp_path / "before", tmp_path / "after")
     with pytest.raises(UserError) as refused:
-        Tracker(place(tmp_path / "after"))
+        begin(place(tmp_path / "after"))
     assert str(tmp_path / "before") in str(refused.value)
     assert str(tmp_path / "after") in str(refused.value)
     assert not (tmp_path / "before").exists()
+
+
+@pytest.mark.parametrize("begin", [Tracker, check_store])
+def test_a_store_whose_artifacts_lie_in_another_folder_is_refused_with_both_places(
+    tmp_path: Path, begin: Begin
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mine.db'}"
+    Tracker(place(tmp_path / "first", uri))
+    with pytest.raises(UserError) as refused:
+        begin(place(tmp_path / "second", uri))
+    assert f"right: output_dir={tmp_path / 'first'}" in str(refused.value)
+    assert str(tmp_path / "second") in str(refused.value)
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("begin", [Tracker, check_store])
+def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(
+    tmp_path: Path, begin: Begin
+) -> None:
+    tracker = Tracker(place(tmp_path))
+    tracker.client.delete_experiment(tracker.experiment_id)
+    restore = f"mlflow experiments restore -x {tracker.experiment_id}"
+    with pytest.raises(UserError, match=restore):
+        begin(place(tmp_path))
+
+
+def test_an_experiment_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    tracker = Tracker(place(tmp_path))
+    tracker.client.rename_experiment(tracker.experiment_id, "renamed")
+    with pytest.raises(NothingRecorded, match=r"experiment_name=e is not in .*\(renamed\)"):
+        Tracker(place(tmp_path), make=False)
+
+
+def test_a_store_without_runs_is_named_by_the_key_that_says_where_it_is(tmp_path: Path) -> None:
+    with pytest.raises(NothingRecorded, match="^output_dir=.* holds no runs"):
+        Tracker(place(tmp_path), make=False)
+    with pytest.raises(NothingRecorded, match="^tracking.uri=sqlite:///.* holds no runs"):
+        Tracker(place(tmp_path, f"sqlite:///{tmp_path / 'x.db'}"), make=False)
 
 
 def test_first_starts_at_once_never_refuse_a_good_folder(tmp_path: Path) -> None:
