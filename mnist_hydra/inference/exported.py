@@ -6,6 +6,9 @@ Anything but a `torch.export` program is refused before MLflow would run what it
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -98,15 +101,20 @@ def find_model(name: str | None, place: Place) -> Exported:
     import mlflow
 
     assert name is not None
-    path = Path(name)
-    if path.exists():
-        address = str(path.absolute())
-    else:
-        tracker = Tracker(place, make=False)
-        mlflow.set_tracking_uri(tracker.uri)
-        address = address_of(tracker, name)
+    folder = Path(name).absolute()
     with in_one_line(name):
-        return Exported(Path(mlflow.artifacts.download_artifacts(address)), name)
+        if not folder.exists():
+            tracker = Tracker(place, make=False)
+            mlflow.set_tracking_uri(tracker.uri)
+            address = address_of(tracker, name)
+            folder = Path(mlflow.artifacts.download_artifacts(address))
+        if "%" not in str(folder):
+            return Exported(folder, name)
+        # MLflow takes a path for an address, and reads `%20` in it as a blank.
+        above = tempfile.TemporaryDirectory()
+        found = Exported(Path(shutil.copytree(folder, f"{above.name}/model")), name)
+        weakref.finalize(found, above.cleanup)
+        return found
 
 
 @contextmanager

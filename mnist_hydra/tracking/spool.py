@@ -99,7 +99,12 @@ def _deliver(
     elif record.kind == "checkpoint":
         tracker.log_checkpoint(run_id, path, {**data, "sha256": record.sha256})
     elif record.kind == "model":
-        tracker.log_model(run_id, path, data)
+        try:
+            tracker.log_model(run_id, path, data)
+        except Exception as error:
+            if is_away(error):
+                raise
+            journal.say(f"no exported model of run {run_id}: {first_line(error)}")
     elif record.kind == "end":
         tracker.end(run_id, data["status"], data["at_ms"])
 

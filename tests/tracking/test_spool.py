@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
@@ -23,10 +24,12 @@ from mlflow.entities import LoggedModelStatus, Run
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.config import Place, TrackingConfig, settle
 from mnist_hydra.errors import UserError
+from mnist_hydra.inference.exported import find_model
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
 from mnist_hydra.tracking.journal import About, Record, line_of, record_of
 from mnist_hydra.tracking.spool import Spool
+from mnist_hydra.tracking.store import sqlite_uri
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
 
 ABOUT = About("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
@@ -42,7 +45,7 @@ def opened(folder: Path, about: About = ABOUT) -> Spool:
 
 
 def the_run(folder: Path) -> tuple[MlflowClient, Run]:
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = MlflowClient(sqlite_uri(folder / "mlflow.db"))
     experiment = client.get_experiment_by_name(ABOUT.experiment)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
@@ -343,10 +346,13 @@ def test_a_late_checkpoint_never_replaces_a_newer_one(made: Path) -> None:
     assert json.loads(run.data.tags[CHECKPOINT_TAG]) == tag
 
 
-def test_a_run_has_one_model_however_often_it_is_told(mnist: Path, made: Path) -> None:
+def test_a_run_has_one_model_however_often_it_is_told_and_whatever_its_folder_is_called(
+    mnist: Path, tmp_path: Path
+) -> None:
     from mnist_hydra.build import prepare
     from mnist_hydra.export import save_model
 
+    made = tmp_path / "a%20b?c"
     words = [f"data.root={mnist}", f"output_dir={made}", "data.limit=600", "compile=false"]
     with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
         trainer = prepare(settle(compose("config", overrides=words)))
@@ -362,6 +368,29 @@ def test_a_run_has_one_model_however_often_it_is_told(mnist: Path, made: Path) -
     assert model.status == LoggedModelStatus.READY and model.model_id != half.model_id
     assert model.source_run_id == run.info.run_id
     assert the_run(made)[1].info.end_time == 1_700_000_001_000
+    images = trainer.dataset.test.images[:3, 0]
+    assert find_model(run.info.run_id, place(made))(images).shape == (3, 10)
+    folder = unquote(urlsplit(model.artifact_location).path)
+    assert find_model(folder, place(tmp_path))(images).shape == (3, 10)
+
+
+def test_a_model_that_is_refused_is_said_and_costs_nothing_else(
+    made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def save(path: Path) -> None:
+        path.mkdir()
+        (path / "MLmodel").write_text("- no model")
+
+    with opened(made) as spool:
+        spool.log_model(save, 1)
+        spool.set_tags({"after": "it"})
+        spool.end("FINISHED")
+    assert spool.refusal is None and spool.left == 0
+    client, run = the_run(made)
+    assert run.info.status == "FINISHED" and run.data.tags["after"] == "it"
+    assert not client.search_logged_models([run.info.experiment_id])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"no exported model of run {run.info.run_id}: ")
 
 
 def test_a_worker_waits_for_the_store_until_it_is_told_to_stop(made: Path) -> None:
