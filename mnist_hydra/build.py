@@ -153,6 +153,8 @@ def _scheduler(
     }
     base_momentum = arguments.pop("base_momentum", momentum)
     if momentum is not None:
+        if not isinstance(base_momentum, int | float):
+            raise wrong_value("scheduler.base_momentum", base_momentum, "a number")
         follows |= {"max_momentum": momentum, "base_momentum": min(base_momentum, momentum)}
     given = {
         name: value

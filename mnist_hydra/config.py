@@ -233,7 +233,7 @@ def sweep_settings(cfg: DictConfig) -> SweepConfig:
     try:
         return _sweep_settings({"sweep": _plain(cfg.get("sweep"))})
     except OmegaConfBaseException as error:
-        raise _leads_nowhere(error) from None
+        raise _leads_nowhere(error, "sweep") from None
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -336,9 +336,10 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
-def _leads_nowhere(error: OmegaConfBaseException) -> UserError:
+def _leads_nowhere(error: OmegaConfBaseException, key: str = "") -> UserError:
     why = str(error).partition("\n")[0]  # the rest is for who knows OmegaConf
-    return UserError(f"{error.full_key}: {why}; right: a value, or ${{...}} of a key that has one")
+    key = error.full_key or key
+    return UserError(f"{key}: {why}; right: a value, or ${{...}} of a key that has one")
 
 
 def _sweep_settings(raw: Mapping[str, Any]) -> SweepConfig:
