@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import checkpoint
+from mnist_hydra.cli.commands import written
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.tracking.journal import (
@@ -186,6 +187,9 @@ def _here(config: Config, text: str, overrides: list[str]) -> Config:
         for key in KEPT_ON_RESUME:
             if any(o.lstrip("+").startswith(key) for o in overrides):
                 OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
+        # Where the run is found it goes on, whatever its record says.
+        OmegaConf.update(cfg, "output_dir", config.output_dir, merge=False)
+        OmegaConf.update(cfg, "tracking.uri", written(config.composed, "tracking.uri"))
         return settle(cfg)
     except Exception as error:
         raise UserError(

@@ -335,6 +335,19 @@ def test_a_tampered_record_runs_nothing_on_resume(
         assert done.code == 2 and len(done.errors) == 1, done.said
 
 
+def test_a_record_does_not_say_where_its_run_goes_on(
+    commands: Commands, trained: Store, tmp_path: Path
+) -> None:
+    run_id = unfinished(trained)
+    (artifacts,) = trained.output_dir.rglob(f"{run_id}/artifacts")
+    text = (artifacts / "config.yaml").read_text()
+    elsewhere = text.replace(f"output_dir: {trained.output_dir}", f"output_dir: {tmp_path / 'a'}")
+    assert elsewhere != text
+    (artifacts / "config.yaml").write_text(elsewhere)
+    done = commands.run(trained.folder, f"resume={run_id}")
+    assert done.code == 0 and not list(tmp_path.iterdir()), done.said
+
+
 def unfinished(trained: Store) -> str:
     """A run of the store that looks as if it had been killed after its last epoch."""
     client = MlflowClient(f"sqlite:///{trained.output_dir / 'mlflow.db'}")
@@ -347,24 +360,6 @@ def unfinished(trained: Store) -> str:
         client.set_tag(copy.info.run_id, key, value)
     client.set_terminated(copy.info.run_id, "KILLED")
     return copy.info.run_id
-
-
-def test_a_tampered_plan_of_a_sweep_runs_nothing(
-    commands: Commands, trained: Store, tmp_path: Path
-) -> None:
-    (tmp_path / "evil.py").write_text(EVIL)
-    words = [*trained.words, "sweep.keep=0", "sweep.report=false"]
-    done = commands.run(tmp_path, "--multirun", *words, "seed=7")
-    assert done.code == 0, done.said
-    (plan,) = trained.output_dir.rglob("plans/*.json")
-    evil = ["f" * 16, ["model._target_=evil.Model"], "evil", 1]
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"trials": [evil]}))
-    words += [f"++sweep.parent={plan.parents[2].name}", f"++sweep.by='{plan.stem}'"]
-    words += ["++sweep.worker=0"]
-    done = commands.run(tmp_path, *words)
-    assert done.code == 0 and not (tmp_path / MARKER).exists(), done.said
-    commands.run(tmp_path, *words, "sweep.retries=9", "trusted=[evil]")
-    assert (tmp_path / MARKER).exists(), "the attack is real"
 
 
 def test_a_python_file_that_no_target_names_is_not_imported(trained: Store, victim: Path) -> None:
