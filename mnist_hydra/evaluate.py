@@ -18,7 +18,7 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
         name: what the user calls the model.
 
     Raises:
-        UserError: no such model or split, or data of another size.
+        UserError: no such model or split, or data of another size or of more classes.
     """
     if cfg.split not in ("test", "val"):
         raise wrong_value("split", cfg.split, "test or val")
@@ -29,6 +29,12 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
     model = exported.find_model(name, place)
     images, labels = measured.images_of(data, cfg.split, model, place.output_dir)
     probabilities = model(images)
+    classes = probabilities.shape[1]
+    if labels.max() >= classes:
+        raise UserError(
+            f"model={name} tells {classes} classes apart, data={data.name} has {labels.max() + 1}; "
+            "right: the data that it was trained on"
+        )
     total = quality.accuracy(probabilities, labels)
     print(f"{name} on {total.of} {cfg.split} images of {data.name}")
     print(f"accuracy {_told(total)} (95 %, Wilson)")

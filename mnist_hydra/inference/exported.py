@@ -41,7 +41,7 @@ class Exported:
         name: as the user called it.
 
     Raises:
-        UserError: it is no `torch.export` program, or takes something else.
+        UserError: see `insist_on_program` and `side_of`.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -50,20 +50,13 @@ class Exported:
         self.folder, self.name = folder, name
         about = Model.load(str(folder))
         insist_on_program(about, folder, name)
-        schema = about.get_input_schema()  # type: ignore[no-untyped-call]
-        shape = tuple(schema.inputs[0].shape) if schema is not None and schema.inputs else ()
-        if len(shape) != 4 or shape[1] != 1 or shape[2] != shape[3]:
-            raise UserError(
-                f"model={name} takes images of shape {shape or 'unknown'}; right: a model of "
-                f"square images in one channel, [N, 1, side, side]"
-            )
-        self.side = int(shape[2])
+        self.side = side_of(about, name)
 
     @cached_property
     def _model(self) -> Any:
         import mlflow
 
-        with in_one_line(self.name):
+        with in_short(f"model={self.name} cannot be read"):
             return mlflow.pyfunc.load_model(str(self.folder))
 
     @property
@@ -72,13 +65,22 @@ class Exported:
         return self._model.get_raw_model()
 
     def __call__(self, images: Images) -> Probabilities:
-        """Images uint8 [N, side, side] -> probabilities float32 [N, classes].
+        """Images uint8 [N, side, side] -> probabilities float32 [N, classes], N at least 1.
 
         Raises:
-            UserError: the program is damaged.
+            UserError: the program is damaged, or is none that returns log-probabilities of classes.
         """
-        parts = [np.exp(self._model.predict(batch)) for batch in batches(images)]
-        return np.concatenate(parts).astype(np.float32)
+        model, takes = self._model, f"uint8 [{len(images)}, 1, {self.side}, {self.side}]"
+        with in_short(f"model={self.name} fails on images {takes}"):
+            parts = [np.exp(model.predict(batch)) for batch in batches(images)]
+            found = np.concatenate(parts).astype(np.float32)
+        sums = found.sum(axis=1) if found.ndim == 2 and found.shape[1] > 1 else np.zeros(1)
+        if len(found) != len(images) or not np.allclose(sums, 1, atol=0.01):
+            raise UserError(
+                f"model={self.name} returns {list(found.shape)} for images {takes}, which are no "
+                f"log-probabilities [N, classes]; {RIGHT_MODEL}"
+            )
+        return found
 
 
 def batches(images: Images) -> Iterator[Images]:
@@ -102,7 +104,7 @@ def find_model(name: str | None, place: Place) -> Exported:
 
     assert name is not None
     folder = Path(name).absolute()
-    with in_one_line(name):
+    with in_short(f"model={name} cannot be read"):
         if not folder.exists():
             tracker = Tracker(place, make=False)
             mlflow.set_tracking_uri(tracker.uri)
@@ -118,11 +120,11 @@ def find_model(name: str | None, place: Place) -> Exported:
 
 
 @contextmanager
-def in_one_line(name: str) -> Iterator[None]:
-    """Turn whatever a damaged or foreign folder makes MLflow raise into one line.
+def in_short(what: str) -> Iterator[None]:
+    """Turn whatever a damaged or foreign model makes MLflow raise into one line.
 
     Args:
-        name: of the model, as the user called it.
+        what: goes wrong then, as the line begins.
 
     Raises:
         UserError: for any exception.
@@ -133,7 +135,29 @@ def in_one_line(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         why = first_line(error)
-        raise UserError(f"model={name} cannot be read ({why}); {RIGHT_MODEL}") from None
+        raise UserError(f"{what} ({why}); {RIGHT_MODEL}") from None
+
+
+def side_of(about: Model, name: str) -> int:
+    """The side, in pixels, of the images that a model takes, as its signature says.
+
+    Args:
+        about: what the `MLmodel` file says.
+        name: of the model, as the user called it.
+
+    Raises:
+        UserError: it takes anything but square images of bytes in one channel, or does not say.
+    """
+    schema = about.get_input_schema()  # type: ignore[no-untyped-call]
+    tensor = schema.inputs[0] if schema is not None and schema.inputs else None
+    kind, shape = getattr(tensor, "type", None), list(getattr(tensor, "shape", ()))
+    if kind != np.uint8 or len(shape) != 4 or shape[1] != 1 or not 0 < shape[2] == shape[3]:
+        takes = f"{kind} {shape}" if shape else "something that it does not say"
+        raise UserError(
+            f"model={name} takes {takes}; right: a model of square images in one channel, uint8 "
+            "[N, 1, side, side]"
+        )
+    return int(shape[2])
 
 
 def insist_on_program(about: Model, folder: Path, name: str) -> None:
