@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.inference import digit_image
 
 HEAD = ("image", "digit", "probability", "runner_up", "runner_up_probability")
+AT_ONCE = 100
+"""Images between which the lines are printed and the bar moves."""
 
 
 def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
@@ -32,38 +35,45 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     files = list(digit_image.files_in(words))
     if not files:
         raise UserError(f"images: {' '.join(words) or 'none'}; right: files or folders of images")
+    from rich.console import Console
+    from rich.progress import Progress
+
     from mnist_hydra.inference.exported import find_model
 
     model = find_model(name, entry.place_of(cfg))
+    unreadable: list[Path] = []
+    images = _images(files, model.side, unreadable.append)
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    unreadable = 0
-    shown = _followed(files)
-    for number, path in enumerate(shown):
-        try:
-            found = list(digit_image.read_pictures(path, model.side))
-        except digit_image.Unreadable as problem:
-            unreadable += 1
-            print(problem, file=sys.stderr)
-            continue
-        rows = model(np.stack([image for _, image in found]))
-        if number == unreadable:  # the first that can be read
-            lines.writerow(HEAD)
-        for (image, _), row in zip(found, rows, strict=True):
-            first, second = row.argsort()[::-1][:2]
-            lines.writerow([image, first, f"{row[first]:.4f}", second, f"{row[second]:.4f}"])
-    if unreadable == len(files):
+    quiet = not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task("images", total=sum(map(digit_image.count_of, files)))
+        done = 0
+        while some := list(islice(images, AT_ONCE)):
+            rows = model(np.stack([image for _, image in some]))
+            bar.stop()  # stdout may be the same terminal
+            if not done:
+                lines.writerow(HEAD)
+            for (image, _), row in zip(some, rows, strict=True):
+                first, second = row.argsort()[::-1][:2]
+                lines.writerow([image, first, f"{row[first]:.4f}", second, f"{row[second]:.4f}"])
+            done += len(some)
+            bar.start()
+            bar.update(task, completed=done + len(unreadable))
+    if not done:
         raise UserError("no image could be read; right: PNG, JPEG or IDX files, or folders of them")
     return 1 if unreadable else 0
 
 
-def _followed(files: list[Path]) -> Iterable[Path]:
-    """The same files, with a bar on a terminal that tells how far the work is."""
-    if len(files) < 20 or not sys.stderr.isatty():
-        return files
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(files, "images", console=Console(stderr=True), transient=True)
+def _images(
+    files: list[Path], side: int, skipped: Callable[[Path], None]
+) -> Iterator[tuple[str, digit_image.Grey]]:
+    """The images of files with their names; what cannot be read is said and skipped."""
+    for path in files:
+        try:
+            yield from digit_image.read_pictures(path, side)
+        except digit_image.Unreadable as problem:
+            print(problem, file=sys.stderr)
+            skipped(path)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,36 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
+import pty
+import random
+import re
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+import warnings
+import zlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from packaging.version import Version
 from PIL import Image
 
 from mnist_hydra.cli.entry import take_words
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
+from mnist_hydra.export import pytorch_flavor
 from mnist_hydra.inference import digit_image, exported, quality
 from mnist_hydra.to_onnx import write_checked
 from mnist_hydra.tracking.tracker import Tracker
@@ -192,6 +204,56 @@ def test_an_unreadable_file_is_one_line_while_the_others_go_on(
     assert len(said) == 2 and "broken.png" in said[0] and "none.png" in said[1]
 
 
+@pytest.mark.parametrize("size", [0, 16, 16 + 784])
+def test_an_idx_file_of_no_whole_image_is_one_line(
+    swept: Path, champion: str, tmp_path: Path, size: int
+) -> None:
+    file = tmp_path / "cut-idx3-ubyte"
+    count = 0 if size == 16 else 2
+    file.write_bytes((struct.pack(">4I", 0x803, count, 28, 28) + bytes(2 * 784))[:size])
+    done = call("predict", "model=mnist@champion", str(file), cwd=swept)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(file), "error"]
+
+
+def test_long_work_shows_a_bar_on_a_terminal_and_never_in_the_csv(
+    swept: Path, champion: str, own: list[int], tmp_path: Path, mnist: Path
+) -> None:
+    raw = mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    (tmp_path / "few-idx3-ubyte").write_bytes(
+        struct.pack(">4I", 0x803, 300, 28, 28) + raw.read_bytes()[16 : 16 + 300 * 784]
+    )
+    (tmp_path / "broken.png").write_text("no picture")
+    words = ["-m", "mnist_hydra.predict", "model=mnist@champion", str(tmp_path)]
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=swept,
+        env=os.environ | {"TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = bytearray()
+    reader = threading.Thread(target=read_terminal, args=(ours, seen))
+    reader.start()
+    printed, _ = process.communicate(timeout=300)
+    reader.join(30)
+    assert process.returncode == 1
+    rows = list(csv.DictReader(io.StringIO(printed.decode())))
+    assert [int(row["digit"]) for row in rows] == own[:300]
+    shares = {int(share) for share in re.findall(rb"(\d+)%", seen)}
+    assert {0, 100} < shares, "it moves within a file of many images"
+    assert seen.count(b"broken.png: no image") == 1
+
+
+def read_terminal(descriptor: int, seen: bytearray) -> None:
+    """What is written to a terminal, until it is closed at the other end."""
+    with contextlib.suppress(OSError):
+        while content := os.read(descriptor, 65_536):
+            seen += content
+
+
 def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
     swept: Path, champion: str, mnist: Path
 ) -> None:
@@ -247,6 +309,90 @@ def test_without_its_packages_onnx_is_one_line_that_names_the_extra(
     done = call("to_onnx", *words, cwd=swept, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "onnxscript" in done.stderr and "pip install 'mnist_hydra[onnx]'" in done.stderr
+
+
+class Linear(torch.nn.Module):
+    """What a model of somebody else may be."""
+
+    def __init__(self, shape: Sequence[int], classes: int, returns: str = "") -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(math.prod(shape), classes)
+        self.returns = returns
+
+    def forward(self, images: torch.Tensor) -> Any:
+        found = self.layer(images.float().flatten(1) / 255)
+        if self.returns == "logits":
+            return 9 + found
+        return (found.log_softmax(1),) if self.returns == "tuple" else found.log_softmax(1)
+
+
+def exported_model(
+    folder: Path, shape: Sequence[int], classes: int = 10, returns: str = "", says: str = ""
+) -> Path:
+    """A model of torch's in MLflow's form.
+
+    Args:
+        shape: of an image.
+        says: in place of the right dtype and shape, what its signature says of them.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    kind, _, side = says.partition(" ")
+    told = (-1, *([1, int(side), int(side)] if side else shape))
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, classes))])
+    inputs = Schema([TensorSpec(np.dtype(kind or "uint8"), told)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytorch_flavor().save_model(
+            Linear(shape, classes, returns).eval(),
+            folder,
+            signature=ModelSignature(inputs=inputs, outputs=outputs),
+            input_example=np.zeros((2, *shape), np.uint8),
+            serialization_format="pt2",
+            pip_requirements=["torch"],
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"shape": (3, 28, 28)}, r"takes uint8 \[-1, 3, 28, 28\]; right: .* \[N, 1, side, side\]"),
+        ({"shape": (1, 28, 20)}, r"takes uint8 \[-1, 1, 28, 20\]"),
+        ({"shape": (784,)}, r"takes uint8 \[-1, 784\]"),
+        ({"shape": (1, 28, 28), "says": "float32"}, r"takes float32 \[-1, 1, 28, 28\]"),
+        ({"shape": (1, 32, 32), "says": "uint8 28"}, r"fails on images uint8 \[3, 1, 28, 28\] \("),
+        ({"shape": (1, 28, 28), "returns": "tuple"}, "fails on images .* single output tensor"),
+        ({"shape": (1, 28, 28), "returns": "logits"}, "returns .* are no log-probabilities"),
+        ({"shape": (1, 28, 28), "classes": 1}, r"returns \[3, 1\]"),
+    ],
+)
+def test_a_model_that_is_no_classifier_of_such_images_is_one_line(
+    made: dict[str, Any], said: str, tmp_path: Path, test_images: Pixels
+) -> None:
+    folder = exported_model(tmp_path / "odd", **made)
+    with pytest.raises(UserError, match=f"^model=odd {said}") as refused:
+        exported.Exported(folder, "odd")(test_images[:3])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_of_another_size_sees_any_picture_and_is_not_measured_on_mnist(
+    mnist: Path, tmp_path: Path, test_images: Pixels
+) -> None:
+    exported_model(tmp_path / "larger", (1, 32, 32))
+    exported_model(tmp_path / "five", (1, 28, 28), classes=5)
+    write(tmp_path / "pictures", test_images[:2])
+    done = call("predict", "model=larger", "pictures", cwd=tmp_path)
+    assert (done.returncode, len(predicted(done))) == (0, 2), done.stderr
+    for name, words, said in (
+        ("evaluate", ["model=larger"], "takes 32 pixels a side, data=mnist has 28"),
+        ("to_onnx", ["model=larger", "file=x.onnx"], "takes 32 pixels a side"),
+        ("evaluate", ["model=five"], "model=five tells 5 classes apart, data=mnist has 10"),
+    ):
+        done = call(name, *words, f"data.root={mnist}", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith("error: ") and said in done.stderr
 
 
 SERVES_WITHOUT = """
@@ -310,6 +456,75 @@ def test_a_digit_is_put_where_its_mass_is_in_the_middle_in_a_box_of_20() -> None
     assert seen.max() == 255 and len(rows) == 20 and len(columns) <= 4
     assert abs(rows.mean() - 13.5) <= 1 and abs(columns.mean() - 13.5) <= 1
     assert not digit_image.fit(np.full((50, 50), 255, np.uint8), 28).any(), "blank paper"
+
+
+GREY_PAPER = 0.4
+"""The share of the range from black to white that is left between ink and grey paper."""
+
+
+def as_paper(pixels: Pixels) -> Pixels:
+    """A digit of 28 by 28 pixels in dark ink on white paper, five times as large."""
+    larger = Image.fromarray(255 - pixels).resize((140, 140), Image.Resampling.BICUBIC)
+    return np.asarray(larger)
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "32 bits", "turned.jpg", "grey paper", "palette"])
+def test_a_picture_is_seen_as_a_viewer_shows_it(
+    kind: str, tmp_path: Path, test_images: Pixels
+) -> None:
+    paper = as_paper(test_images[0])
+    path, picture, more = tmp_path / f"{kind}.tif", Image.fromarray(paper), {}
+    if kind == "16 bits":
+        picture = Image.fromarray(paper.astype(np.uint16) * 257)
+    elif kind == "32 bits":
+        picture = Image.fromarray(paper.astype(np.float32) / 255)
+    elif kind == "palette":
+        picture = picture.convert("P")
+    elif kind == "grey paper":
+        picture = Image.fromarray((60 + GREY_PAPER * paper).astype(np.uint8))
+    else:  # a telephone writes the pixels as its sensor lay, and which side is up
+        path, picture = tmp_path / kind, picture.rotate(90)
+        more = {"exif": Image.Exif(), "quality": 95}
+        more["exif"][0x0112] = 6
+    picture.save(path, **more)
+    [(_, seen)] = digit_image.read_pictures(path, 28)
+    expected = digit_image.fit(paper, 28)
+    assert expected.any() and np.abs(seen.astype(int) - expected).mean() < 1
+
+
+def test_a_damaged_picture_is_unreadable_or_read_but_never_anything_else(
+    tmp_path: Path, test_images: Pixels
+) -> None:
+    whole = Image.fromarray(as_paper(test_images[0]))
+    draw, unreadable = random.Random(0), 0
+    kinds = {kind: io.BytesIO() for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp")}
+    for kind, file in kinds.items():
+        whole.save(file, kind)
+    huge = bytearray(kinds["png"].getvalue())
+    huge[16:24] = struct.pack(">2I", 40_000, 40_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    damaged = [("png", bytes(huge))]
+    for kind, file in 60 * list(kinds.items()):
+        content = bytearray(file.getvalue())
+        for _ in range(draw.randint(1, 3)):
+            content[int(len(content) * draw.random() ** 4)] = draw.randrange(256)
+        damaged.append((kind, bytes(content[: draw.choice([None, draw.randrange(len(content))])])))
+    for kind, content in damaged:
+        path = tmp_path / f"damaged.{kind}"
+        path.write_bytes(content)
+        try:
+            [(_, seen)] = digit_image.read_pictures(path, 28)
+            assert seen.shape == (28, 28) and seen.dtype == np.uint8
+        except digit_image.Unreadable as problem:
+            unreadable += 1
+            assert "\n" not in str(problem)
+    assert unreadable > 50
+
+
+def test_two_specks_far_apart_are_no_digit() -> None:
+    paper = np.full((4000, 4000), 255, np.uint8)
+    paper[5, 5] = paper[3990, 3990] = 0
+    assert digit_image.fit(paper, 28).shape == (28, 28)
 
 
 def test_words_are_files_and_the_rest_is_hydras(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnist_hydra.data.idx import opened
+from mnist_hydra.errors import first_line
 
 BOX = 20
 """The longer side of an MNIST digit, in pixels."""
@@ -32,44 +35,65 @@ def files_in(words: list[str]) -> Iterator[Path]:
             yield path
             continue
         for inner in sorted(p for p in path.rglob("*") if p.is_file()):
-            if inner.suffix.lower() in PICTURES or "idx3-ubyte" in inner.name:
+            if inner.suffix.lower() in PICTURES or is_idx(inner):
                 yield inner
+
+
+def count_of(path: Path) -> int:
+    """How many images a file holds, by its first bytes: 1, or what an IDX file says."""
+    if not is_idx(path):
+        return 1
+    try:
+        with opened(path) as stream:
+            return int(struct.unpack(">4I", stream.read(16))[1])
+    except (OSError, EOFError, zlib.error, struct.error):
+        return 1
 
 
 def read_pictures(path: Path, side: int) -> Iterator[tuple[str, Grey]]:
     """Each image of a file with its name: light on dark, uint8 [side, side].
 
     Raises:
-        Unreadable: it is neither a picture nor an IDX file of images.
+        Unreadable: it is neither a picture nor an IDX file of images, or holds none.
     """
     try:
-        if "idx3-ubyte" in path.name:
-            yield from ((f"{path}#{i}", fit(grey, side)) for i, grey in enumerate(_idx(path)))
-        else:
-            yield str(path), fit(_picture(path), side)
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unreadable(f"{path}: no image ({reason})") from None
+        images = _idx(path) if is_idx(path) else _picture(path)[None]
+        if images.size == 0:
+            raise ValueError("it is empty")
+    except Exception as error:  # whatever Pillow raises for a damaged file
+        raise Unreadable(f"{path}: no image ({first_line(error)})") from None
+    for number, grey in enumerate(images):
+        yield f"{path}#{number}" if is_idx(path) else str(path), fit(grey, side)
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is taken for an IDX file of images, by its name."""
+    return "idx3-ubyte" in path.name
 
 
 def fit(grey: Grey, side: int) -> Grey:
     """A grey image, whatever its size and polarity, as MNIST has it: uint8 [side, side].
 
-    One of that size already only gets its polarity. Any other is cut to its ink, scaled so that the
-    longer side of that takes 20 pixels of 28, and put where its centre of mass is in the middle, as
-    MNIST's own page describes: http://yann.lecun.com/exdb/mnist/
+    One of that size already only gets its polarity. Any other is cut to its ink, which is what
+    stands out from its border, scaled so that the longer side of that takes 20 pixels of 28, and
+    put where its centre of mass is in the middle, as MNIST's own page describes:
+    http://yann.lecun.com/exdb/mnist/
     """
     light = light_on_dark(grey)
     if light.shape == (side, side):
         return light
-    rows, columns = (np.flatnonzero((light >= INK_LEVEL).any(axis=axis)) for axis in (1, 0))
+    above = np.maximum(light.astype(np.int16) - int(np.median(_border(light))), 0)
     canvas = np.zeros((side, side), np.uint8)
-    if len(rows) == 0:
+    if above.max() < INK_LEVEL:
         return canvas
+    light = (above * (255 / above.max())).astype(np.uint8)
+    rows, columns = (np.flatnonzero((light >= INK_LEVEL).any(axis=axis)) for axis in (1, 0))
     ink = light[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX * side / 28 / max(ink.shape)
     small = _resized(ink, [max(1, round(length * scale)) for length in ink.shape])
-    small = (small * (255 / max(int(small.max()), 1))).astype(np.uint8)
+    if not small.any():  # specks too far apart to be seen at this size
+        return canvas
+    small = (small * (255 / small.max())).astype(np.uint8)
     weight = small.astype(float) / small.sum()
     corner = [
         round((side - 1) / 2 - float((weight.sum(axis=1 - axis) * np.arange(length)).sum()))
@@ -84,8 +108,11 @@ def fit(grey: Grey, side: int) -> Grey:
 
 def light_on_dark(grey: Grey) -> Grey:
     """The same image with a dark background, which is what most of its border is."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return 255 - grey if np.median(border) > 127 else grey
+    return 255 - grey if np.median(_border(grey)) > 127 else grey
+
+
+def _border(grey: Grey) -> Grey:
+    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
 def _resized(grey: Grey, shape: list[int]) -> Grey:
@@ -96,13 +123,28 @@ def _resized(grey: Grey, shape: list[int]) -> Grey:
 
 
 def _picture(path: Path) -> Grey:
-    from PIL import Image
+    """A picture in 256 greys, as people see it: upright, and what shines through is white paper."""
+    from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        if "A" in image.getbands() or "transparency" in image.info:  # what shines through is paper
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is odd in a file that can be read
+        with Image.open(path) as opened_image:
+            image = ImageOps.exif_transpose(opened_image)
+        if "A" in image.getbands() or "transparency" in image.info:
             paper = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(paper, image.convert("RGBA"))
+        if image.mode[0] in "IF":  # of more than 256 greys, which Pillow would cut off
+            return _in_256_greys(np.asarray(image, np.float64))
         return np.asarray(image.convert("L"))
+
+
+def _in_256_greys(values: npt.NDArray[np.float64]) -> Grey:
+    """Numbers of any range, from black for the least to white for the most."""
+    low, high = values.min(), values.max()
+    if not np.isfinite(high - low):
+        raise ValueError("it holds what is no finite number")
+    grey: Grey = ((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    return grey
 
 
 def _idx(path: Path) -> Grey:
