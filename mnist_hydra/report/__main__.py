@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.cli import entry
-from mnist_hydra.errors import UserError, first_line, wrong_value
+from mnist_hydra.errors import UserError, first_line, shown, wrong_value
 
 
-def report(cfg: DictConfig) -> int:
+def report(cfg: DictConfig, query: str | None) -> int:
     """Make the report and print its table, its answer and where the page is; returns 0.
+
+    Args:
+        query: an MLflow filter.
 
     Raises:
         UserError: neither sweep nor filter, or both; else see `read_sweeps` and `read_filter`.
     """
     names = _names(cfg)
-    query = cfg.filter
     if bool(names) == (query is not None):
         raise UserError(
-            f"sweep={cfg.sweep} filter={query}: one of the two says what to report; right: "
-            "sweep=NAME, a sweep's name or its run's id"
+            f"sweep={shown(cfg.sweep)} filter={shown(query)}: one of the two says what to report; "
+            "right: sweep=NAME, a sweep's name or its run's id"
         )
     store = entry.place_of(cfg)
     file = entry.file_of("optuna", cfg.optuna) if cfg.optuna is not None else None
@@ -34,7 +37,7 @@ def report(cfg: DictConfig) -> int:
     if names:
         findings = read.read_sweeps(tracker, names)
     else:
-        findings = read.read_filter(tracker, str(query))
+        findings = read.read_filter(tracker, query or "")
     results.print_table(findings.results)
     output_dir = Path(store.output_dir).absolute()
     made = make.make(tracker, findings, output_dir, output_dir / "data")
@@ -62,4 +65,10 @@ def _names(cfg: DictConfig) -> list[str]:
 
 
 if __name__ == "__main__":
-    entry.start("report", report)
+    # Not Hydra's to read: its values hold no " = ".
+    query, sys.argv[1:] = entry.take_value(sys.argv[1:], "filter")
+    if query == "null":
+        query = None
+    elif query and query[0] == query[-1] == '"':  # as Hydra has text
+        query = query[1:-1]
+    entry.start("report", lambda cfg: report(cfg, query))
