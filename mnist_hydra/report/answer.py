@@ -276,6 +276,7 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
     if gap.n == 0:
         return "It shares no seed with the next, so their difference cannot be told from chance."
     if verdict == UNTOLD:
+        by = f"The next, {the_next}, reached the same" if gap.mean == 0 else by
         return f"{by}; with {_count(gap.n, 'shared seed')} that cannot be told from chance."
     if verdict == IDENTICAL:
         by = f"The next, {the_next}, came out exactly the same"

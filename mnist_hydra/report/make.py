@@ -160,7 +160,7 @@ def _pictures(
             "main_effects",
             "How much does each setting matter?",
             caption,
-            plots.main_effects(effects, answers.importance, objective),
+            plots.main_effects(effects, answers.importance, objective, chosen.scales),
         )
     if curves:
         metric = _accuracy(objective)
@@ -187,7 +187,9 @@ def _pictures(
             "What do the good trials have in common?",
             f"Each line is a trial, from its settings to its {objective}; "
             "the stronger its colour, the better.",
-            plots.parallel_coordinates(found.ranked, values, objective, found.minimize),
+            plots.parallel_coordinates(
+                found.ranked, values, objective, found.minimize, chosen.scales
+            ),
         )
 
 

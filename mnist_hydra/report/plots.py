@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from mnist_hydra.canvas import (
@@ -29,13 +30,11 @@ from mnist_hydra.canvas import (
     share,
 )
 from mnist_hydra.report.hard import HardImage
-from mnist_hydra.report.questions import Layout
+from mnist_hydra.report.questions import MAX_CELLS, Layout
 from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import Scores, Summary, number
 from mnist_hydra.report.wording import is_share, short
 
-MAX_CELLS = 12
-"""A heat map of more rows or columns than this is drawn as points."""
 MOST_CURVES = 500
 """Trials in the parallel coordinates, the best and the rest evenly chosen."""
 ON_DARK, ON_LIGHT = "#fffffe", "#222223"
@@ -108,8 +107,8 @@ def range_of_the_end(curves: Sequence[Curve]) -> tuple[float, float] | None:
 def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str) -> Figure:
     """Draw the mean objective over the two axes that matter most, a panel for a third one's values.
 
-    What is on no axis is averaged, and the subtitle says so. Axes of many values, as of a search,
-    are drawn as points of the trials' own values.
+    What is on no axis is averaged, and the subtitle says so. A search's trials, and those of axes
+    of many values, are points.
 
     Args:
         scores: of all configurations.
@@ -121,7 +120,8 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     panels = (None,) if chosen.panels is None else chosen.values[chosen.panels]
     means = {p: _shown(objective, statistics.fmean(seeds.values())) for p, seeds in scores.items()}
     colours = Normalize(min(means.values()), max(means.values()))
-    as_points = max(len(xs), len(ys)) > MAX_CELLS
+    by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
+    as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     wide = 3.3 if as_points else min(max(0.85 * len(xs), 2.2), 5.5)
@@ -147,6 +147,9 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
                 place = (settings[chosen.columns], settings[chosen.rows])
                 inside.setdefault(place, []).append(mean)
         image = draw(axes_, inside, xs, ys, colours)
+        for side, axis in (("x", chosen.columns), ("y", chosen.rows)):
+            if axis in chosen.scales:
+                _by_size(axes_, side, chosen.scales[axis])
         no_frame(axes_)
         axes_.set_xlabel(chosen.columns)
         if panel is not None:
@@ -167,12 +170,14 @@ def main_effects(
     effects: Mapping[str, Mapping[str, Summary]],
     importance: Mapping[str, float],
     objective: str,
+    scales: Mapping[str, str],
 ) -> Figure:
     """Draw the objective at each value of each axis, and how much each axis accounts for.
 
     Args:
         effects: of each axis that was varied, of each value.
         importance: share of each axis, the seed among them; the bars are left out with none.
+        scales: as in `Layout`.
     """
     wide, gap = 2.3, 0.35
     bars = 1.1 + 2.2 if importance else 0.0
@@ -189,9 +194,11 @@ def main_effects(
         errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
         numbers = [found for name in values if (found := number(name)) is not None]
         style = "o-" if len(numbers) == len(values) else "o"
-        if len(values) > MAX_CELLS:
-            where = numbers if len(numbers) == len(values) else range(len(values))
-            axes_.plot(where, means, "o", color=BLUE, markersize=3)
+        if axis in scales:
+            axes_.plot(numbers, means, "o", color=BLUE, markersize=3)
+            _by_size(axes_, "x", scales[axis])
+        elif len(values) > MAX_CELLS:
+            axes_.plot(range(len(values)), means, "o", color=BLUE, markersize=3)
         else:
             axes_.errorbar(
                 range(len(values)),
@@ -303,19 +310,21 @@ def parallel_coordinates(
     values: Mapping[str, Sequence[str]],
     objective: str,
     minimize: bool,
+    scales: Mapping[str, str],
 ) -> Figure:
     """Draw every trial as a line through its settings to its objective, the best the strongest.
 
     Args:
         records: of trials that count.
         values: of each axis that is to be drawn, in order.
+        scales: as in `Layout`.
     """
     best_first = sorted(records, key=lambda record: record.score, reverse=not minimize)
     low, high = sorted([best_first[0].score, best_first[-1].score])
     chosen = best_first
     if len(best_first) > MOST_CURVES:
         chosen = [best_first[place] for place in _spread(len(best_first), MOST_CURVES)]
-    spots = {axis: _spots(of_axis) for axis, of_axis in values.items()}
+    spots = {axis: _spots(of_axis, scales.get(axis)) for axis, of_axis in values.items()}
     lines = []
     for record in reversed(chosen):  # the best on top
         settings = [spots[axis][record.values[axis]] for axis in values]
@@ -334,7 +343,8 @@ def parallel_coordinates(
     )
     for column, (axis, of_axis) in enumerate(spots.items()):
         ticks = [(spot, short(value)) for value, spot in of_axis.items()]
-        _upright(axes_, column, axis, ticks if len(ticks) <= MAX_CELLS else [ticks[0], ticks[-1]])
+        few = axis not in scales and len(ticks) <= MAX_CELLS
+        _upright(axes_, column, axis, ticks if few else [ticks[0], ticks[-1]])
     ends = [(0.0, low), (1.0, high)]
     ticks = [(spot, f"{_shown(objective, score):.4g}") for spot, score in ends]
     _upright(axes_, len(values), _label(objective), ticks)
@@ -420,6 +430,9 @@ def _points(
 ) -> Any:
     """Draw each configuration as a point; as `_cells`."""
     points = [(x, y, mean) for (x, y), inside in means.items() for mean in inside]
+    for values, set_ticks in ((xs, axes_.set_xticks), (ys, axes_.set_yticks)):
+        if any(number(value) is None for value in values):
+            set_ticks(range(len(values)), values)
     return axes_.scatter(
         [_position(x, xs) for x, _, _ in points],
         [_position(y, ys) for _, y, _ in points],
@@ -432,18 +445,33 @@ def _points(
     )
 
 
+def _by_size(axes_: Axes, side: str, scale: str) -> None:
+    """Let values of one axis (`x` or `y`) lie by their size.
+
+    Args:
+        scale: `linear` or `log`.
+    """
+    axes_.set(**{f"{side}scale": scale})
+    axis = axes_.xaxis if side == "x" else axes_.yaxis
+    if scale == "log":
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(MaxNLocator(nbins=4))
+
+
 def _position(value: str, values: Sequence[str]) -> float:
     """Where a value lies on a continuous axis: the number itself, or its place."""
     found = number(value)
     return float(values.index(value)) if found is None else found
 
 
-def _spots(values: Sequence[str]) -> dict[str, float]:
-    """A place from 0 to 1 for each value: evenly, or by size where there are many numbers."""
-    numbers = [found for value in values if (found := number(value)) is not None]
+def _spots(values: Sequence[str], scale: str | None) -> dict[str, float]:
+    """A place from 0 to 1 for each value: evenly, or of numbers by size, as `scale` says."""
     places: Sequence[float] = range(len(values))
-    if len(values) > MAX_CELLS and len(numbers) == len(values):
-        places = numbers
+    if scale is not None:
+        places = [math.log(float(v)) if scale == "log" else float(v) for v in values]
     low, high = places[0], places[-1]
     return {v: (p - low) / ((high - low) or 1) for v, p in zip(values, places, strict=True)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Row
@@ -23,6 +23,8 @@ from mnist_hydra.report.study import importances
 from mnist_hydra.report.wording import short
 
 MAX_PANELS = 6
+MAX_CELLS = 12
+"""Numbers that stand evenly beside each other; more of them lie by their size."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Layout:
     """One panel for each of its values; `None` for a single panel."""
     averaged: tuple[str, ...]
     """What is averaged over."""
+    scales: Mapping[str, str] = field(default_factory=dict)
+    """Of each axis of which values lie by their size, not evenly: `linear` or `log`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,12 @@ class Answers:
     """What the first configuration gains over each other one, in their order."""
 
 
-def layout(axes: Sequence[str], scores: Scores, importance: Mapping[str, float]) -> Layout:
+def layout(
+    axes: Sequence[str],
+    scores: Scores,
+    importance: Mapping[str, float],
+    drawn: Mapping[str, bool],
+) -> Layout:
     """Choose what is shown against what: the two axes that matter most, another one as panels.
 
     Panels are of an axis of names (as `model`) where there is one, with at most six values.
@@ -76,6 +85,7 @@ def layout(axes: Sequence[str], scores: Scores, importance: Mapping[str, float])
     Args:
         axes: of the configurations.
         importance: share of each axis, where it is known.
+        drawn: the axes that a search took its numbers from, and whether by ratio.
     """
     values = {axis: tuple(in_order([p[place] for p in scores])) for place, axis in enumerate(axes)}
     varied = tuple(axis for axis in axes if len(values[axis]) > 1)
@@ -88,13 +98,19 @@ def layout(axes: Sequence[str], scores: Scores, importance: Mapping[str, float])
     rest = [axis for axis in by_weight if axis != panels]
     pair = sorted(rest[:2], key=varied.index) if len(rest) > 1 else [None, None]
     averaged = tuple(rest[2:]) if len(rest) > 1 else ()
-    return Layout(varied, values, pair[0], pair[1], panels, averaged)
+    scales = {}
+    for axis in varied:
+        numbers = [found for value in values[axis] if (found := number(value)) is not None]
+        many = axis in drawn or len(numbers) > MAX_CELLS
+        if many and len(numbers) == len(values[axis]):
+            scales[axis] = "log" if drawn.get(axis) and numbers[0] > 0 else "linear"
+    return Layout(varied, values, pair[0], pair[1], panels, averaged, scales)
 
 
 def ask(findings: Findings) -> Answers:
     """All statistics of the report."""
     importance = importances(findings)
-    chosen = layout(findings.axes, findings.scores(), importance)
+    chosen = layout(findings.axes, findings.scores(), importance, findings.drawn)
     return Answers(importance, chosen, contrasts(findings, chosen), leads(findings))
 
 
@@ -114,7 +130,7 @@ def contrasts(findings: Findings, chosen: Layout) -> dict[str, list[Contrast]]:
     found: dict[str, list[Contrast]] = {}
     for axis in chosen.varied:
         values, place = chosen.values[axis], findings.axes.index(axis)
-        if len(values) <= MAX_VALUES:
+        if axis not in chosen.scales and len(values) <= MAX_VALUES:
             found[axis] = _family(axis, values, place, {None: scores})
             if axis != chosen.panels:
                 found[axis] += _family(axis, values, place, panels)

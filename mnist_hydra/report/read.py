@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -68,8 +68,8 @@ class Findings:
     """That made the sweeps."""
     parents: tuple[str, ...] = ()
     """Their MLflow runs; none where runs were chosen by a filter."""
-    log_axes: frozenset[str] = frozenset()
-    """Axes of numbers that a search took its values from by ratio."""
+    drawn: Mapping[str, bool] = field(default_factory=dict)
+    """Axes that a search took its numbers from, and whether by ratio."""
     same: tuple[tuple[str, str, str], ...] = ()
     """Axis, value, and another value of it that is the same thing, and counts as the first."""
 
@@ -134,7 +134,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         planned,
         tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents),
         tuple(run.info.run_id for run in parents),
-        frozenset(key for key, axis in axes.items() if axis.span is not None and axis.span.log),
+        {key: axis.span.log for key, axis in axes.items() if axis.span and not axis.values},
     )
     if not findings.results.rows:
         raise UserError(
@@ -286,7 +286,8 @@ def _read_one(
         if (run := runs.get(trial.run_id)) is not None:
             params, tags = dict(run.data.params), dict(run.data.tags)
             seed = record.seed or params.get(SEED, "")
-            record = replace(record, seed=seed, params=params, tags=tags)
+            began_s = run.info.start_time / 1000
+            record = replace(record, seed=seed, params=params, tags=tags, began_s=began_s)
         records[key] = record
     return records, len(planned)
 

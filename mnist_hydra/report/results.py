@@ -58,6 +58,8 @@ class TrialRecord:
     """The last value of each."""
     seconds: float | None = None
     """That its attempts took."""
+    began_s: float | None = None
+    """When its run began, in seconds since 1970; `None` where that was not read."""
     params: Mapping[str, str] = field(default_factory=dict)
     """Of its run; empty where that was not read."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -290,7 +292,10 @@ def first_place(results: Results) -> str:
     """Which configuration is first, of at least one, and what it reaches, in a sentence."""
     first, count = results.rows[0], len(results.rows)
     what = configuration(results.axes, first.values) or "The one configuration"
+    ties = sum(row.rank == 1 for row in results.rows)
     place = f" comes first of {count}" if count > 1 else ""
+    if ties > 1:
+        place = f" shares the first place of {count} with {ties - 1} more"
     over = f", the mean of {first.score.n} seeds and its 95 % interval" * (first.score.n > 1)
     reached = mean_with_interval(results.objective, first.score)
     return f"{what}{place}: {results.objective} {reached}{over}."

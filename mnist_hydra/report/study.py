@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,9 +92,10 @@ def trials(
     records: Sequence[TrialRecord],
     histories: Mapping[str, Mapping[int, float]],
 ) -> list[FrozenTrial]:
-    """Each trial as Optuna has it: settings, state, objective, and the objective by epoch.
+    """Each trial as Optuna has it: settings, state, times, objective, and the objective by epoch.
 
-    A setting with one value in all trials is left out, as Optuna's pictures have no use for it.
+    A pruned trial's objective is the last that it reported, as where Optuna itself prunes. A
+    setting with one value in all trials is left out, as Optuna's pictures have no use for it.
     """
     from optuna.trial import TrialState, create_trial
 
@@ -102,16 +105,24 @@ def trials(
     for record in records:
         attributes = {"run": record.run_id, "test/acc": record.metrics.get("test/acc_last")}
         state = TrialState.COMPLETE if record.counts else states.get(record.state, TrialState.FAIL)
-        found.append(
-            create_trial(
-                state=state,
-                value=record.objective if record.counts else None,
-                params={name: _plain_value(record.values[name]) for name in spaces},
-                distributions=spaces,
-                user_attrs={key: value for key, value in attributes.items() if value is not None},
-                intermediate_values=dict(histories.get(record.run_id, {})),
-            )
+        history = histories.get(record.run_id, {})
+        reported = history[max(history)] if history and state == TrialState.PRUNED else math.nan
+        value = record.objective if record.counts else reported
+        trial = create_trial(
+            state=state,
+            value=None if value is None or math.isnan(value) else value,
+            params={name: _plain_value(record.values[name]) for name in spaces},
+            distributions=spaces,
+            user_attrs={key: value for key, value in attributes.items() if value is not None},
+            intermediate_values=dict(history),
         )
+        if record.began_s is not None:
+            trial.datetime_start = datetime.fromtimestamp(record.began_s)
+            if state.is_finished():
+                trial.datetime_complete = trial.datetime_start + timedelta(
+                    seconds=record.seconds or 0
+                )
+        found.append(trial)
     return found
 
 
@@ -127,7 +138,7 @@ def _spaces(
         plain = [_plain_value(value) for value in values]
         numbers = [value for value in plain if isinstance(value, float)]
         if len(numbers) == len(values) and numbers[0] < numbers[-1]:
-            log = axis in findings.log_axes and numbers[0] > 0
+            log = findings.drawn.get(axis, False) and numbers[0] > 0
             found[axis] = FloatDistribution(numbers[0], numbers[-1], log=log)
         elif len(values) > 1:
             found[axis] = CategoricalDistribution(plain)

@@ -30,7 +30,7 @@ def test_the_parallel_plot_is_drawn_in_these_colours() -> None:
         TrialRecord({"lr": lr}, [], "finished", reached, lr)
         for lr, reached in (("0.1", 0.9), ("0.2", 0.8))
     ]
-    figure = plots.parallel_coordinates(trials, {"lr": ["0.1", "0.2"]}, "val/acc", False)
+    figure = plots.parallel_coordinates(trials, {"lr": ["0.1", "0.2"]}, "val/acc", False, {})
     [lines] = figure.axes[0].collections
     drawn = [to_hex(colour) for colour in lines.get_edgecolor()]
     assert drawn == [colour.lower() for colour in plots.LINES], "the best on top"
@@ -47,7 +47,7 @@ def test_a_picture_on_the_page_leaves_its_title_to_the_heading() -> None:
 
 def test_the_ids_of_two_pictures_are_apart() -> None:
     effects = {"lr": {"0.1": summary([0.9, 0.8]), "0.2": summary([0.7, 0.6])}}
-    figure = plots.main_effects(effects, {"lr": 0.9, "seed": 0.1}, "val/acc")
+    figure = plots.main_effects(effects, {"lr": 0.9, "seed": 0.1}, "val/acc", {})
     drawn = [re.findall(' id="([^"]*)"', page.svg(figure, name)) for name in ("one", "two")]
     assert drawn[0] and not set(drawn[0]) & set(drawn[1])
 

@@ -23,14 +23,22 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, origin, questions, read, study, table
+from mnist_hydra.report import answer, origin, plots, questions, read, study, table
 from mnist_hydra.report.make import make, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.questions import Answers, ask
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import TrialRecord, best_of, ranked, trial_command
-from mnist_hydra.report.statistics import CHANCE, HINT, REAL, Difference, correct, difference
+from mnist_hydra.report.statistics import (
+    CHANCE,
+    HINT,
+    REAL,
+    Difference,
+    correct,
+    difference,
+    summary,
+)
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -247,6 +255,8 @@ def test_the_trials_are_written_as_a_study_that_optuna_reads(swept: Swept) -> No
     for trial in written.trials:
         run = by_run[trial.user_attrs["run"]]
         assert trial.value == run.data.metrics["val/acc"] == trial.intermediate_values[2]
+        assert trial.datetime_start.timestamp() == run.info.start_time / 1000
+        assert trial.duration.total_seconds() > 0
         assert {key: str(number) for key, number in trial.params.items()} == {
             "dropout": run.data.params["dropout"],
             "lr": run.data.params["lr"],
@@ -263,16 +273,29 @@ def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
     values = {"lr": "0.1", "dropout": "0.0"}
     states = ["finished", "pruned", "failed", "running", "died"]
     records = [
-        TrialRecord(values | {"lr": f"0.{place}1"}, [], state, 0.9 if place == 0 else None, state)
+        TrialRecord(
+            values | {"lr": f"0.{place}1"},
+            [],
+            state,
+            0.9 if place == 0 else None,
+            state,
+            seconds=60.0,
+            began_s=1e9 + place,
+        )
         for place, state in enumerate(states)
     ]
     results = ranked(records, ["lr", "dropout"], "val/acc")
-    findings = Findings("mine", tuple(records), results, 5, log_axes=frozenset({"lr"}))
-    found = study.trials(findings, records, {"pruned": {1: 0.5}})
+    findings = Findings("mine", tuple(records), results, 5, drawn={"lr": True})
+    found = study.trials(findings, records, {"pruned": {1: 0.5, 2: 0.6}, "failed": {1: 0.4}})
     assert [trial.state.name for trial in found] == [
         *("COMPLETE", "PRUNED", "FAIL", "RUNNING", "FAIL")
     ]
-    assert found[1].intermediate_values == {1: 0.5}
+    assert found[1].intermediate_values == {1: 0.5, 2: 0.6}
+    assert [trial.value for trial in found] == [0.9, 0.6, None, None, None], "as Optuna prunes"
+    began = [trial.datetime_start.timestamp() for trial in found]
+    assert began == [1e9, 1e9 + 1, 1e9 + 2, 1e9 + 3, 1e9 + 4]
+    lasted = [trial.duration and trial.duration.total_seconds() for trial in found]
+    assert lasted == [60, 60, 60, None, 60]
     assert found[0].params == {"lr": 0.01} and found[0].distributions["lr"].log
 
 
@@ -321,6 +344,16 @@ def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) ->
         read.read_filter(swept.tracker, "nonsense")
 
 
+@pytest.mark.parametrize("filter_", ["params.lr = '0.15'", "\"params.lr = '0.15'\""])
+def test_a_filter_is_typed_as_mlflow_has_it(swept: Swept, filter_: str) -> None:
+    done = command("report", f"filter={filter_}", cwd=swept.folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [page] = (swept.folder / "outputs" / "reports").glob("runs-with-*/report.html")
+    assert "6 of 6 trials finished" in page.read_text()
+    refused = command("report", f"filter={filter_}", "sweep=mine", cwd=swept.folder)
+    assert refused.returncode == 2 and "one of the two" in refused.stderr
+
+
 def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
     once, twice = (read.read_sweeps(swept.tracker, ["mine"] * n) for n in (1, 2))
     assert once.results.rows == twice.results.rows
@@ -338,6 +371,12 @@ def test_with_one_seed_the_report_says_that_nothing_can_be_told_apart() -> None:
     said = said_of(findings)
     assert answer.NOTHING_APART in said
     assert "cannot be told from chance" in said and "±" not in said and "interval 0" not in said
+
+
+def test_of_configurations_that_reach_the_same_none_comes_first() -> None:
+    said = said_of(of({("0.0",): [0.99], ("0.1",): [0.99], ("0.2",): [0.97]}))
+    assert "dropout=0.0 shares the first place of 3 with 1 more: val/acc 99.00 %." in said
+    assert "The next, dropout=0.1, reached the same; with 1 shared seed that cannot be" in said
 
 
 def test_a_setting_that_helps_with_every_seed_is_told_from_one_that_does_not() -> None:
@@ -529,11 +568,43 @@ def test_the_two_axes_that_matter_most_are_shown_and_the_others_said() -> None:
         for momentum in ("0.8", "0.9")
     }
     weights = {"model": 0.1, "dropout": 0.05, "lr": 0.5, "momentum": 0.3}
-    found = questions.layout(names, scores, weights)
+    found = questions.layout(names, scores, weights, {})
     assert (found.rows, found.columns, found.panels) == ("lr", "momentum", "model")
     assert found.averaged == ("dropout",)
-    one = questions.layout(("lr",), {("0.1",): {"1": 0.5}, ("0.2",): {"1": 0.5}}, {})
+    one = questions.layout(("lr",), {("0.1",): {"1": 0.5}, ("0.2",): {"1": 0.5}}, {}, {})
     assert (one.rows, one.columns, one.panels) == (None, None, None)
+
+
+def test_what_a_search_drew_lies_by_its_size_however_few_the_trials_are() -> None:
+    points = [("0.001", "0.02", "model1", "32"), ("1.0", "0.1", "model3", "64")]
+    scores = {point: {"1": 0.1 * place} for place, point in enumerate(points, start=1)}
+    axes = ("lr", "dropout", "model", "batch_size")
+    found = questions.layout(axes, scores, {"lr": 0.5}, {"lr": True, "dropout": False})
+    assert found.scales == {"lr": "log", "dropout": "linear"}
+    figure = plots.heat_map(scores, axes, found, "val/acc")
+    ax = figure.axes[0]
+    assert (ax.get_xlabel(), ax.get_xscale(), ax.get_ylabel()) == ("dropout", "linear", "lr")
+    assert ax.get_yscale() == "log"
+    effects = {axis: {p[i]: summary([0.9]) for p in points} for i, axis in enumerate(axes)}
+    lr, dropout, model, _ = plots.main_effects(effects, {}, "val/acc", found.scales).axes
+    assert lr.get_xscale() == "log" and lr.lines[0].get_xdata().tolist() == [0.001, 1.0]
+    assert dropout.lines[0].get_xdata().tolist() == [0.02, 0.1]
+    assert [tick.get_text() for tick in model.get_xticklabels()] == ["model1", "model3"]
+    many = questions.layout(("lr",), {(f"0.{i:02}",): {"1": 0.5} for i in range(1, 14)}, {}, {})
+    assert many.scales == {"lr": "linear"}
+
+
+def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
+    trials = [
+        TrialRecord({"lr": lr}, [], "finished", score, lr)
+        for lr, score in (("0.01", 0.7), ("0.1", 0.8), ("1.0", 0.9))
+    ]
+    values = {"lr": ["0.01", "0.1", "1.0"]}
+    for scale, spot in (("log", 0.5), ("linear", 1 / 11)):
+        figure = plots.parallel_coordinates(trials, values, "val/acc", False, {"lr": scale})
+        [lines] = figure.axes[0].collections
+        places = [path.vertices[0][1] for path in lines.get_paths()]
+        assert places == pytest.approx([0, spot, 1])
 
 
 @pytest.mark.parametrize("change", [{}, {"lr": "0.1"}, {"data.val_size": "5000"}, {"epochs": "3"}])
