@@ -64,7 +64,7 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     hard_images = hard.hard_images(tracker, findings.results.ranked, data_dir)
     folder = output_dir / "reports" / _folder_name(findings)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = list(_pictures(findings, answers, curves))
+    pictures = list(pictures_of(findings, answers, curves))
     for picture in pictures:
         picture.figure.savefig(folder / f"{picture.name}.png", dpi=PICTURE_DPI)
     if hard_images:
@@ -125,7 +125,7 @@ def _folder_name(findings: Findings) -> str:
     return f"{name}-{findings.parents[0][:8]}" if len(findings.parents) == 1 else name
 
 
-def _pictures(
+def pictures_of(
     findings: Findings, answers: Answers, curves: Sequence[plots.Curve]
 ) -> Iterator[Picture]:
     """The pictures that there is something to show on, the most telling first."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -17,14 +19,14 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Param, Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.report import answer, origin, plots, questions, read, study, table
-from mnist_hydra.report.make import make, rising_at
+from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.questions import Answers, ask
@@ -40,7 +42,7 @@ from mnist_hydra.report.statistics import (
     summary,
 )
 from mnist_hydra.tracking.provenance import DATA_TAG
-from mnist_hydra.tracking.tracker import Tracker
+from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, Tracker
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
 FAR = Difference(3, 0.1, 0.1, 0.5)
@@ -342,6 +344,73 @@ def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) ->
         read.read_filter(swept.tracker, "params.dropout = '0.7'")
     with pytest.raises(UserError, match="filter=nonsense"):
         read.read_filter(swept.tracker, "nonsense")
+
+
+def test_a_sweep_of_which_no_trial_has_finished_is_one_line(mnist: Path, tmp_path: Path) -> None:
+    words = ("lr=1e30,2e30", "sweep.name=none", "sweep.retries=0", f"data.root={mnist}", *SETTINGS)
+    done = command("train", "--multirun", *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr[-3000:]
+    refused = command("report", "sweep=none", cwd=tmp_path)
+    expected = (
+        "error: sweep=none: none of its 2 trials has finished; right: the sweep's own command "
+        "again, which goes on with it\n"
+    )
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", expected)
+
+
+def test_a_page_of_200_trials_is_small(swept: Swept, tmp_path: Path) -> None:
+    place = Place(str(tmp_path / "outputs"))
+    tracker = Tracker(place)
+    _, (of_real, *_) = swept.runs()
+    draw = random.Random(0)
+    for number in range(200):
+        params = {"lr": repr(draw.random()), "dropout": repr(draw.random()), "seed": "1"}
+        tags = {**of_real.data.tags, FINGERPRINT_TAG: str(number)}
+        tags.pop("mlflow.parentRunId")
+        run = tracker.client.create_run(tracker.experiment_id, tags=tags)
+        metrics = [
+            Metric(key, value + draw.random() / 10, 0, epoch)
+            for key, value in of_real.data.metrics.items()
+            for epoch in range(1, 16)
+        ]
+        changed = [Param(key, params.get(key, text)) for key, text in of_real.data.params.items()]
+        tracker.client.log_batch(run.info.run_id, metrics, changed)
+        tracker.client.set_terminated(run.info.run_id, "FINISHED")
+        mistakes = {str(draw.randrange(10_000)): draw.randrange(10) for _ in range(100)}
+        tracker.log_text(run.info.run_id, json.dumps(mistakes), MISTAKES_FILE)
+    found = read.read_filter(tracker, "")
+    assert len(found.results.rows) == 200
+    made = make(tracker, found, tmp_path, tmp_path)
+    assert made.page.stat().st_size < 3 * 2**20
+
+
+@pytest.mark.long
+def test_10000_trials_take_less_than_30_seconds(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for search in (False, True):
+        records = []
+        for number in range(10_000):
+            values = {"model": f"model{number % 3}", "dropout": f"{number // 3 % 8 / 100}"}
+            values |= {"lr": f"{number // 24 % 8 / 10}", "seed": str(number // 192)}
+            if search:
+                values |= {"dropout": repr(draw.random()), "lr": repr(draw.random()), "seed": "1"}
+            metrics = {"test/acc_last": draw.random(), "val/acc": draw.random()}
+            one = TrialRecord(values, [], "finished", metrics["val/acc"], str(number))
+            records.append(replace(one, seed=values["seed"], metrics=metrics, seconds=9.0))
+        began_s = time.process_time()
+        results = ranked(records, ["model", "dropout", "lr", "seed"], "val/acc")
+        found = read.counted_once(Findings("many", tuple(records), results, len(records)))
+        answers = ask(found)
+        for picture in list(pictures_of(found, answers, [])):
+            picture.figure.savefig(tmp_path / "picture.png")
+            assert len(picture.svg) < 2**20
+        origins = [origin.facts(record, results) for record in found.records]
+        columns, rows = table.every_trial(found, origins)
+        table.csv_text(columns, rows)
+        table.configurations(found, answers.leads)
+        table.trials(found, rows, [])
+        answer.in_words(found, answers)
+        assert time.process_time() - began_s < 30
 
 
 @pytest.mark.parametrize("filter_", ["params.lr = '0.15'", "\"params.lr = '0.15'\""])
