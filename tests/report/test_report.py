@@ -18,12 +18,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+from hydra import compose, initialize_config_module
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mnist_hydra.config import TrackingConfig
+from mnist_hydra.config import TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.report import answer, origin, plots, questions, read, study, table
 from mnist_hydra.report.make import make, pictures_of, rising_at
@@ -676,16 +677,15 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
         assert places == pytest.approx([0, spot, 1])
 
 
-@pytest.mark.parametrize("change", [{}, {"lr": "0.1"}, {"data.val_size": "5000"}, {"epochs": "3"}])
-def test_a_published_recipe_is_known_by_its_settings(change: dict[str, str]) -> None:
-    params = {
-        **{"model.name": "model2", "data.name": "mnist", "aug.name": "none", "epochs": "15"},
-        **{"optimizer.name": "sgd", "batch_size": "512", "momentum": "0.95", "dropout": "0.0"},
-        **{"weight_decay": "0.0005", "data.val_size": "0", "data.limit": "null", "lr": "0.15"},
-        **{"scheduler.name": "onecycle", "scheduler.pct_start": "0.3"},
-        **{"scheduler.div_factor": "25", "scheduler.final_div_factor": "175"},
-    }
-    assert recipe_of(params | change) == (None if change else "exp2")
+@pytest.mark.parametrize("recipe", ["exp1", "exp2", "exp3"])
+def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
+    def known(*words: str) -> str | None:
+        with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+            return recipe_of(flatten(settle(compose("config", overrides=list(words)))))
+
+    assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
+    for change in ("lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"):
+        assert known(f"experiment={recipe}", change) is None, change
 
 
 def of(
