@@ -136,10 +136,12 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     figure = blank(width, height, title, f"{unit}{each}{averaged}")
     draw = _points if as_points else _cells
     image: Any = None
+    first: Axes | None = None
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         left, top = 0.95 + column * (wide + 0.35), height - 1.2 - row * (high + 0.95)
-        axes_ = _axes(figure, left, top - high, wide, high)
+        axes_ = _axes(figure, left, top - high, wide, high, sharex=first, sharey=first)
+        first = axes_ if as_points else None  # cells fill their panel
         inside: dict[tuple[str, str], list[float]] = {}
         for point, mean in means.items():
             settings = dict(zip(axes, point, strict=True))
@@ -439,7 +441,7 @@ def _points(
         c=[mean for _, _, mean in points],
         cmap=FILL,
         norm=colours,
-        s=18,
+        s=30,
         edgecolors=GREY,
         linewidths=0.3,
     )
