@@ -45,6 +45,7 @@ SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#A87400", "#7A6FD0")
 LINES = ("#8C8C8C", BLUE)
 """The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
+RAMP = LinearSegmentedColormap.from_list("lines", LINES)
 FILL = LinearSegmentedColormap.from_list("report", ["#e8f1f8", "#6baed6", "#08306b"])
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -339,7 +340,7 @@ def parallel_coordinates(
     axes_.add_collection(
         LineCollection(
             [list(enumerate(line)) for line in lines],
-            colors=LinearSegmentedColormap.from_list("lines", LINES)(weights),
+            colors=RAMP(weights),
             linewidths=0.4 + 1.4 * weights,
         )
     )
@@ -439,11 +440,9 @@ def _points(
         [_position(x, xs) for x, _, _ in points],
         [_position(y, ys) for _, y, _ in points],
         c=[mean for _, _, mean in points],
-        cmap=FILL,
+        cmap=RAMP,
         norm=colours,
         s=30,
-        edgecolors=GREY,
-        linewidths=0.3,
     )
 
 

@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 
 import pytest
-from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from mnist_hydra.canvas import blank
 from mnist_hydra.report import page, plots
@@ -15,8 +15,7 @@ from mnist_hydra.report.statistics import summary
 
 STYLE = (files("mnist_hydra.report") / "page.html").read_text()
 PAPERS = re.findall("--paper: (#[0-9a-f]{6})", STYLE)
-RAMP = LinearSegmentedColormap.from_list("ramp", plots.LINES)
-SHADES = [to_hex(RAMP(place / 8)) for place in range(9)]
+SHADES = [to_hex(plots.RAMP(place / 8)) for place in range(9)]
 
 
 @pytest.mark.parametrize("colour", [*plots.SERIES, *SHADES])

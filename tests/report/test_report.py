@@ -656,6 +656,7 @@ def test_what_a_search_drew_lies_by_its_size_however_few_the_trials_are() -> Non
     ax = figure.axes[0]
     assert (ax.get_xlabel(), ax.get_xscale(), ax.get_ylabel()) == ("dropout", "linear", "lr")
     assert ax.get_yscale() == "log"
+    assert ax.collections[0].get_cmap() == plots.RAMP, "seen on a dark page too"
     assert ax.get_ylim() == figure.axes[1].get_ylim(), "panels of points can be compared"
     assert ax.get_ylim()[0] < 0.001 < 1 < ax.get_ylim()[1]
     effects = {axis: {p[i]: summary([0.9]) for p in points} for i, axis in enumerate(axes)}
