@@ -140,7 +140,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         try:
             torch_tasks.run(torch_tasks.complete, raw, mine, here=in_process)
         except Exception as error:  # the results stand without them
-            print(f"no pictures of the best trials: {error}", file=sys.stderr)
+            print(f"pictures or models of the best are missing: {error}", file=sys.stderr)
             return
         for run_id in mine:
             ledger.write_once(COMPLETED + run_id, owner.token)

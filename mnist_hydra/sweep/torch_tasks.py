@@ -16,7 +16,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT, Config, settle
-from mnist_hydra.errors import BAD_INPUT, UserError
+from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line
 from mnist_hydra.targets import LET_IN, let_in
 
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
@@ -51,6 +51,8 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
         raw: the sweep's configuration, composed and resolved; says where MLflow, the data and
             the device are.
         run_ids: MLflow runs of the trials.
+    Raises:
+        UserError: naming those that failed; the others are done.
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
@@ -61,14 +63,21 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
     here = OmegaConf.create(dict(raw))
     config = settle(here)
     tracker, output_dir = Tracker(config), Path(config.output_dir).absolute()
+    failed = []
     for run_id in run_ids:
-        cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
-        for key in (*NO_EFFECT_ON_RESULT, *NO_EFFECT_IN_GROUP):
-            OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
-        trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
-        about = about_run(config, run_id)
-        with Spool(output_dir, about, lambda: tracker) as spool:
-            log_pictures_and_model(trainer, spool)
+        try:
+            cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
+            for key in (*NO_EFFECT_ON_RESULT, *NO_EFFECT_IN_GROUP):
+                OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
+            trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
+            about = about_run(config, run_id)
+            with Spool(output_dir, about, lambda: tracker) as spool:
+                log_pictures_and_model(trainer, spool)
+            spool.raise_if_refused()
+        except Exception as error:
+            failed.append(f"run {run_id}: {in_one_line(error)}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def run(task: Callable[..., None], *arguments: Any, here: bool) -> None:

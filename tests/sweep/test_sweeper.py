@@ -211,17 +211,22 @@ def test_only_the_best_trials_get_pictures_and_the_exported_model(
     assert [model.source_run_id for model in models] == [completed[0].info.run_id]
 
 
-def test_what_is_done_later_moves_the_end_of_no_run(tiny: str, tmp_path: Path) -> None:
-    words = (tiny, *QUICK, "seed=1")
+def test_what_is_done_later_moves_the_end_of_no_run_and_one_that_cannot_be_done_costs_no_other(
+    tiny: str, tmp_path: Path
+) -> None:
+    words = (tiny, *QUICK, "seed=1,2")
     assert run(*words, "sweep.keep=0", NO_REPORT, cwd=tmp_path).code == 0
     [parent], trials = runs(tmp_path)
-    before = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
-    again = run(*words, "sweep.keep=1", cwd=tmp_path)
-    assert again.code == 0 and "1 done and skipped" in again.err, again.err
+    ends = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
+    damaged, whole = sorted(trials.values(), key=lambda r: -r.data.metrics["test/acc_last"])
+    Path(damaged.info.artifact_uri.removeprefix("file://"), "config.yaml").unlink()
+    again = run(*words, "sweep.keep=2", NO_REPORT, cwd=tmp_path)
+    assert again.code == 0 and "2 done and skipped" in again.err, again.err
+    assert f"are missing: run {damaged.info.run_id}: FileNotFoundError" in again.err
+    assert client(tmp_path).list_artifacts(whole.info.run_id, "pictures")
     [parent], trials = runs(tmp_path)
-    assert client(tmp_path).list_artifacts(next(iter(trials.values())).info.run_id, "pictures")
-    after = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
-    assert after == before
+    now = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
+    assert now == ends
 
 
 def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> None:
@@ -233,6 +238,15 @@ def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> N
     assert f"resume={trial} is a trial of the sweep {parent.info.run_id}" in refused.err
     assert parent.data.tags["command"] in refused.err
     assert "Traceback" not in refused.err
+
+
+def test_a_sweep_is_not_resumed_as_a_run(swept: tuple[Path, Done]) -> None:
+    folder, _ = swept
+    [parent], _ = runs(folder)
+    refused = run(f"resume={parent.info.run_id}", cwd=folder, flags=())
+    assert refused.code == 2
+    assert f"error: resume={parent.info.run_id} is a sweep; right: " in refused.err
+    assert parent.data.tags["command"] in refused.err
 
 
 def test_each_event_is_a_line_where_there_is_no_terminal(
