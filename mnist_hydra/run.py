@@ -79,12 +79,15 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         output_dir = Path(config.output_dir).absolute()
         spool = Spool(output_dir, begun.about, begun.open_tracker, reopen=resumed)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
+        lacks_its_end_alone = hooks.is_trained()
         hooks.go_on = lambda: resume_command(config.composed, spool.run)
         failure: BaseException | None = None
         with spool:
             try:
                 outcome = train_run(trainer, spool, hooks, overrides, resumed=resumed)
                 ended_ms = _now_ms()
+                if lacks_its_end_alone:  # the time in between is none of the training's
+                    ended_ms = int(trainer.position.history[-1]["timestamp_ms"])
                 if outcome.state == "finished":
                     _record_product(trainer, spool)
                 spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)

@@ -250,6 +250,10 @@ def test_a_killed_run_goes_on_in_its_own_mlflow_run(mnist: Path, tmp_path: Path)
         assert [m.step for m in mlflow.get_metric_history(run_id, name)] == [1, 2, 3, 4]
     again = command(f"resume={run_id}", cwd=tmp_path)
     assert again.returncode == 2 and "has finished" in again.stderr
+    mlflow.update_run(run_id, status="RUNNING")  # as if it had been killed in its last moment
+    assert command(f"resume={run_id}", cwd=tmp_path).returncode == 0
+    trained_ms = max(row.timestamp for row in mlflow.get_metric_history(run_id, "train/loss"))
+    assert only_run(tmp_path).info.end_time == trained_ms
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(mnist: Path, tmp_path: Path) -> None:
@@ -503,6 +507,22 @@ def test_a_run_that_the_store_does_not_know_cannot_be_resumed(
     monkeypatch.chdir(finished[0])
     assert call("resume=0123", monkeypatch=monkeypatch) == 2
     assert "error: resume=0123: no such run" in capfd.readouterr().err
+
+
+def test_a_run_that_was_deleted_is_not_resumed_before_it_is_restored(
+    finished: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    store, run_id = client(folder), only_run(folder).info.run_id
+    store.delete_run(run_id)
+    try:
+        assert call(f"resume={run_id}", monkeypatch=monkeypatch) == 2
+    finally:
+        store.restore_run(run_id)
+    assert f"right: `mlflow runs restore --run-id {run_id}` first" in capfd.readouterr().err
 
 
 def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None:

@@ -28,8 +28,10 @@ from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
     PARENT_TAG,
+    SWEEP_TAG,
     NothingRecorded,
     Tracker,
+    check_not_moved,
     is_away,
 )
 
@@ -71,8 +73,8 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
     What its last process could not deliver is delivered first.
 
     Raises:
-        UserError: there is no such run, it has finished, is at work or is a trial, or neither
-            MLflow nor the spool can be read.
+        UserError: there is no such run, it has finished, is at work, was deleted or is a sweep's,
+            or neither MLflow nor the spool can be read.
     """
     name = str(config.resume)
     changed = [o for o in overrides if not o.lstrip("+").startswith(KEPT_ON_RESUME)]
@@ -128,7 +130,11 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
     tracker = Tracker(config, make=False)
     deliver_left(config, tracker, name)
     run = tracker.find_run(name)
-    _refuse_a_trial(tracker, run)
+    _refuse_what_is_no_run_of_its_own(tracker, run)
+    if tracker.store.artifacts is not None:
+        experiment = tracker.client.get_experiment(run.info.experiment_id)
+        output_dir = Path(config.output_dir).absolute()
+        check_not_moved(experiment.name, experiment.artifact_location, output_dir)
     run_id = str(run.info.run_id)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={name}: that run has finished; right: one that has not")
@@ -210,12 +216,24 @@ def _config_text(tracker: Tracker, run_id: str) -> str:
         ) from None
 
 
-def _refuse_a_trial(tracker: Tracker, run: Run) -> None:
-    """A trial is its sweep's: who trains it without a claim trains beside the sweep's workers."""
-    parent = run.data.tags.get(PARENT_TAG)
-    if parent is not None:
-        command = tracker.find_run(parent).data.tags.get(COMMAND_TAG, "")
+def _refuse_what_is_no_run_of_its_own(tracker: Tracker, run: Run) -> None:
+    """Refuse a run that was deleted, and a sweep and its trials: who trains a trial without a claim
+    trains beside the sweep's workers.
+    """
+    run_id, tags = run.info.run_id, run.data.tags
+    if run.info.lifecycle_stage == "deleted":
         raise UserError(
-            f"resume={run.info.run_id} is a trial of the sweep {parent}; right: the sweep's own "
-            f"command again, which goes on with all of its trials: {command}"
+            f"resume={run_id}: that run was deleted in MLflow; right: "
+            f"`mlflow runs restore --run-id {run_id}` first, or another run"
+        )
+    sweep = tags.get(PARENT_TAG) or (run_id if SWEEP_TAG in tags else None)
+    if sweep is not None:
+        what = "is a sweep" if sweep == run_id else f"is a trial of the sweep {sweep}"
+        try:
+            command = tracker.find_run(sweep).data.tags.get(COMMAND_TAG, "")
+        except UserError:  # it is gone for good
+            command = ""
+        raise UserError(
+            f"resume={run_id} {what}; right: the sweep's own command again, which goes on with "
+            f"all of its trials{': ' if command else ''}{command}"
         )
