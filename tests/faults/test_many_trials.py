@@ -23,7 +23,7 @@ def test_memory_and_open_files_stay_flat_after_the_first_hundred_trials(tmp_path
     mnist_files.write(tmp_path, train=1024, test=256)
     words = ["-m", "mnist_hydra.train", "--multirun", f"seed=range(0,{TRIALS})", "epochs=1"]
     words += ["batch_size=128", "sweep.keep=0", "sweep.report=false", "data.sha256=null"]
-    words += [f"data.root={tmp_path}"]
+    words += [f"data.root={tmp_path}", "threads=1"]
     log = tmp_path / "log"
     with log.open("w") as file:
         sweep = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=file, stderr=file)
