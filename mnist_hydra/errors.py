@@ -20,6 +20,17 @@ class UserError(Exception):
     """
 
 
+class Stopped(SystemExit):
+    """Ctrl-C or SIGTERM before there is anything to go on with; its code is the exit code."""
+
+
+class TimedOut(BaseException):
+    """Raised inside a training that is past its time limit and did not stop.
+
+    It is no `Exception`, so that a user's own code does not catch it by accident.
+    """
+
+
 class StoreAway(UserError):
     """The tracking store does not answer now; later it may."""
 

@@ -50,14 +50,16 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
         done = 0
         while some := list(islice(images, AT_ONCE)):
             rows = model(np.stack([image for _, image in some]))
-            bar.stop()  # stdout may be the same terminal
+            if not quiet:  # stdout may be the same terminal
+                bar.stop()
             if not done:
                 lines.writerow(HEAD)
             for (image, _), row in zip(some, rows, strict=True):
                 first, second = row.argsort()[::-1][:2]
                 lines.writerow([image, first, f"{row[first]:.4f}", second, f"{row[second]:.4f}"])
             done += len(some)
-            bar.start()
+            if not quiet:
+                bar.start()
             bar.update(task, completed=done + len(unreadable))
     if not done:
         raise UserError("no image could be read; right: PNG, JPEG or IDX files, or folders of them")

@@ -27,7 +27,7 @@ from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
 from mnist_hydra.config import Config, fingerprint, flatten, unresolved
 from mnist_hydra.data.load import inputs
-from mnist_hydra.errors import StoreAway, UserError, in_one_line
+from mnist_hydra.errors import Stopped, StoreAway, UserError, in_one_line
 from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
@@ -85,9 +85,8 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         with spool:
             try:
                 outcome = train_run(trainer, spool, hooks, overrides, resumed=resumed)
-                ended_ms = _now_ms()
-                if lacks_its_end_alone:  # the time in between is none of the training's
-                    ended_ms = int(trainer.position.history[-1]["timestamp_ms"])
+                last_ms = trainer.position.history[-1]["timestamp_ms"] if lacks_its_end_alone else 0
+                ended_ms = int(last_ms) or _now_ms()  # no time in between is the training's
                 if outcome.state == "finished":
                     _record_product(trainer, spool)
                 spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)
@@ -143,7 +142,7 @@ def _record_product(trainer: Trainer, spool: Spool) -> None:
     print("drawing the pictures, exporting the model", file=sys.stderr)
     try:
         log_pictures_and_model(trainer, spool)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         why = hide_in_error(one_line(error))
         print(f"no pictures, no exported model: {why}", file=sys.stderr)
 
@@ -234,7 +233,7 @@ def train_run(
     ) as bar:
         try:
             stopped = trainer.train(_Recorder(trainer, spool, hooks, settings, bar, is_trial))
-        except Exception:
+        except BaseException:
             settings.exception()  # what fails at once is recorded, too
             raise
     settings.result()
@@ -322,7 +321,7 @@ class StopOnSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
         if self.go_on is None:
-            raise SystemExit(self.exit_code)
+            raise Stopped(self.exit_code)
         if self.reason is not None:
             print(f"go on with\n  {self.go_on()}", file=sys.stderr, flush=True)
             os._exit(self.exit_code)

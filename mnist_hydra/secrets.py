@@ -43,7 +43,11 @@ def hide_in_error(text: str) -> str:
 
     It has the reference in place of whatever was read from the environment, too.
     """
-    return _without_values(hide(text), sorted(READ))
+    values = {name: os.environ.get(name, "") for name in READ}
+    # A path is no secret, and has to stay whole in a command that is printed to be pasted.
+    secret = [name for name, value in values.items() if not os.path.isabs(value)]
+    # The longest first: another may be a part of it.
+    return _without_values(hide(text), sorted(secret, key=lambda name: -len(values[name])))
 
 
 def hide(text: str) -> str:
@@ -55,7 +59,8 @@ def _without_values(text: str, variables: Iterable[str]) -> str:
     for name in variables:
         value = os.environ.get(name, "")
         if len(value) >= SHORTEST:
-            text = text.replace(value, f"${{oc.env:{name}}}")
+            for form in (value, " ".join(value.split())):  # the second as an error's line has it
+                text = text.replace(form, f"${{oc.env:{name}}}")
     return text
 
 

@@ -15,6 +15,7 @@ from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import shell_command, words_for_place
 from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.tracking.journal import About, spools
 from mnist_hydra.tracking.spool import deliver_all
 from mnist_hydra.tracking.store import shown_address
@@ -35,7 +36,7 @@ def sync(cfg: DictConfig) -> int:
             print(_deliver(folder, about, given))
         except Exception as error:
             stays += 1
-            print(f"run {about.run} stays: {first_line(error)}", file=sys.stderr)
+            print(f"run {about.run} stays: {hide_in_error(first_line(error))}", file=sys.stderr)
     if not found:
         print("everything was delivered already")
     return 1 if stays else 0

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from hydra.conf import ConfigSourceInfo
 
-from mnist_hydra.errors import UserError, in_one_line, shown
+from mnist_hydra.errors import Stopped, TimedOut, UserError, in_one_line, shown
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def blaming(what: str, right: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, Stopped, TimedOut):
         raise
     except BaseException as error:  # noqa: B036  it is raised as another
         raise UserError(f"{what}: {in_one_line(error)}; right: {right}") from error
@@ -147,7 +147,7 @@ def _insist_on_let_in(module: str, setting: str) -> None:
     first = None
     with suppress(ValueError):  # `__main__` has none
         first = importlib.util.find_spec(top)
-    if first is None or first.origin != spec.origin:
+    if first is None or os.path.realpath(str(first.origin)) != os.path.realpath(str(spec.origin)):
         other = None if first is None else first.origin
         raise UserError(
             f"{setting}: {spec.origin} has the name of another module ({other}); right: a name of "

@@ -18,6 +18,23 @@ SECRET = "s3cr3t-word"
 
 
 @pytest.mark.parametrize(
+    ("value", "said", "shown"),
+    [
+        ("secret-and-more", "got secret-and-more", "got ${oc.env:A_LONGER}"),
+        ("first line\nsecond", "got first line second", "got ${oc.env:A_LONGER}"),
+        ("/data/mine", "right: /data/mine/old", "right: /data/mine/old"),
+    ],
+)
+def test_an_error_shows_the_reference_and_no_part_of_what_it_refers_to(
+    monkeypatch: pytest.MonkeyPatch, value: str, said: str, shown: str
+) -> None:
+    monkeypatch.setenv("A", "secret")
+    monkeypatch.setenv("A_LONGER", value)
+    remember_variables(OmegaConf.create({"a": "${oc.env:A}", "b": "${oc.env:A_LONGER}"}))
+    assert hide_in_error(said) == shown
+
+
+@pytest.mark.parametrize(
     ("text", "recorded"),
     [
         (f"x=http://me:{SECRET}@host:5000/a y", "x=http://me@host:5000/a y"),

@@ -456,6 +456,9 @@ def test_a_digit_is_put_where_its_mass_is_in_the_middle_in_a_box_of_20() -> None
     assert seen.max() == 255 and len(rows) == 20 and len(columns) <= 4
     assert abs(rows.mean() - 13.5) <= 1 and abs(columns.mean() - 13.5) <= 1
     assert not digit_image.fit(np.full((50, 50), 255, np.uint8), 28).any(), "blank paper"
+    dark = np.full((50, 50), 110, np.uint8)
+    dark[10:40, 20:25] = 20
+    assert digit_image.fit(dark, 28).max() == 255, "dark ink on darker paper"
 
 
 GREY_PAPER = 0.4

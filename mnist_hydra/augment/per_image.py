@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mnist_hydra import targets
 from mnist_hydra.augment import Augmentation, Change
-from mnist_hydra.errors import UserError, did_you_mean, in_one_line
+from mnist_hydra.errors import Stopped, TimedOut, UserError, did_you_mean, in_one_line
 
 
 class PerImage(Augmentation):
@@ -142,6 +142,8 @@ def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
         strict = {"strict": True} if "InitSchema" in vars(kind) else {}
         try:
             return kind(**given, **strict)
+        except (Stopped, TimedOut):
+            raise
         except BaseException as error:  # noqa: B036  a user's own class may raise what it likes
             raise UserError(f"{key}: {kind.__name__} refuses this: {_reason(error)}") from error
 

@@ -107,8 +107,9 @@ def fit(grey: Grey, side: int) -> Grey:
 
 
 def light_on_dark(grey: Grey) -> Grey:
-    """The same image with a dark background, which is what most of its border is."""
-    return 255 - grey if np.median(_border(grey)) > 127 else grey
+    """The same image with its paper, which is what most of its border is, darker than its ink."""
+    paper = int(np.median(_border(grey)))
+    return 255 - grey if paper - int(grey.min()) > int(grey.max()) - paper else grey
 
 
 def _border(grey: Grey) -> Grey:

@@ -71,4 +71,4 @@ if __name__ == "__main__":
         query = None
     elif query and query[0] == query[-1] == '"':  # as Hydra has text
         query = query[1:-1]
-    entry.start("report", lambda cfg: report(cfg, query))
+    entry.start("report", lambda cfg: report(cfg, cfg.filter if query is None else query))

@@ -184,6 +184,8 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
                 metrics=dict(run.data.metrics),
                 params=dict(run.data.params),
                 tags=dict(run.data.tags),
+                began_s=run.info.start_time / 1000,
+                seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
             )
         )
     results = ranked(records, axes, objective)

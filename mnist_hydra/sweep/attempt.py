@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
+from mnist_hydra.errors import TimedOut
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FAILED, TIMEOUT, Trial
@@ -46,13 +47,6 @@ log = logging.getLogger(__name__)
 
 class ClaimLost(Exception):
     """Another process has taken the trial, as this one was silent too long; or it was deleted."""
-
-
-class TimedOut(BaseException):
-    """Raised inside a training that is past its time limit and did not stop.
-
-    It is no `Exception`, so that a user's own code does not catch it by accident.
-    """
 
 
 class Train(Protocol):

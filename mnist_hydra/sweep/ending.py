@@ -21,6 +21,7 @@ from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.report import results
 from mnist_hydra.report.results import Results
+from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import torch_tasks
 from mnist_hydra.sweep.command import Command
 from mnist_hydra.tracking import pages
@@ -138,12 +139,16 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         print(f"making pictures and exported models of the best: {len(mine)}", file=sys.stderr)
         raw: Any = OmegaConf.to_container(command.config.composed, resolve=True)
         try:
-            torch_tasks.run(torch_tasks.complete, raw, mine, here=in_process)
+            failed = torch_tasks.run(torch_tasks.complete, raw, mine, here=in_process)
         except Exception as error:  # the results stand without them
-            print(f"pictures or models of the best are missing: {error}", file=sys.stderr)
-            return
+            failed = dict.fromkeys(mine, first_line(error))
         for run_id in mine:
-            ledger.write_once(COMPLETED + run_id, owner.token)
+            if run_id not in failed:
+                ledger.write_once(COMPLETED + run_id, owner.token)
+        if failed:
+            why = "; ".join(f"run {run_id}: {text}" for run_id, text in failed.items())
+            why = hide_in_error(why)
+            print(f"pictures or models of the best are missing: {why}", file=sys.stderr)
 
 
 def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> Report | None:
@@ -161,7 +166,7 @@ def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) ->
         findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
         made = make.make(tracker, findings, output_dir, output_dir / "data")
     except Exception as error:
-        print(f"no report of this sweep: {first_line(error)}", file=sys.stderr)
+        print(f"no report of this sweep: {hide_in_error(first_line(error))}", file=sys.stderr)
         return None
     print("\n".join([*made.sentences, f"report: {made.page}"]), file=sys.stderr)
     return made

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import trusted_modules
-from mnist_hydra.errors import BAD_INPUT, UserError, first_line
+from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
@@ -51,6 +51,8 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    # While it checks and completes trials, a user's own code may run.
+    before = signal.signal(signal.SIGINT, _leave)
     try:
         code = run_sweep(job, arguments)
     except UserError as error:
@@ -58,14 +60,22 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = OF_SIGNAL + signal.SIGINT
+    except Stopped as stopped:
+        code = int(str(stopped))
     except Exception as error:
         if not is_away(error):
             raise
         print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
         print(f"go on with the same command:\n  {same_command()}", file=sys.stderr)
         code = FAILURE
+    finally:
+        signal.signal(signal.SIGINT, before)
     if code != SUCCESS:
         raise SystemExit(code)
+
+
+def _leave(number: int, _: object) -> None:
+    raise Stopped(OF_SIGNAL + number)
 
 
 def run_sweep(job: Job, arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT, Config, settle
-from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line
+from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
 from mnist_hydra.targets import LET_IN, let_in
 
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
@@ -44,15 +44,15 @@ def check_trials(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> No
             raise UserError(f"trial {title}: {error}") from None
 
 
-def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
+def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
     """Record the pictures and the exported model of finished trials.
 
     Args:
         raw: the sweep's configuration, composed and resolved; says where MLflow, the data and
             the device are.
         run_ids: MLflow runs of the trials.
-    Raises:
-        UserError: naming those that failed; the others are done.
+    Returns:
+        Why it failed, by run; the others are done.
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
@@ -63,7 +63,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
     here = OmegaConf.create(dict(raw))
     config = settle(here)
     tracker, output_dir = Tracker(config), Path(config.output_dir).absolute()
-    failed = []
+    failed: dict[str, str] = {}
     for run_id in run_ids:
         try:
             cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
@@ -74,14 +74,17 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> None:
             with Spool(output_dir, about, lambda: tracker) as spool:
                 log_pictures_and_model(trainer, spool)
             spool.raise_if_refused()
-        except Exception as error:
-            failed.append(f"run {run_id}: {in_one_line(error)}")
-    if failed:
-        raise UserError("; ".join(failed))
+            if spool.left:
+                failed[run_id] = f"the store does not take them now ({spool.away})"
+        except Stopped:
+            raise
+        except (Exception, SystemExit) as error:
+            failed[run_id] = in_one_line(error)
+    return failed
 
 
-def run(task: Callable[..., None], *arguments: Any, here: bool) -> None:
-    """Call `check_trials` or `complete`, in this process or in a new one.
+def run(task: Callable[..., Any], *arguments: Any, here: bool) -> Any:
+    """Call `check_trials` or `complete`, in this process or in a new one; returns its answer.
 
     Args:
         arguments: the task's, such as JSON can hold.
@@ -102,8 +105,9 @@ def run(task: Callable[..., None], *arguments: Any, here: bool) -> None:
     )
     if done.returncode == BAD_INPUT:
         raise UserError(done.stdout)
-    if done.returncode != 0:
+    if done.returncode != 0 or not done.stdout:  # a user's own code may leave with 0
         raise ChildProcessError("\n".join(done.stderr.splitlines()[-5:]) or str(done.returncode))
+    return json.loads(done.stdout)
 
 
 def kind_of(config: Config) -> str:
@@ -124,9 +128,11 @@ def _main() -> None:
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
     let_in(**request["let_in"])
-    tasks: dict[str, Callable[..., None]] = {t.__name__: t for t in (check_trials, complete)}
+    tasks: dict[str, Callable[..., Any]] = {t.__name__: t for t in (check_trials, complete)}
     try:
-        tasks[request["task"]](*request["arguments"])
+        answer = tasks[request["task"]](*request["arguments"])
+        answer_to.write(json.dumps(answer))
+        answer_to.flush()
     except UserError as error:
         answer_to.write(str(error))
         answer_to.flush()

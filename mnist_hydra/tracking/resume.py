@@ -131,7 +131,7 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
     deliver_left(config, tracker, name)
     run = tracker.find_run(name)
     _refuse_what_is_no_run_of_its_own(tracker, run)
-    if tracker.store.artifacts is not None:
+    if config.tracking.uri is None:
         experiment = tracker.client.get_experiment(run.info.experiment_id)
         output_dir = Path(config.output_dir).absolute()
         check_not_moved(experiment.name, experiment.artifact_location, output_dir)
@@ -194,8 +194,8 @@ def _here(config: Config, text: str, overrides: list[str]) -> Config:
             if any(o.lstrip("+").startswith(key) for o in overrides):
                 OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
         # Where the run is found it goes on, whatever its record says.
-        OmegaConf.update(cfg, "output_dir", config.output_dir, merge=False)
-        OmegaConf.update(cfg, "tracking.uri", written(config.composed, "tracking.uri"))
+        for key in ("output_dir", "tracking.uri"):
+            OmegaConf.update(cfg, key, written(config.composed, key))
         return settle(cfg)
     except Exception as error:
         raise UserError(

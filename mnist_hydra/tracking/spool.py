@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.secrets import hide, hide_all
+from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import About, Record
 from mnist_hydra.tracking.tracker import Tracker, is_away, is_busy
@@ -72,8 +72,12 @@ def deliver_next(
 
 
 def skip_next(folder: Path) -> None:
-    """Leave out the next record, which MLflow refuses."""
-    journal.set_position(folder, journal.next_line(folder)[1])
+    """Leave out the next record, which MLflow refuses, with its file."""
+    line, end = journal.next_line(folder)
+    record = journal.record_of(line)
+    journal.set_position(folder, end)
+    if record is not None and record.file is not None:
+        shutil.rmtree(folder / str(record.number), ignore_errors=True)
 
 
 def _deliver(
@@ -104,7 +108,8 @@ def _deliver(
         except Exception as error:
             if is_away(error):
                 raise
-            journal.say(f"no exported model of run {run_id}: {first_line(error)}")
+            why = hide_in_error(first_line(error))
+            journal.say(f"no exported model of run {run_id}: {why}")
     elif record.kind == "end":
         tracker.end(run_id, data["status"], data["at_ms"])
 

@@ -96,8 +96,8 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     if scheme in ("http", "https") and not driver:
         if not parts.hostname:
             raise _wrong(shown, "it names no host")
-        if parts.query or parts.fragment:
-            raise _wrong(shown, "what is behind ? or # is not taken")
+        if parts.query:
+            raise _wrong(shown, "what is behind ? is not taken")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         where = host if port is None else f"{host}:{port}"
         address = f"{scheme}://{where}{parts.path.rstrip('/')}"
@@ -107,10 +107,10 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     if scheme in DRIVERS:
         if not parts.hostname or not parts.path.strip("/"):
             raise _wrong(shown, "it names no host or no database")
-        driver = driver or DRIVERS[scheme]
+        driver, shown_whole = driver or DRIVERS[scheme], without_password(uri)
         uri = f"{scheme}+{driver}:{uri.partition(':')[2]}"
         _check_driver(uri, shown, driver)
-        return Store("database", uri, shown, artifacts=artifacts)
+        return Store("database", uri, shown_whole, artifacts=artifacts)
     if not uri:
         raise _wrong(shown, "it is empty")
     if scheme == "file" or "://" not in uri:
@@ -166,9 +166,9 @@ def check_usable(store: Store, output_dir: Path) -> None:
     """
     _check_folder("output_dir", output_dir)
     if store.path is not None:
-        folder = _file_itself(store.path).parent
+        folder = Path(os.path.realpath(store.path)).parent
         if folder != output_dir:
-            _check_folder(f"{store.path}: its folder", folder)
+            _check_folder(f"tracking.uri={store.shown}: its folder", folder)
         problem = problem_of(store.path)
         if problem is not None:
             raise UserError(problem)
@@ -296,8 +296,8 @@ def problem_of(path: Path) -> str | None:
             revision = store.execute("SELECT version_num FROM alembic_version").fetchone()
             store.execute("SELECT count(*) FROM experiments").fetchone()
     except (*DAMAGED, OSError) as error:
-        if "locked" in str(error):  # by another program: whoever opens it waits for that
-            return None
+        if isinstance(error, sqlite3.OperationalError) and "database is locked" in str(error):
+            return None  # by another program: whoever opens it waits for that
         return f"{path} is damaged or no store of MLflow's ({error}); {right}"
     if revision is None:
         return f"{path} is damaged (it does not say which MLflow made it); {right}"
@@ -390,11 +390,12 @@ def open_store(store: Store) -> MlflowClient:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = store.password
     if store.path is None:
         return MlflowClient(store.uri)
-    path = _file_itself(store.path)
-    if is_unmade(path):
+    path = Path(os.path.realpath(store.path))
+    if is_unmade(path) or not _has_an_experiment(path):
         with _lock(path):
             if is_unmade(path):
                 _make_sqlite(path)
+            return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own experiment
     return MlflowClient(sqlite_uri(store.path))
 
 
@@ -447,9 +448,9 @@ def _make_sqlite(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _file_itself(path: Path) -> Path:
-    """The file that is meant where `path` may be a link to it, there or not."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+def _has_an_experiment(path: Path) -> bool:
+    with closing(_opened(path)) as store:
+        return store.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is not None
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -96,7 +96,7 @@ class Tracker:
             self.client, self.experiment_name, self.store.artifacts, make=make
         )
         self.experiment_id = str(experiment.experiment_id)
-        if self.store.artifacts is not None:
+        if place.tracking.uri is None:
             check_not_moved(self.experiment_name, experiment.artifact_location, output_dir)
 
     @property
@@ -390,7 +390,8 @@ def check_store(place: Config | Place) -> None:
     if found is not None:
         experiment_id, stage, artifacts = found
         check_not_deleted(name, experiment_id, stage)
-        check_not_moved(name, artifacts, output_dir)
+        if place.tracking.uri is None:
+            check_not_moved(name, artifacts, output_dir)
 
 
 def import_mlflow() -> None:
@@ -486,7 +487,7 @@ def check_not_deleted(name: str, experiment_id: str, stage: str) -> None:
 
 
 def check_not_moved(name: str, artifacts: str, output_dir: Path) -> None:
-    """See that an experiment's artifacts lie below `output_dir`.
+    """See that the artifacts of an experiment in the store below `output_dir` lie there, too.
 
     MLflow writes down where they are, and would go on with writing there.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from mnist_hydra import targets
 from tests.security.commands import Commands
 from tests.security.conftest import Store
 
@@ -81,6 +84,31 @@ def test_what_a_module_of_the_users_own_raises_is_one_line(
     assert named.lower() in done.errors[0].lower() and "own.Mine" in done.said
     assert "Traceback" not in done.said
     insist_on_nothing_left(trained, before)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("group", ["model", "aug"])
+def test_a_signal_that_comes_while_a_users_own_code_runs_is_not_taken_for_its_failure(
+    commands: Commands, trained: Store, group: str, name: str, code: int
+) -> None:
+    comes = f"__import__('os').kill(__import__('os').getpid(), __import__('signal').{name})"
+    source = STEP.format(at_once=comes, later="0") if group == "aug" else comes
+    entry = "steps: [{_target_: own.Mine}]\n" if group == "aug" else "_target_: own.Mine\n"
+    done = commands.run(trained.folder, *trained.words, *written(trained, group, source, entry))
+    assert done.code == code and not done.errors, done.said
+
+
+def test_the_folder_of_a_users_own_code_may_be_reached_by_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "by_link.py").write_text("import torch\nMine = torch.nn.Flatten\n")
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(targets, "LET_IN", targets.LetIn([], []))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "real"), *sys.path])
+    targets.let_in([str(tmp_path / "link")], [])
+    found = targets.resolve_class("by_link.Mine", torch.nn.Module, "model._target_")
+    assert found is torch.nn.Flatten
 
 
 @pytest.mark.parametrize("raised", ["sys.exit(0)", "[][1]", "stop()"])

@@ -65,7 +65,7 @@ def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
 ODD = [
     "", " ", "x", "mlruns", "./mlruns", "/tmp/x", "file:///x", "file:/x", "file:x", "FILE:///x",
     "http", "http:", "http://", "http:///x", "http://:5000", "http://h:port", "http://h:99999",
-    "http://h/?a=b", "http://h/#a",
+    "http://h/?a=b",
     "http://ho st", "http://h\n", "http://h\x00", "https://", "https:/h", "http+x://h", "://h",
     "sqlite", "sqlite:", "sqlite:/x.db", "sqlite://", "sqlite:///", "sqlite:///:memory:",
     "sqlite:///x.db?mode=ro", "sqlite:///folder/", "sqlite+aiosqlite:///", "sqlite://x.db",
@@ -304,16 +304,25 @@ def test_a_moved_folder_is_refused_with_both_places(tmp_path: Path, begin: Begin
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
-def test_a_store_whose_artifacts_lie_in_another_folder_is_refused_with_both_places(
+def test_a_store_of_ones_own_may_be_used_from_several_folders(
     tmp_path: Path, begin: Begin
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mine.db'}"
     Tracker(place(tmp_path / "first", uri))
-    with pytest.raises(UserError) as refused:
-        begin(place(tmp_path / "second", uri))
-    assert f"right: output_dir={tmp_path / 'first'}" in str(refused.value)
-    assert str(tmp_path / "second") in str(refused.value)
-    assert not (tmp_path / "second").exists()
+    begin(place(tmp_path / "second", uri))
+
+
+def test_a_store_without_an_experiment_is_opened_by_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    store._make_sqlite(path)
+    opened: list[Tracker] = []
+    with FileLock(tmp_path / ".mlflow.db.lock"):
+        opens = threading.Thread(target=lambda: opened.append(Tracker(place(tmp_path))))
+        opens.start()
+        opens.join(3)
+        assert not opened
+    opens.join(60)
+    assert opened
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
