@@ -55,7 +55,7 @@ def test_mapped_images_can_be_let_go_of_and_come_back(mnist: Path, tmp_path: Pat
 
     before = int(train.images.sum(dtype=np.int64))
     held = resident()
-    assert held >= train.images.nbytes
+    assert held > 0.9 * train.images.nbytes  # where memory is short the system takes some back
     train.release()
     assert resident() < held / 10  # a page or so may be mapped again at once
     assert int(train.images.sum(dtype=np.int64)) == before
