@@ -41,11 +41,18 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     from mnist_hydra.inference.exported import find_model
 
     model = find_model(name, entry.place_of(cfg))
-    unreadable: list[Path] = []
-    images = _images(files, model.side, unreadable.append)
+    console, unreadable = Console(stderr=True), 0
+
+    def skip(problem: digit_image.Unreadable) -> None:
+        nonlocal unreadable
+        unreadable += 1
+        # Above the bar, and in one line however narrow the terminal is.
+        console.print(problem, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+    images = _images(files, model.side, skip)
     lines = csv.writer(sys.stdout, lineterminator="\n")
     quiet = not sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    with Progress(console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("images", total=sum(map(digit_image.count_of, files)))
         done = 0
         while some := list(islice(images, AT_ONCE)):
@@ -60,22 +67,21 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
             done += len(some)
             if not quiet:
                 bar.start()
-            bar.update(task, completed=done + len(unreadable))
+            bar.update(task, completed=done + unreadable)
     if not done:
         raise UserError("no image could be read; right: PNG, JPEG or IDX files, or folders of them")
     return 1 if unreadable else 0
 
 
 def _images(
-    files: list[Path], side: int, skipped: Callable[[Path], None]
+    files: list[Path], side: int, skip: Callable[[digit_image.Unreadable], None]
 ) -> Iterator[tuple[str, digit_image.Grey]]:
-    """The images of files with their names; what cannot be read is said and skipped."""
+    """The images of files with their names; of a file that cannot be read `skip` hears why."""
     for path in files:
         try:
             yield from digit_image.read_pictures(path, side)
         except digit_image.Unreadable as problem:
-            print(problem, file=sys.stderr)
-            skipped(path)
+            skip(problem)
 
 
 if __name__ == "__main__":
