@@ -28,7 +28,8 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import About, Record
-from mnist_hydra.tracking.tracker import Tracker, is_away, is_busy
+from mnist_hydra.tracking.store import is_busy
+from mnist_hydra.tracking.tracker import Tracker, is_away
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,16 +66,18 @@ def deliver_next(
         journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
     else:
         _deliver(record, folder, tracker, run_id, told)
-    journal.set_position(folder, end)
-    if record is not None and record.file is not None:
-        shutil.rmtree(folder / str(record.number), ignore_errors=True)
+    _pass_by(folder, record, end)
     return True
 
 
 def skip_next(folder: Path) -> None:
     """Leave out the next record, which MLflow refuses, with its file."""
     line, end = journal.next_line(folder)
-    record = journal.record_of(line)
+    _pass_by(folder, journal.record_of(line), end)
+
+
+def _pass_by(folder: Path, record: Record | None, end: int) -> None:
+    """Write down that the journal is done up to `end`, and remove the record's file."""
     journal.set_position(folder, end)
     if record is not None and record.file is not None:
         shutil.rmtree(folder / str(record.number), ignore_errors=True)

@@ -296,14 +296,19 @@ def problem_of(path: Path) -> str | None:
             revision = store.execute("SELECT version_num FROM alembic_version").fetchone()
             store.execute("SELECT count(*) FROM experiments").fetchone()
     except (*DAMAGED, OSError) as error:
-        if isinstance(error, sqlite3.OperationalError) and "database is locked" in str(error):
-            return None  # by another program: whoever opens it waits for that
+        if isinstance(error, sqlite3.OperationalError) and is_busy(error):
+            return None  # whoever opens it waits for that
         return f"{path} is damaged or no store of MLflow's ({error}); {right}"
     if revision is None:
         return f"{path} is damaged (it does not say which MLflow made it); {right}"
     if revision[0] in revisions()[1]:
         return None
     return _problem_of_revision(revision[0], sqlite_uri(path))
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether an error says that another process writes to a SQLite store just now."""
+    return "database is locked" in str(error)
 
 
 def _problem_of_revision(revision: str, address: str) -> str:

@@ -370,11 +370,6 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
-def is_busy(error: BaseException) -> bool:
-    """Whether an error says that another process writes to a SQLite store just now."""
-    return "database is locked" in str(error)
-
-
 def check_store(place: Config | Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
