@@ -18,6 +18,7 @@ from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
+from mnist_hydra.kernel.folder import kernel_folder
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.trainer import Parts, Runnable, Trainer
 
@@ -37,8 +38,8 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     parts = build(config, where)
     fused = None
     if where.kernel:
-        # Only now that nothing can be wrong any more: the kernel is compiled below `output_dir`.
-        fused = kernel_of(parts.model, Path(config.output_dir).absolute() / "kernels")
+        # Only now that nothing can be wrong any more: it is compiled the first time.
+        fused = kernel_of(parts.model, kernel_folder())
     if fused is None:
         where = runtime.choose(config, machine, recorded, kernel=False)
         parts.model.to(memory_format=torch.channels_last)

@@ -1,7 +1,10 @@
-"""What several test files share: the real data, fetched once and kept below `outputs/`."""
+"""What several test files share: the real data, fetched once and kept below `outputs/`, and a cache
+folder for compiled kernels."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,16 @@ from mnist_hydra.data.load import load_dataset
 from mnist_hydra.kernel.compile import Unavailable, compiler
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder that the workers of a session share: the developer's own is left alone."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,19 +14,24 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+
+from mnist_hydra.kernel.folder import drop_oldest, insist_on_own, make_folder, remove_empty
 
 SOURCE = Path(__file__).with_name("kernel.c")
 COMPILER_FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
 CHANNELS = 16
 """Channels that a table of BatchNorm's has room for, as in kernel.c."""
 TIMEOUT_S = 60
+KEPT_FILES = 300
+"""Of 100 kernels, three each: some 6 MB."""
 
 
 class Unavailable(Exception):
@@ -149,7 +154,8 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
     """Each stage's functions, compiled unless `folder` has them already.
 
     A damaged file is compiled anew. Processes that ask at the same time compile once. The file's
-    name depends on source, shapes, compiler and CPU, so different machines may share the folder.
+    name depends on source, shapes, compiler, its version and the CPU that it compiles for, so
+    different machines may share the folder. The oldest files go when there are many.
 
     Args:
         shapes: the architecture's stages, in order.
@@ -157,35 +163,54 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
         cpu: the compiler flags that say for which CPU; `None` for this one (`cpu_flags`).
 
     Raises:
-        Unavailable: no compiler, a compiler that fails, or a folder that cannot be written; then
-            nothing is left behind.
+        Unavailable: no compiler, a compiler that fails, a folder that cannot be written, or that
+            others may write to; then nothing is left behind.
     """
     if cpu is None:
         cpu = cpu_flags(platform.machine(), torch.backends.cpu.get_cpu_capability())
     command = [*compiler(), *COMPILER_FLAGS, *cpu]
-    identity = (SOURCE.read_text(), Path(__file__).read_text(), command, shapes, _cpu(), _openmp())
+    macros = predefined(*command)
+    sources = SOURCE.read_text(), Path(__file__).read_text()
+    identity = (sources, command, shapes, sorted(macros.items()), _openmp())
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     library = folder / f"kernel-{digest}.so"
     lock = Path(f"{library}.lock")
+    made: list[Path] = []
     try:
         loaded = _loaded(library)
         if loaded is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            made = make_folder(folder)
             with FileLock(lock, timeout=3 * TIMEOUT_S):
-                loaded = _loaded(library) or _compiled(library, command, shapes)
+                loaded = _loaded(library)
+                if loaded is None:
+                    loaded = _kept(_compiled(command, macros, shapes), library, command[0])
+                    drop_oldest(folder, KEPT_FILES)
     except (OSError, Unavailable) as error:
-        if not library.exists():
-            for left in (_hash_file(library), lock, folder):
-                with suppress(OSError):
-                    left.rmdir() if left is folder else left.unlink()
-        raise Unavailable(str(error)) from error
+        if not os.path.exists(library):
+            with suppress(OSError):
+                lock.unlink()
+        remove_empty(made)
+        if isinstance(error, Unavailable):
+            raise
+        right = "XDG_CACHE_HOME=<a folder that you alone may write to>"
+        raise Unavailable(f"{error}; right: {right}") from error
     return loaded
 
 
 def _loaded(library: Path) -> Kernel | None:
-    """A library that was compiled before; `None` if it is missing or damaged."""
+    """A library that was compiled before; `None` if it is missing or damaged.
+
+    Raises:
+        OSError: it cannot be looked at, or others may write to it or to the folders it lies in.
+    """
     try:
-        return _opened(library) if _hash_file(library).read_text() == _sha256(library) else None
+        for path in (library.parent.parent, library.parent, library):
+            insist_on_own(path)
+    except FileNotFoundError:
+        return None
+    try:
+        found = hashlib.sha256(library.read_bytes()).hexdigest()
+        return _opened(library) if _hash_file(library).read_text() == found else None
     except (OSError, ValueError):
         return None
 
@@ -193,10 +218,6 @@ def _loaded(library: Path) -> Kernel | None:
 def _hash_file(library: Path) -> Path:
     """The file with a library's hash: loading a library that is cut short crashes the process."""
     return library.with_suffix(".sha256")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _opened(library: Path) -> Kernel:
@@ -218,23 +239,36 @@ def _function(library: ctypes.CDLL, name: str) -> Call:
     return function
 
 
-def _compiled(library: Path, command: Sequence[str], shapes: Sequence[Shape]) -> Kernel:
-    """Compile, load the result once as a test, and only then move it to its place."""
-    macros = predefined(command)
-    vector = vectors(macros)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        built = Path(scratch) / library.name
-        words = [*command, *definitions(shapes, vector), "-o", str(built), str(SOURCE)]
+def _compiled(
+    command: Sequence[str], macros: Mapping[str, str], shapes: Sequence[Shape]
+) -> bytes:
+    """Compile, and return what the compiler wrote."""
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(scratch) / "kernel.so"
+        words = [*command, *definitions(shapes, vectors(macros)), "-o", str(built), str(SOURCE)]
         try:
             _run([*words, *openmp_flags(macros, _openmp())])
         except Unavailable:  # perhaps for want of OpenMP alone
             _run(words)
+        return built.read_bytes() if built.exists() else b""
+
+
+def _kept(content: bytes, library: Path, compiled_by: str) -> Kernel:
+    """Write a library, load it once as a test, and only then move it to its place."""
+    part, hash_file = Path(f"{library}.part"), _hash_file(library)
+    try:
+        part.write_bytes(content)
+        part.chmod(0o600)
+        hash_file.write_text(hashlib.sha256(content).hexdigest())
         try:
-            kernel = _opened(built)
+            kernel = _opened(part)
         except (OSError, ValueError) as error:
-            raise Unavailable(f"{Path(command[0]).name} made no library: {error}") from None
-        _hash_file(library).write_text(_sha256(built))
-        os.replace(built, library)
+            raise Unavailable(f"{Path(compiled_by).name} made no library: {error}") from None
+        os.replace(part, library)
+    except BaseException:
+        for left in (part, hash_file):
+            left.unlink(missing_ok=True)
+        raise
     return kernel
 
 
@@ -244,10 +278,12 @@ def definitions(shapes: Sequence[Shape], vector: Vectors) -> list[str]:
     return [f"-DLANES={vector.lanes}", f"-DCOUNT={len(shapes)}", f"-DSTAGES={stages}"]
 
 
-def predefined(command: Sequence[str]) -> set[str]:
-    """The names of the macros that a compiler predefines for the CPU that it compiles for."""
+@cache
+def predefined(*command: str) -> Mapping[str, str]:
+    """The macros that a compiler predefines, by name: they tell its version and its CPU."""
     lines = _run([*command, "-dM", "-E", "-x", "c", os.devnull]).splitlines()
-    return {words[1] for words in map(str.split, lines) if words[:1] == ["#define"]}
+    macros = (line.split(maxsplit=2) for line in lines if line.startswith("#define"))
+    return {name: " ".join(value) for _, name, *value in macros}
 
 
 def _run(command: Sequence[str]) -> str:
@@ -305,16 +341,6 @@ def _openmp() -> Path | None:
         for found in sorted([*folder.glob("libgomp*.so*"), *folder.glob("lib*omp*.dylib")]):
             return found
     return None
-
-
-def _cpu() -> str:
-    """All that `-march=native` depends on, as text."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
 
 
 def _block(these: int, those: int, registers: int) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def test_an_arm_cpu_computes_the_same(
 
     command = [ARM, *[f for f in kernel.COMPILER_FLAGS if f not in ("-shared", "-fPIC")], "-static"]
     shapes = [stage.shape for stage in fused.stages]
-    vector = kernel.vectors(kernel.predefined(command))
+    vector = kernel.vectors(kernel.predefined(*command))
     assert vector.lanes == 4 and vector.registers > kernel.vectors(set()).registers
     numbers = range(len(shapes))
     subprocess.run(

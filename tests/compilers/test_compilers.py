@@ -28,7 +28,7 @@ def test_it_compiles_without_a_warning(
 ) -> None:
     command = [compiler, *kernel.COMPILER_FLAGS, cpu]
     shapes = [stage.shape for stage in stages(kind())]
-    defined = kernel.definitions(shapes, kernel.vectors(kernel.predefined(command)))
+    defined = kernel.definitions(shapes, kernel.vectors(kernel.predefined(*command)))
     out = ["-o", str(tmp_path / "kernel.so"), str(kernel.SOURCE)]
     done = subprocess.run(
         [*command, *openmp, "-Werror", *defined, *out], capture_output=True, text=True

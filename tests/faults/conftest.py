@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from tests.faults.faulty_sweep import FaultySweep
 from tests.faults.postgres import BINARIES, mlflow_server, postgres
-from tests.faults.single_run import OUTPUTS, SMALL, start, weights
+from tests.faults.single_run import SMALL, start, weights
 from tests.faults.slurm import Slurm
 
 
@@ -86,7 +86,7 @@ def words(mnist: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def alone_folder(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
-    """Where such a run was started that nothing was done to."""
+    """Where such a run was started that nothing was done to; runs after it find the kernel."""
     folder = tmp_path_factory.mktemp("alone")
     command = start(folder, *words)
     assert command.finish() == 0, command.said
@@ -97,12 +97,6 @@ def alone_folder(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> 
 def alone(alone_folder: Path) -> dict[str, torch.Tensor]:
     """The weights of that run."""
     return weights(alone_folder)
-
-
-@pytest.fixture
-def compiled(tmp_path: Path, alone_folder: Path) -> None:
-    """Runs in `tmp_path` find the kernel compiled: that takes longer than to train them."""
-    shutil.copytree(alone_folder / OUTPUTS / "kernels", tmp_path / OUTPUTS / "kernels")
 
 
 @pytest.fixture

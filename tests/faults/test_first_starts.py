@@ -28,6 +28,13 @@ LASTS_S = 25.0
 """A first command, about: a kernel is compiled and a store is made."""
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(
+    tmp_path: Path, alone: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def _makes_the_store(command: Command) -> bool:
     return any((command.folder / OUTPUTS).glob(".mlflow.db.*"))
 

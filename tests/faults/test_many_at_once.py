@@ -15,7 +15,7 @@ from tests.faults.single_run import Command, assert_all_recorded, start
 EPOCHS = 4
 MANY = pytest.param(32, marks=pytest.mark.long)
 AWAY_S = 10.0
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = pytest.mark.usefixtures("alone_folder")
 
 
 def _start(folder: Path, words: list[str], runs: int, *more: str) -> list[Command]:

@@ -28,7 +28,7 @@ from tests.faults.single_run import (
     weights,
 )
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = pytest.mark.usefixtures("alone_folder")
 
 
 def _is_writing_a_checkpoint(command: Command) -> bool:

@@ -22,7 +22,7 @@ from mlflow.entities import LoggedModelStatus
 from tests.faults.postgres import free_port, mlflow_server
 from tests.faults.proxy import Proxy
 
-pytestmark = [pytest.mark.xdist_group("server"), pytest.mark.usefixtures("compiled")]
+pytestmark = [pytest.mark.xdist_group("server"), pytest.mark.usefixtures("alone_folder")]
 EPOCHS = 8
 SMALL = ("model=model1", "data.limit=2048", "batch_size=64", "threads=1", f"epochs={EPOCHS}")
 ANSWERS_AFTER_S = 10.0

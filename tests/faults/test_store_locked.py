@@ -17,7 +17,7 @@ LONG = pytest.param(60.0, marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize("locked_s", [8.0, LONG])  # SQLite waits for 5
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("alone_folder")
 def test_a_run_trains_on_while_its_store_is_locked_and_tells_it_all(
     locked_s: float, tmp_path: Path, words: list[str]
 ) -> None:

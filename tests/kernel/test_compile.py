@@ -19,6 +19,9 @@ from mnist_hydra.kernel.compile import Unavailable, Vectors
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.models import Model2, Model3
 
+ASKED = """case "$*" in *-dM*) exit;; esac
+"""
+"""It has no macros to tell."""
 GOMP, OMP = Path("/torch/libgomp.so.1"), Path("/torch/libomp.dylib")
 
 
@@ -100,7 +103,7 @@ def test_a_cc_that_points_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "echo 'a warning: x' >&2; echo 'a.c:1: error: bad flag' >&2; exit 3"
+    script = f"{ASKED}echo 'a warning: x' >&2; echo 'a.c:1: error: bad flag' >&2; exit 3"
     monkeypatch.setenv("CC", pretend(tmp_path, "mycc", script))
     assert refusal(tmp_path / "kernels") == "mycc fails: a.c:1: error: bad flag"
     assert not (tmp_path / "kernels").exists()
@@ -109,7 +112,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(
 def test_a_compiler_that_writes_garbage_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo junk > "$2"; shift; done'
+    script = ASKED + 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo junk > "$2"; shift; done'
     monkeypatch.setenv("CC", pretend(tmp_path, "mycc", script))
     assert "mycc made no library" in refusal(tmp_path / "kernels")
     assert not (tmp_path / "kernels").exists()
@@ -119,7 +122,7 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = tmp_path / "started"
-    script = f"sleep 600 & echo $! > {started}; wait"
+    script = f"{ASKED}sleep 600 & echo $! > {started}; wait"
     monkeypatch.setenv("CC", pretend(tmp_path, "mycc", script))
     monkeypatch.setattr(kernel, "TIMEOUT_S", 1)
     assert refusal(tmp_path / "kernels") == "mycc gave no answer within 1 s"
@@ -139,7 +142,8 @@ def _runs(pid: int) -> bool:
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "file" in refusal(tmp_path / "file" / "folder")
+    said = refusal(tmp_path / "file" / "folder")
+    assert str(tmp_path / "file") in said and "XDG_CACHE_HOME=" in said
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -195,6 +199,23 @@ def test_it_is_compiled_once_however_many_processes_ask(tmp_path: Path) -> None:
     started = [build_elsewhere(tmp_path) for _ in range(3)]
     assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
     assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+@pytest.mark.usefixtures("kernel_possible")
+@pytest.mark.parametrize("changed", ["version", "CPU"])
+def test_another_compiler_or_cpu_has_a_kernel_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    (real, *_) = kernel.compiler()
+    macro = {"version": "__VERSION__ 9", "CPU": "__ANOTHER_CPU__ 1"}[changed]
+    tells = f'{real} "$@"; case "$*" in *-dM*) echo "#define {macro}";; esac'
+    made = pretend(tmp_path, "mycc", f'exec {real} "$@"')
+    monkeypatch.setenv("CC", made)
+    Fused(Model2(), tmp_path / "kernels")
+    kernel.predefined.cache_clear()  # as another process has it
+    pretend(tmp_path, "mycc", tells)
+    Fused(Model2(), tmp_path / "kernels")
+    assert len(list(tmp_path.glob("kernels/*.so"))) == 2
 
 
 @pytest.mark.usefixtures("kernel_possible")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import platform
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from mnist_hydra.kernel.compile import Unavailable, cpu_flags
+from mnist_hydra.kernel.folder import kernel_folder
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.layers import set_dropout_step
 from mnist_hydra.models import Model1, Model2, Model3
@@ -26,10 +26,9 @@ NARROWER = {"AVX512": ["AVX2", "DEFAULT"], "AVX2": ["DEFAULT"]}.get(HERE, [])
 CPUS = [cpu_flags(platform.machine(), capability) for capability in [HERE, *NARROWER]]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"  # shared
+@pytest.fixture
+def folder() -> Path:
+    return kernel_folder()
 
 
 def batch(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

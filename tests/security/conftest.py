@@ -31,7 +31,7 @@ class Store:
     def left(self) -> tuple[set[str], int]:
         """What a refused command must leave as it was: the files, and the number of runs."""
         files = {str(file.relative_to(self.folder)) for file in self.folder.rglob("*")}
-        kept = {f for f in files if not f.startswith("outputs/mlflow.db") and "/kernels" not in f}
+        kept = {f for f in files if not f.startswith("outputs/mlflow.db")}
         with closing(sqlite3.connect(self.output_dir / "mlflow.db")) as database:
             (runs,) = database.execute("select count(*) from runs").fetchone()
         return kept, int(runs)

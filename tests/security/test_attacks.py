@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from mnist_hydra.kernel.compile import compiler
+from mnist_hydra.kernel.fused import Fused
+from mnist_hydra.models import Model3
 from tests.security.commands import Commands, Done
 from tests.security.conftest import Store
 
@@ -70,6 +74,7 @@ HYDRA = {
         }
     },
     "another PATH": {"job": {"env_set": {"PATH": ".", "CC": "./evil.sh"}}},
+    "another cache folder": {"job": {"env_set": {"XDG_CACHE_HOME": "."}}},
     "a copied variable": {"job": {"env_copy": ["HOME"]}},
     "folder of a run": {"run": {"dir": MARKER}},
     "folder of a run, climbing": {"run": {"dir": "${output_dir}/../" + MARKER}},
@@ -292,6 +297,27 @@ def test_a_name_is_only_a_name(
     done = commands.run(tmp_path, *trained.words, *words)
     assert done.code == 0 and "Traceback" not in done.said, done.said
     assert not list(tmp_path.iterdir()) and not list(trained.folder.rglob(MARKER))
+
+
+@pytest.mark.usefixtures("kernel_possible")
+def test_a_library_in_the_output_dir_that_a_file_names_is_not_loaded(
+    commands: Commands, trained: Store, tmp_path: Path
+) -> None:
+    kernels = tmp_path / "prepared" / "kernels"
+    Fused(Model3(), kernels)
+    (library,) = kernels.glob("*.so")
+    (tmp_path / "evil.c").write_text(
+        "#include <stdlib.h>\n"
+        f'__attribute__((constructor)) void f(void) {{ system("touch {MARKER}"); }}\n'
+    )
+    evil = [*compiler(), "-shared", "-fPIC", "-o", str(library), str(tmp_path / "evil.c")]
+    subprocess.run(evil, check=True)
+    library.with_suffix(".sha256").write_text(sha256(library.read_bytes()).hexdigest())
+    text = f"# @package _global_\noutput_dir: {tmp_path / 'prepared'}\n"
+    words = _written(tmp_path / "conf", "experiment=a", text)
+    mine = [word for word in trained.words if not word.startswith("output_dir=")]
+    done = commands.run(tmp_path, *mine, "--config-dir", "conf", *words)
+    assert done.code == 0 and not list(tmp_path.rglob(MARKER)), done.said
 
 
 def test_data_that_are_a_pickle_are_refused(
