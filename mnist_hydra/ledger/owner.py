@@ -23,7 +23,6 @@ LONGEST_GAP_S = 10.0
 NOT_READABLE = -1.0
 """Start time of a process that exists but may not be inspected (another user's)."""
 
-_made_here: dict[str, int] = {}
 _working_here: set[str] = set()
 _nameless = secrets.token_hex(16)
 
@@ -58,15 +57,8 @@ def owner_of(raw: Mapping[str, Any]) -> Owner:
 
 
 def new_token() -> str:
-    """A token for a sweeper or a worker of this process: 16 random hexadecimal digits."""
-    token = secrets.token_hex(8)
-    _made_here[token] = os.getpid()
-    return token
-
-
-def made_here(token: str | None) -> bool:
-    """Whether this process made the token; false in a process that was forked later."""
-    return token is not None and _made_here.get(token) == os.getpid()
+    """A token for a sweeper or a worker: 16 random hexadecimal digits."""
+    return secrets.token_hex(8)
 
 
 class Working:

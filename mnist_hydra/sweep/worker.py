@@ -24,7 +24,7 @@ from mnist_hydra.config import SweepConfig, settle
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
-from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here
+from mnist_hydra.ledger.owner import Observer, Owner, Working
 from mnist_hydra.ledger.plan import Plan, Planned, plan_file, read_plan
 from mnist_hydra.ledger.trial import INTERRUPTED, RUNNING, Trial
 from mnist_hydra.sweep.attempt import Train, Watch, attempt
@@ -40,14 +40,15 @@ log = logging.getLogger(__name__)
 
 def work(
     cfg: DictConfig,
-    stop: threading.Event | None = None,
+    sweeper_stop: threading.Event | None = None,
     after_attempt: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a sweep's trials until none is left that this worker could claim.
 
     Args:
         cfg: the worker's configuration, with the `sweep.*` that the sweeper gave it.
-        stop: set when trials are to write a checkpoint and end.
+        sweeper_stop: in the sweeper's own process, which handles its signals: set when trials are
+            to write a checkpoint and end.
         after_attempt: called when an attempt has ended.
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
@@ -60,7 +61,7 @@ def work(
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
     parent, sweeper = settings.parent, settings.by
-    stop = stop or threading.Event()
+    stop = sweeper_stop or threading.Event()
     if settings.ends_with_stdin:
         threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
 
@@ -98,8 +99,7 @@ def work(
         spool.raise_if_refused()
         return INTERRUPTED if spool.left else end  # the next attempt delivers what is left
 
-    # In the sweeper's own process the sweeper handles signals.
-    with nullcontext() if made_here(sweeper) else stopping_on_signals(stop):
+    with stopping_on_signals(stop) if sweeper_stop is None else nullcontext():
         try:
             Worker(ledger, plan.trials, train, settings, stop, search, after_attempt).pull()
         except Exception as error:

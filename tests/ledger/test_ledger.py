@@ -16,7 +16,7 @@ from mlflow.store.entities import PagedList
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import CREATOR_TAG, Ledger
-from mnist_hydra.ledger.owner import Observer, Owner, Working, made_here, myself, new_token
+from mnist_hydra.ledger.owner import Observer, Owner, Working, myself, new_token
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.trial import End, Point, Trial, end_key
 from mnist_hydra.tracking.provenance import COMMIT_TAG
@@ -345,10 +345,3 @@ def test_entries_are_of_one_sweep(store: tuple[str, MlflowClient], ledger: Ledge
     assert ledger.write_once("complete/run", "you") == "me"
     assert ledger.holds("complete/run") and ledger.entries("complete/") == {"run": "me"}
     assert not Ledger(store[1], other.run_id).holds("complete/run")
-
-
-def test_a_token_is_known_where_it_was_made() -> None:
-    assert made_here(new_token())
-    assert not made_here("0123456789abcdef")
-    assert not made_here(None)
-    assert myself().pid == os.getpid()
