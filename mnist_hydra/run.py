@@ -28,7 +28,6 @@ from mnist_hydra.cli.commands import place_words, resume_command, shell_command,
 from mnist_hydra.config import Config, fingerprint, flatten, unresolved
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import Stopped, StoreAway, UserError, in_one_line
-from mnist_hydra.export import log_pictures_and_model
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.runtime import device_name
@@ -139,6 +138,8 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:
     """Record pictures and model; if that fails the run is finished all the same."""
+    from mnist_hydra.export import log_pictures_and_model
+
     print("drawing the pictures, exporting the model", file=sys.stderr)
     try:
         log_pictures_and_model(trainer, spool)
@@ -245,25 +246,18 @@ def train_run(
     return Outcome("finished", metrics | _record_end(trainer, spool))
 
 
+@dataclass
 class _Recorder(Listener):
-    """Records a training, shows its progress and asks the hooks.
+    """Records a training, shows its progress and asks the hooks."""
 
-    Args:
-        settings: done when the run's settings are recorded, which comes before all else.
-        wait: see `is_trial` of `train_run`.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        spool: Spool,
-        hooks: Hooks,
-        settings: Future[None],
-        bar: Progress,
-        wait: bool,
-    ) -> None:
-        self.trainer, self.spool, self.hooks = trainer, spool, hooks
-        self.settings, self.bar, self.wait = settings, bar, wait
+    trainer: Trainer
+    spool: Spool
+    hooks: Hooks
+    settings: Future[None]
+    """Done when the run's settings are recorded, which comes before all else."""
+    bar: Progress
+    is_trial: bool
+    """See `train_run`."""
 
     def should_stop(self) -> StopReason | None:
         self.bar.step()
@@ -276,7 +270,7 @@ class _Recorder(Listener):
         self.settings.result()
         self.spool.raise_if_refused()
         self.spool.save_checkpoint(state | {"fingerprint": fingerprint(self.trainer.config)})
-        if self.wait:
+        if self.is_trial:
             self.spool.wait()
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:

@@ -9,20 +9,17 @@ from mnist_hydra.cli.config_files import check_files
 
 
 def register_plugins() -> None:
-    """Register them all; to be called before Hydra composes.
+    """Register the sweepers, before Hydra composes; a launcher is registered once it is chosen.
 
     An installed plugin of another project with a launcher of the same name would otherwise have
     Hydra check our settings against its own, and refuse them.
     """
     check_files()
     known = Plugins.instance()  # its scan executes plugin modules anew, so it has to come first
-    from .joblib_launcher import JoblibLauncher
-    from .ray_launcher import RayLauncher
-    from .slurm_launcher import SlurmLauncher
     from .sweepers import GridSweeper, SearchSweeper
 
-    for plugin in (GridSweeper, SearchSweeper, JoblibLauncher, RayLauncher, SlurmLauncher):
-        known.register(plugin)
+    known.register(GridSweeper)
+    known.register(SearchSweeper)
     others = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
     for name in ("joblib", "ray", "slurm"):
         others.pop(f"{name}.yaml", None)

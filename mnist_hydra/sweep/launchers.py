@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from mnist_hydra.cli.commands import config_words
+from mnist_hydra.cli.config_files import PLUGINS
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import BAD_INPUT, UserError
 from mnist_hydra.tracking import store
@@ -236,10 +238,14 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
     Raises:
         UserError: its package is not installed; names the command that installs it.
     """
+    target = str(config.hydra.launcher._target_)
     try:
+        if target.startswith(PLUGINS):
+            module, _, name = target.rpartition(".")
+            if (ours := getattr(import_module(module), name, None)) is not None:
+                Plugins.instance().register(ours)
         return Plugins.instance().instantiate_launcher(context, task, config)
     except (ImportError, RuntimeError, HydraException) as error:
-        target = str(config.hydra.launcher._target_)
         chosen = config.hydra.runtime.choices.get("hydra/launcher")
         package = target.removeprefix("hydra_plugins.").partition(".")[0].replace("_", "-")
         raise UserError(

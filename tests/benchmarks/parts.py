@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mnist_hydra import run, train
+from mnist_hydra import export, run, train
 from mnist_hydra.progress import Progress
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import EVALUATION_BATCH, Trainer
@@ -117,7 +117,7 @@ def main() -> None:
     Progress.epoch = timed("progress bar", Progress.epoch)  # type: ignore[method-assign]
     run._record_end = mark(run._record_end)
     # in place of the pictures and the exported model
-    run.log_pictures_and_model = compare_evaluations
+    export.log_pictures_and_model = compare_evaluations
     train.main()
     (began, before), (ended, after) = marks[1], marks[-1]
     epochs = len(marks) - 2

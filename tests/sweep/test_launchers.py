@@ -16,7 +16,6 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
@@ -24,7 +23,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.mnist_hydra import register_plugins
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.launchers import last_line
+from mnist_hydra.sweep.launchers import last_line, make_launcher
 
 SCRIPT = '''
 import os, signal, sys, time
@@ -179,6 +178,6 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         chosen = [f"hydra/launcher={name}"] + ["hydra.launcher.cluster=local"] * (name == "slurm")
         config = compose("config", chosen, return_hydra_config=True)
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
-        made: Any = Plugins.instance().instantiate_launcher(context, lambda cfg: None, config)
+        made: Any = make_launcher(context, lambda cfg: None, config)
         with pytest.raises(UserError, match=rf"pip install 'mnist_hydra\[{name}\]'"):
             made.slots()
