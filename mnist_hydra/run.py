@@ -33,7 +33,7 @@ from mnist_hydra.progress import Progress, percent
 from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.tracking import provenance
-from mnist_hydra.tracking.journal import About, is_at_work, spools
+from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
 from mnist_hydra.tracking.resume import KEPT_ON_RESUME, Begun, begun_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
@@ -76,10 +76,10 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         config = begun.config
         trainer = prepare(config, begun.state)
         output_dir = Path(config.output_dir).absolute()
-        spool = Spool(output_dir, begun.about, begun.open_tracker, reopen=resumed)
+        spool = Spool(output_dir, begun.spooled, begun.open_tracker, reopen=resumed)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         lacks_its_end_alone = hooks.is_trained()
-        hooks.go_on = lambda: resume_command(config.composed, spool.run)
+        hooks.go_on = lambda: resume_command(config.composed, spool.run.id)
         failure: BaseException | None = None
         with spool:
             try:
@@ -98,14 +98,14 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     if isinstance(failure, UserError):
         raise failure
     if failure is not None:
-        print(f"run {spool.run} failed: {hide_in_error(one_line(failure))}", file=sys.stderr)
+        print(f"run {spool.run.id} failed: {hide_in_error(one_line(failure))}", file=sys.stderr)
     elif outcome.state != "finished":
-        print(f"run {spool.run} stopped in epoch {trainer.position.epoch + 1}")
+        print(f"run {spool.run.id} stopped in epoch {trainer.position.epoch + 1}")
     else:
         _print_summary(outcome, trainer, spool)
         return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
     if not isinstance(failure, NonFiniteLoss):  # that would fail again
-        print(f"go on with\n  {resume_command(config.composed, spool.run)}", flush=True)
+        print(f"go on with\n  {resume_command(config.composed, spool.run.id)}", flush=True)
     raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
@@ -116,7 +116,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
         check_store(config)
     except StoreAway as away:
         print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
-    waiting = [about for folder, about in spools(output_dir) if not is_at_work(folder)]
+    waiting = [spooled for folder, spooled in spools(output_dir) if not is_in_use(folder)]
     if waiting:
         print(
             f"{_count(len(waiting), 'earlier run')} below {config.output_dir} not wholly recorded; "
@@ -124,7 +124,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
             file=sys.stderr,
         )
     Thread(target=import_mlflow, daemon=True).start()  # meanwhile the kernel is compiled
-    about = About(
+    spooled = SpooledRun(
         uuid4().hex,
         config.tracking.experiment_name,
         hide(_run_name(config, overrides)),
@@ -133,7 +133,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
         shown_address(config.tracking.uri),
         config=config_text(config),
     )
-    return Begun(config, about, lambda: Tracker(config), None)
+    return Begun(config, spooled, lambda: Tracker(config), None)
 
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:
@@ -156,7 +156,7 @@ def _record_failure(spool: Spool) -> None:
     except OSError:
         with suppress(Exception):
             if spool.tracker is not None:
-                spool.tracker.end(spool.run, "FAILED")
+                spool.tracker.end(spool.run.id, "FAILED")
 
 
 def one_line(error: BaseException) -> str:
@@ -175,8 +175,8 @@ def _say_what_is_left(config: Config, spool: Spool) -> None:
     """Print how many records the store does not have yet, and the command that delivers them."""
     why = spool.away or "it answers slowly"
     print(
-        f"{_count(spool.left, 'record')} of run {spool.run} not delivered to the tracking store "
-        f"({why}): kept in {spool.folder}; once it is back, deliver with\n"
+        f"{_count(spool.left, 'record')} of run {spool.run.id} not delivered to the tracking "
+        f"store ({why}): kept in {spool.folder}; once it is back, deliver with\n"
         f"  {shell_command('sync', place_words(config.composed))}",
         file=sys.stderr,
     )
@@ -342,7 +342,7 @@ def _record_settings(
             "weights": str(sum(p.numel() for p in trainer.model.parameters())),
         },
     )
-    begun_with = spool.about.config if resumed else config_text(config)
+    begun_with = spool.run.config if resumed else config_text(config)
     if begun_with is not None:  # a run that was killed early may not have told it yet
         spool.log_text(begun_with, "config.yaml")
     spool.log_data(inputs(config.data, trainer.dataset))
@@ -411,11 +411,11 @@ def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
     how = f"{chosen.device}, {chosen.precision}, {_count(chosen.threads, 'thread')}"
     print("; ".join(lines))
     print(f"{seconds:.0f} s on {how}")
-    print(f"run {spool.run} in experiment {spool.about.experiment}", end="")
+    print(f"run {spool.run.id} in experiment {spool.run.experiment}", end="")
     if spool.tracker is None:
         print()
         return
-    print(f"; look at it with\n  {ui_command(trainer.config.composed, spool.run)}")
+    print(f"; look at it with\n  {ui_command(trainer.config.composed, spool.run.id)}")
 
 
 def _count(number: int, noun: str) -> str:

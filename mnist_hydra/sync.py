@@ -16,7 +16,7 @@ from mnist_hydra.cli.commands import shell_command, words_for_place
 from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide_in_error
-from mnist_hydra.tracking.journal import About, spools
+from mnist_hydra.tracking.journal import SpooledRun, spools
 from mnist_hydra.tracking.spool import deliver_all
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import PARENT_TAG, Tracker
@@ -31,32 +31,32 @@ def sync(cfg: DictConfig) -> int:
     given = entry.place_of(cfg)
     stays = 0
     found = spools(Path(given.output_dir).absolute())
-    for folder, about in found:
+    for folder, spooled in found:
         try:
-            print(_deliver(folder, about, given))
+            print(_deliver(folder, spooled, given))
         except Exception as error:
             stays += 1
-            print(f"run {about.run} stays: {hide_in_error(first_line(error))}", file=sys.stderr)
+            print(f"run {spooled.id} stays: {hide_in_error(first_line(error))}", file=sys.stderr)
     if not found:
         print("everything was delivered already")
     return 1 if stays else 0
 
 
-def _deliver(folder: Path, about: About, place: Place) -> str:
+def _deliver(folder: Path, spooled: SpooledRun, place: Place) -> str:
     """Deliver one spool, and say what was done and is to be done."""
     given = place.tracking
-    if given.uri is not None and shown_address(given.uri) != about.store:
-        right = "tracking=local" if about.store is None else f"tracking.uri={about.store}"
+    if given.uri is not None and shown_address(given.uri) != spooled.store:
+        right = "tracking=local" if spooled.store is None else f"tracking.uri={spooled.store}"
         shown = shown_address(given.uri)
         raise UserError(f"it is not of tracking.uri={shown}; right: {right}")
-    uri = given.uri or about.store
-    tracking = replace(given, experiment_name=about.experiment, uri=uri)
+    uri = given.uri or spooled.store
+    tracking = replace(given, experiment_name=spooled.experiment, uri=uri)
     tracker = Tracker(replace(place, tracking=tracking))
-    count, run_id = deliver_all(folder, about, tracker)
+    count, run_id = deliver_all(folder, spooled, tracker)
     run = tracker.find_run(run_id)
     said = f"run {run_id}: {count} records delivered"
     if run.info.status == "RUNNING" and PARENT_TAG not in run.data.tags:
-        words = words_for_place(place.output_dir, about.store, about.experiment)
+        words = words_for_place(place.output_dir, spooled.store, spooled.experiment)
         again = shell_command("train", [*words, f"resume={run_id}"])
         said += f"; it was cut off, go on with\n  {again}"
     return said

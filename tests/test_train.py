@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
-from mnist_hydra.tracking.journal import About
+from mnist_hydra.tracking.journal import SpooledRun
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
@@ -203,8 +203,8 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
     whole.train(Listener())
 
     tracker = Tracker(config)
-    about = About("0" * 32, config.tracking.experiment_name, None, {}, 0, None)
-    spool = Spool(tmp_path, about, lambda: tracker)
+    spooled = SpooledRun("0" * 32, config.tracking.experiment_name, None, {}, 0, None)
+    spool = Spool(tmp_path, spooled, lambda: tracker)
     stopped = prepare(config)
 
     class StopAfterSteps(Listener):
@@ -221,7 +221,7 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
         assert stopped.train(StopAfterSteps()) is StopReason.INTERRUPTED
     assert stopped.steps == stop_after_steps
 
-    resumed = prepare(config, tracker.load_checkpoint(spool.run))
+    resumed = prepare(config, tracker.load_checkpoint(spool.run.id))
     assert resumed.train(Listener()) is None
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
@@ -532,7 +532,7 @@ def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None
         "from mlflow import MlflowClient\n"
         "from uuid import uuid4\n"
         "from mnist_hydra.config import settle\n"
-        "from mnist_hydra.tracking.journal import About\n"
+        "from mnist_hydra.tracking.journal import SpooledRun\n"
         "from mnist_hydra.tracking.tracker import Tracker\n"
         "with initialize_config_module('mnist_hydra.conf', version_base='1.3'):\n"
         "    config = settle(compose('config'))\n"
@@ -540,7 +540,7 @@ def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None
         "for _ in range(16):\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
-        "        Tracker(config).create_run(About(uuid4().hex, 'x', 'x', {}, 0, None))\n"
+        "        Tracker(config).create_run(SpooledRun(uuid4().hex, 'x', 'x', {}, 0, None))\n"
         "        os._exit(0)\n"
         "    children.append(child)\n"
         "sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))\n"

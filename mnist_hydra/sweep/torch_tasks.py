@@ -56,7 +56,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
-    from mnist_hydra.tracking.resume import about_run
+    from mnist_hydra.tracking.resume import spooled_run
     from mnist_hydra.tracking.spool import Spool
     from mnist_hydra.tracking.tracker import Tracker
 
@@ -70,8 +70,8 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
             for key in (*NO_EFFECT_ON_RESULT, *NO_EFFECT_IN_GROUP):
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
-            about = about_run(config, run_id)
-            with Spool(output_dir, about, lambda: tracker) as spool:
+            spooled = spooled_run(config, run_id)
+            with Spool(output_dir, spooled, lambda: tracker) as spool:
                 log_pictures_and_model(trainer, spool)
             spool.raise_if_refused()
             if spool.left:

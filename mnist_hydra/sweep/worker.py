@@ -54,7 +54,7 @@ def work(
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import train_run
-    from mnist_hydra.tracking.resume import about_run, deliver_left
+    from mnist_hydra.tracking.resume import deliver_left, spooled_run
     from mnist_hydra.tracking.spool import Spool
 
     config = settle(cfg)
@@ -91,8 +91,8 @@ def work(
                 log.warning("%s begins anew: %s", planned.name, damage)
                 tracker.forget_checkpoint(run_id)
         trainer = prepare(trial, state)
-        output_dir, about = Path(config.output_dir).absolute(), about_run(config, run_id)
-        with Spool(output_dir, about, lambda: tracker) as spool:
+        output_dir, spooled = Path(config.output_dir).absolute(), spooled_run(config, run_id)
+        with Spool(output_dir, spooled, lambda: tracker) as spool:
             resumed = state is not None
             end = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True).state
             spool.close(watch.stop)  # the ledger reads the run's metrics

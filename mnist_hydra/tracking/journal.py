@@ -22,11 +22,11 @@ from filelock import FileLock, Timeout
 
 FOLDER = "spool"
 """Below `output_dir`; in it a folder for each run that has anything undelivered."""
-JOURNAL, POSITION, LOCK, ABOUT = "journal", "position", ".lock", "run.json"
+JOURNAL, POSITION, LOCK, RUN_FILE = "journal", "position", ".lock", "run.json"
 
 
 @dataclass(frozen=True)
-class About:
+class SpooledRun:
     """The MLflow run that a spool is of; it may not have been made yet."""
 
     key: str
@@ -42,7 +42,7 @@ class About:
     """What it began with, in YAML, for going on with it while the store is away."""
 
     @property
-    def run(self) -> str:
+    def id(self) -> str:
         """The run's id in MLflow; its key while it has none."""
         return self.run_id or self.key
 
@@ -106,7 +106,7 @@ def records(folder: Path) -> Iterator[Record | None]:
                 yield record_of(line)
 
 
-def say_what_is_untold(folder: Path, run: str) -> None:
+def warn_of_lost_records(folder: Path, run: str) -> None:
     """Say it if the journal of a run's spool must have been longer: files are in no record."""
     told = {str(record.number) for record in records(folder) if record is not None}
     files = [p for p in folder.glob("*/*") if p.parent.name.isdecimal()]
@@ -115,7 +115,7 @@ def say_what_is_untold(folder: Path, run: str) -> None:
         say(f"run {run} is damaged: {untold} of its files are in no record ({folder / JOURNAL})")
 
 
-def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, About]]:
+def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, SpooledRun]]:
     """The spools below `output_dir`, the oldest run first; one that does not say of which run it
     is, is said and left alone.
 
@@ -124,17 +124,17 @@ def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, About]]
     """
     found = []
     for folder in (output_dir / FOLDER).glob("*/"):
-        about = read_about(folder)
-        if about is None and not (folder / JOURNAL).exists():
+        spooled = read_run(folder)
+        if spooled is None and not (folder / JOURNAL).exists():
             continue  # another process begins it
-        if about is None:
-            say(f"{folder / ABOUT} is damaged; right: delete {folder}, whose run is not known")
-        elif run in (None, about.key, about.run_id):
-            found.append((folder, about))
+        if spooled is None:
+            say(f"{folder / RUN_FILE} is damaged; right: delete {folder}, whose run is not known")
+        elif run in (None, spooled.key, spooled.run_id):
+            found.append((folder, spooled))
     return sorted(found, key=lambda spool: spool[1].start_ms)
 
 
-def is_at_work(folder: Path) -> bool:
+def is_in_use(folder: Path) -> bool:
     """Whether a process writes to a spool or delivers it."""
     try:
         with FileLock(folder / LOCK).acquire(timeout=0):
@@ -172,18 +172,18 @@ def set_position(folder: Path, end: int) -> None:
     write_whole(folder / POSITION, _with_checksum(str(end).encode()))
 
 
-def read_about(folder: Path) -> About | None:
+def read_run(folder: Path) -> SpooledRun | None:
     """The run that a spool is of; `None` if that is damaged or missing."""
     try:
-        text = _checked((folder / ABOUT).read_bytes())
+        text = _checked((folder / RUN_FILE).read_bytes())
     except FileNotFoundError:
         return None
-    return None if text is None else About(**json.loads(text))
+    return None if text is None else SpooledRun(**json.loads(text))
 
 
-def write_about(folder: Path, about: About) -> None:
+def write_run(folder: Path, spooled: SpooledRun) -> None:
     """Write down which run a spool is of."""
-    write_whole(folder / ABOUT, _with_checksum(json.dumps(asdict(about)).encode()))
+    write_whole(folder / RUN_FILE, _with_checksum(json.dumps(asdict(spooled)).encode()))
 
 
 def write_whole(path: Path, content: bytes) -> None:

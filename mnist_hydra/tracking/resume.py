@@ -16,11 +16,11 @@ from mnist_hydra.cli.commands import written
 from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.tracking.journal import (
-    About,
     Record,
+    SpooledRun,
     records,
-    say_what_is_untold,
     spools,
+    warn_of_lost_records,
 )
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.spool import deliver_all
@@ -60,7 +60,7 @@ class Begun:
 
     config: Config
     """What it began with, in the place where it goes on."""
-    about: About
+    spooled: SpooledRun
     open_tracker: Callable[[], Tracker]
     """Opens the store, see `Spool`."""
     state: dict[str, Any] | None
@@ -107,10 +107,10 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
     return begun
 
 
-def about_run(config: Config, run_id: str, text: str | None = None) -> About:
+def spooled_run(config: Config, run_id: str, text: str | None = None) -> SpooledRun:
     """A run that MLflow has, which began with a configuration of that text."""
     store = shown_address(config.tracking.uri)
-    return About(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id, text)
+    return SpooledRun(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id, text)
 
 
 def deliver_left(config: Config, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
@@ -122,8 +122,8 @@ def deliver_left(config: Config, tracker: Tracker, run: str, *, wait_s: float = 
     Raises:
         Exception: MLflow's, if the store does not take it.
     """
-    for folder, about in spools(Path(config.output_dir).absolute(), run):
-        deliver_all(folder, about, tracker, wait_s=wait_s)
+    for folder, spooled in spools(Path(config.output_dir).absolute(), run):
+        deliver_all(folder, spooled, tracker, wait_s=wait_s)
 
 
 def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
@@ -156,24 +156,24 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
             f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
             f"version of mnist_hydra); {BEGIN_ANEW}"
         )
-    return Begun(first, about_run(config, run_id, text), lambda: tracker, state)
+    return Begun(first, spooled_run(config, run_id, text), lambda: tracker, state)
 
 
 def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
-    for folder, about in spools(Path(config.output_dir).absolute(), name):
+    for folder, spooled in spools(Path(config.output_dir).absolute(), name):
         left = [record for record in records(folder) if record is not None]
         state = _newest(folder, left)
-        if about.config is None or (state is None and about.run_id is not None):
+        if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it
         if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
             raise UserError(
                 f"resume={name}: that run has finished; right: python -m mnist_hydra.sync, once "
                 f"the store is back"
             )
-        first = _here(config, about.config, overrides)
-        say_what_is_untold(folder, about.run)
-        return Begun(first, about, lambda: Tracker(config), state)
+        first = _here(config, spooled.config, overrides)
+        warn_of_lost_records(folder, spooled.id)
+        return Begun(first, spooled, lambda: Tracker(config), state)
     return None
 
 

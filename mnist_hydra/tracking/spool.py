@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
-from mnist_hydra.tracking.journal import About, Record
+from mnist_hydra.tracking.journal import Record, SpooledRun
 from mnist_hydra.tracking.store import is_busy
 from mnist_hydra.tracking.tracker import Tracker, is_away
 
@@ -118,7 +118,7 @@ def _deliver(
 
 
 def deliver_all(
-    folder: Path, about: About, tracker: Tracker, *, wait_s: float = 0.0
+    folder: Path, spooled: SpooledRun, tracker: Tracker, *, wait_s: float = 0.0
 ) -> tuple[int, str]:
     """Deliver what a dead process left in a spool; returns how many records that were, and the
     run's id.
@@ -134,14 +134,14 @@ def deliver_all(
     try:
         lock.acquire(timeout=wait_s)
     except Timeout:
-        raise _at_work(about) from None
+        raise _in_use(spooled) from None
     try:
-        journal.say_what_is_untold(folder, about.run)
+        journal.warn_of_lost_records(folder, spooled.id)
         if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
             journal.remove(folder)
-            return 0, about.run
-        run_id = tracker.create_run(about)
-        journal.write_about(folder, replace(about, run_id=run_id))
+            return 0, spooled.id
+        run_id = tracker.create_run(spooled)
+        journal.write_run(folder, replace(spooled, run_id=run_id))
         delivered, told = 0, tracker.epochs_told(run_id)
         while deliver_next(folder, tracker, run_id, told):
             delivered += 1
@@ -151,7 +151,7 @@ def deliver_all(
         if isinstance(error, UserError) or is_away(error):
             raise
         raise UserError(
-            f"MLflow refuses what run {about.run} has left ({first_line(error)}); "
+            f"MLflow refuses what run {spooled.id} has left ({first_line(error)}); "
             f"right: restore the run if it was deleted, or delete {folder}"
         ) from None
     finally:
@@ -166,7 +166,7 @@ class Spool:
 
     Args:
         output_dir: where the folder of spools is.
-        about: the run, which is made in MLflow if it is not there.
+        spooled: the run, which is made in MLflow if it is not there.
         open_tracker: opens the store; repeated while that is away.
         reopen: whether the run has been closed before and goes on.
     """
@@ -174,13 +174,14 @@ class Spool:
     def __init__(
         self,
         output_dir: Path,
-        about: About,
+        spooled: SpooledRun,
         open_tracker: Callable[[], Tracker],
         *,
         reopen: bool = False,
     ) -> None:
-        self.about = about
-        self.folder = output_dir / journal.FOLDER / about.key
+        self.run = spooled
+        """Gets its id once the store is open."""
+        self.folder = output_dir / journal.FOLDER / spooled.key
         self.tracker: Tracker | None = None
         """The store, once it is open."""
         self.refusal: BaseException | None = None
@@ -202,7 +203,7 @@ class Spool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=LOCK_WAIT_S)
-            journal.write_about(self.folder, self.about)
+            journal.write_run(self.folder, self.run)
             waiting = [record for record in journal.records(self.folder) if record is not None]
             self._numbers = count(max((record.number for record in waiting), default=-1) + 1)
             self._holds_training = any(record.kind == "checkpoint" for record in waiting)
@@ -212,7 +213,7 @@ class Spool:
             self._journal.truncate(path.read_bytes().rfind(b"\n") + 1)
             self._journal.seek(0, os.SEEK_END)
         except Timeout:
-            raise _at_work(self.about) from None
+            raise _in_use(self.run) from None
         except OSError as error:
             self._lock.release()
             raise UserError(
@@ -224,11 +225,6 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def run(self) -> str:
-        """The run's id in MLflow; its key while it has none."""
-        return self.about.run
 
     @property
     def left(self) -> int:
@@ -342,7 +338,7 @@ class Spool:
                 if self.tracker is None:
                     told = self._open()
                 assert self.tracker is not None
-                delivered = deliver_next(self.folder, self.tracker, self.run, told)
+                delivered = deliver_next(self.folder, self.tracker, self.run.id, told)
                 self.away, wait_s = None, FIRST_WAIT_S
                 self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
                 with self._changed:
@@ -368,13 +364,13 @@ class Spool:
     def _open(self) -> Collection[int]:
         """Open the store, find or make the run; returns the epochs that MLflow knows of it."""
         tracker = self._open_tracker()
-        run_id = tracker.create_run(self.about)
+        run_id = tracker.create_run(self.run)
         if self._reopen:
             tracker.reopen(run_id)
         # A run that was there may have been trained further before.
-        told: Collection[int] = () if self.about.run_id is None else tracker.epochs_told(run_id)
-        self.about = replace(self.about, run_id=run_id)
-        journal.write_about(self.folder, self.about)
+        told: Collection[int] = () if self.run.run_id is None else tracker.epochs_told(run_id)
+        self.run = replace(self.run, run_id=run_id)
+        journal.write_run(self.folder, self.run)
         self.tracker = tracker
         self._taken_at = time.monotonic()
         return told
@@ -422,6 +418,6 @@ class Spool:
             self._lock.release()
 
 
-def _at_work(about: About) -> UserError:
+def _in_use(spooled: SpooledRun) -> UserError:
     """The error of whoever wants a spool that another process has."""
-    return UserError(f"run {about.run} is at work in another process; right: wait for its end")
+    return UserError(f"run {spooled.id} is at work in another process; right: wait for its end")

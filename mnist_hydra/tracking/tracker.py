@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-    from mnist_hydra.tracking.journal import About
+    from mnist_hydra.tracking.journal import SpooledRun
 
 PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = HIDDEN + "sweep"
@@ -114,16 +114,16 @@ class Tracker:
         """Keep a view of the experiment's list of runs, which MLflow's page opens by its name."""
         self.client.set_experiment_tag(self.experiment_id, VIEW_TAG + name, view)
 
-    def create_run(self, about: About) -> str:
+    def create_run(self, spooled: SpooledRun) -> str:
         """The MLflow run of a spool: found, or started now; returns its id."""
-        if about.run_id is not None:
-            return about.run_id
-        found = self._run_with_key(about.key)
+        if spooled.run_id is not None:
+            return spooled.run_id
+        found = self._run_with_key(spooled.key)
         if found is not None:
             return str(found.info.run_id)
-        tags = hide_all({**about.tags, KEY_TAG: about.key})
-        name = None if about.name is None else hide(about.name)
-        run = self.client.create_run(self.experiment_id, about.start_ms, tags, name)
+        tags = hide_all({**spooled.tags, KEY_TAG: spooled.key})
+        name = None if spooled.name is None else hide(spooled.name)
+        run = self.client.create_run(self.experiment_id, spooled.start_ms, tags, name)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:

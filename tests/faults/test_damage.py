@@ -23,7 +23,7 @@ from mnist_hydra.data import idx
 from mnist_hydra.data.load import load_dataset
 from mnist_hydra.errors import UserError
 from mnist_hydra.tracking import journal
-from mnist_hydra.tracking.journal import About
+from mnist_hydra.tracking.journal import SpooledRun
 from mnist_hydra.tracking.resume import begun_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, KEY_TAG, Tracker
@@ -55,8 +55,8 @@ def record(folder: Path) -> Config:
     """Leave a run with two checkpoints, of steps 1 and 2, all of it in MLflow; its settings."""
     config = composed(f"output_dir={folder}")
     tracker = Tracker(config)
-    about = About(KEY, "mnist_hydra", None, {}, 0, None)
-    with Spool(folder, about, lambda: tracker) as spool:
+    spooled = SpooledRun(KEY, "mnist_hydra", None, {}, 0, None)
+    with Spool(folder, spooled, lambda: tracker) as spool:
         tell(spool, config, [1, 2])
     return config
 
@@ -78,10 +78,10 @@ def spooled(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def away() -> Tracker:
         raise OSError("it is away")
 
-    about = About(KEY, "mnist_hydra", None, {}, 0, None)
+    spooled = SpooledRun(KEY, "mnist_hydra", None, {}, 0, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mnist_hydra.tracking.spool.PATIENCE_AWAY_S", 0.0)
-        with Spool(folder, about, away) as spool:
+        with Spool(folder, spooled, away) as spool:
             tell(spool, config, [1, 2, 3])
     for _ in range(100):  # the thread lets go of the spool after its last try
         if not spool._thread.is_alive():
@@ -145,15 +145,15 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
     folder, config = spooled
     kept = folder / "kept"
     shutil.move(folder / "spool" / KEY, kept)
-    about = journal.read_about(kept)
-    assert about is not None
+    spooled = journal.read_run(kept)
+    assert spooled is not None
     tracker = Tracker(config)
     client, experiment = tracker.client, tracker.experiment_id
     for place in range(places):
         chance, key = random.Random(place), f"{place:032x}"
         spool = folder / "spool" / key
         shutil.copytree(kept, spool)
-        journal.write_about(spool, replace(about, key=key))
+        journal.write_run(spool, replace(spooled, key=key))
         files = sorted(p for p in spool.rglob("*") if p.is_file() and p.name != ".lock")
         said = damage(chance.choice(files), chance)
         step = resumed(config, key)

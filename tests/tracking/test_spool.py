@@ -27,26 +27,26 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.inference.exported import find_model
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
-from mnist_hydra.tracking.journal import About, Record, line_of, record_of
+from mnist_hydra.tracking.journal import Record, SpooledRun, line_of, record_of
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import sqlite_uri
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
 
-ABOUT = About("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
+SPOOLED = SpooledRun("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
 
 
 def place(folder: Path) -> Place:
-    return Place(str(folder), TrackingConfig("local", None, ABOUT.experiment))
+    return Place(str(folder), TrackingConfig("local", None, SPOOLED.experiment))
 
 
-def opened(folder: Path, about: About = ABOUT) -> Spool:
+def opened(folder: Path, spooled: SpooledRun = SPOOLED) -> Spool:
     """A spool into the store below a folder."""
-    return Spool(folder, about, lambda: Tracker(place(folder)))
+    return Spool(folder, spooled, lambda: Tracker(place(folder)))
 
 
 def the_run(folder: Path) -> tuple[MlflowClient, Run]:
     client = MlflowClient(sqlite_uri(folder / "mlflow.db"))
-    experiment = client.get_experiment_by_name(ABOUT.experiment)
+    experiment = client.get_experiment_by_name(SPOOLED.experiment)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     return client, run
@@ -92,7 +92,7 @@ with locked(folder):
     os._exit(0)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    return folder / "spool" / ABOUT.key
+    return folder / "spool" / SPOOLED.key
 
 
 def test_a_line_gives_its_record_back_and_no_damaged_one_does() -> None:
@@ -157,16 +157,16 @@ def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(made: Path) -> N
     client, run = the_run(made)
     assert run.info.status == "FINISHED" and run.info.end_time == 1_700_000_001_000
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
-    assert Tracker(place(made)).find_run(ABOUT.key).info.run_id == run.info.run_id
+    assert Tracker(place(made)).find_run(SPOOLED.key).info.run_id == run.info.run_id
 
 
 def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
-    journal.write_about(left, dataclasses.replace(ABOUT, store="http://127.0.0.1:9"))
+    journal.write_run(left, dataclasses.replace(SPOOLED, store="http://127.0.0.1:9"))
     command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"run {ABOUT.key} stays: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"run {SPOOLED.key} stays: ") and done.stderr.count("\n") == 1
     assert len(list(journal.records(left))) == 1
 
 
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_what_a_spool_says_of_itself_is_found(made: Path, what:
     for place in range(len(whole)):
         (left / what).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         if what == "run.json":
-            assert journal.read_about(left) is None
+            assert journal.read_run(left) is None
         else:
             assert len(list(journal.records(left))) == 2, "all of it is delivered again"
 
@@ -268,7 +268,7 @@ def test_a_journal_that_is_cut_is_said(
     else:
         journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:lines]))
     capfd.readouterr()
-    delivered, _ = spools.deliver_all(left, ABOUT, Tracker(place(made)))
+    delivered, _ = spools.deliver_all(left, SPOOLED, Tracker(place(made)))
     said = capfd.readouterr().err
     assert delivered == (lines or 0) and not left.exists()
     # One file without a record is what a process leaves that is killed between the two.
@@ -280,8 +280,8 @@ def test_what_mlflow_refuses_for_good_is_raised(made: Path) -> None:
         spool.log_settings({"lr": "0.1"})
     client, run = the_run(made)
     client.delete_run(run.info.run_id)
-    about = dataclasses.replace(ABOUT, run_id=run.info.run_id)
-    with opened(made, about) as spool:
+    spooled = dataclasses.replace(SPOOLED, run_id=run.info.run_id)
+    with opened(made, spooled) as spool:
         spool.set_tags({"a": "b"})
         deadline = time.monotonic() + 20
         with pytest.raises(Exception, match="deleted"):
@@ -340,7 +340,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(made: Path) -> None:
 
 def test_a_late_checkpoint_never_replaces_a_newer_one(made: Path) -> None:
     tracker, run_id, tag, _ = checkpoints(made)
-    with opened(made, dataclasses.replace(ABOUT, run_id=run_id)) as spool:
+    with opened(made, dataclasses.replace(SPOOLED, run_id=run_id)) as spool:
         spool.save_checkpoint(state(1))
     _, run = the_run(made)
     assert json.loads(run.data.tags[CHECKPOINT_TAG]) == tag
@@ -362,7 +362,7 @@ def test_a_run_has_one_model_however_often_it_is_told_and_whatever_its_folder_is
     client, run = the_run(made)
     half = client.create_logged_model(run.info.experiment_id, "model", run.info.run_id)
     for _ in range(2):
-        with opened(made, dataclasses.replace(ABOUT, run_id=run.info.run_id)) as spool:
+        with opened(made, dataclasses.replace(SPOOLED, run_id=run.info.run_id)) as spool:
             spool.log_model(lambda path: save_model(trainer, path), 1)
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert model.status == LoggedModelStatus.READY and model.model_id != half.model_id
@@ -426,7 +426,7 @@ def test_a_store_that_is_busy_or_slow_gets_all_before_the_run_ends(
             raise busy.pop()
         return Slow(place(made))
 
-    with Spool(made, ABOUT, open_tracker) as spool:
+    with Spool(made, SPOOLED, open_tracker) as spool:
         for number in range(8):
             spool.set_tags({f"tag{number}": "x"})
     assert spool.left == 0
@@ -441,7 +441,7 @@ def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothi
     def refused() -> Tracker:
         raise UserError("tracking.uri lets nobody in")
 
-    with pytest.raises(UserError), Spool(made, ABOUT, refused) as spool:
+    with pytest.raises(UserError), Spool(made, SPOOLED, refused) as spool:
         spool.log_epochs([epoch(1)])
         while spool.refusal is None:
             time.sleep(0.01)
@@ -454,7 +454,7 @@ def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothi
         trained.wait()
         raise UserError("tracking.uri lets nobody in")
 
-    with Spool(made, ABOUT, refused_later) as spool:
+    with Spool(made, SPOOLED, refused_later) as spool:
         spool.save_checkpoint(state(1))
         trained.set()
     assert spool.refusal is None and spool.away == "tracking.uri lets nobody in"
@@ -482,10 +482,10 @@ def test_a_close_that_is_interrupted_is_done_again(made: Path) -> None:
 
 def test_a_spool_that_another_process_has_just_delivered_leaves_nothing(made: Path) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
-    ((folder, about),) = journal.spools(made)
+    ((folder, spooled),) = journal.spools(made)
     tracker = Tracker(place(made))
-    assert spools.deliver_all(folder, about, tracker)[0] == 1
-    assert spools.deliver_all(folder, about, tracker)[0] == 0
+    assert spools.deliver_all(folder, spooled, tracker)[0] == 1
+    assert spools.deliver_all(folder, spooled, tracker)[0] == 0
     assert not left.exists()
 
 
@@ -493,8 +493,8 @@ def test_a_run_that_begins_anew_after_damage_keeps_its_checkpoints(made: Path) -
     with opened(made) as spool:
         spool.save_checkpoint(state(9))
     tracker = Tracker(place(made))
-    tracker.forget_checkpoint(spool.run)
+    tracker.forget_checkpoint(spool.run.id)
     with opened(made) as spool:
         spool.save_checkpoint(state(2))
-    loaded = Tracker(place(made)).load_checkpoint(spool.run)
+    loaded = Tracker(place(made)).load_checkpoint(spool.run.id)
     assert loaded is not None and loaded["steps"] == 2

@@ -24,12 +24,12 @@ from mlflow.store.db import utils
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.tracking import store
-from mnist_hydra.tracking.journal import About
+from mnist_hydra.tracking.journal import SpooledRun
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_store
 
 Begin = Callable[[Place], object]
 SECRET = "s3cr3t"
-ABOUT = About("b" * 32, "e", "a run", {}, 1, None)
+SPOOLED = SpooledRun("b" * 32, "e", "a run", {}, 1, None)
 
 
 def place(folder: Path, uri: str | None = None) -> Place:
@@ -95,7 +95,7 @@ def test_an_odd_address_is_refused_in_one_line_without_its_password(
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     tracker = Tracker(place(folder))
-    run_id = tracker.create_run(ABOUT)
+    run_id = tracker.create_run(SPOOLED)
     tracker.log_text(run_id, "hello", "words.txt")
     assert Tracker(place(folder)).read_text(run_id, "words.txt") == "hello"
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -121,7 +121,7 @@ def test_a_store_is_made_in_an_empty_file(tmp_path: Path) -> None:
     path.touch()
     assert store.problem_of(path) is None
     tracker = Tracker(place(tmp_path))
-    assert tracker.find_run(tracker.create_run(ABOUT)).info.run_name == "a run"
+    assert tracker.find_run(tracker.create_run(SPOOLED)).info.run_name == "a run"
 
 
 def older(path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_store_is_made_where_a_link_says(tmp_path: Path) -> None:
     link, folder = tmp_path / "out" / "mlflow.db", tmp_path / "elsewhere"
     link.parent.mkdir()
     link.symlink_to(folder / "real.db")
-    run_id = Tracker(place(link.parent)).create_run(ABOUT)
+    run_id = Tracker(place(link.parent)).create_run(SPOOLED)
     assert link.is_symlink() and (folder / "real.db").is_file()
     assert Tracker(place(link.parent), make=False).find_run(run_id)
 
@@ -276,7 +276,7 @@ def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tracker = Tracker(place(tmp_path / "out", "sqlite:///mine.db"))
-    tracker.log_text(tracker.create_run(ABOUT), "hello", "words.txt")
+    tracker.log_text(tracker.create_run(SPOOLED), "hello", "words.txt")
     assert {p.name for p in tmp_path.iterdir()} >= {"mine.db", "out"}
     assert not (tmp_path / "mlruns").exists() and list((tmp_path / "out").rglob("words.txt"))
     assert not tracker.is_server
@@ -373,9 +373,9 @@ def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> No
 FIRST = """
 import sys
 from pathlib import Path
-from tests.tracking.test_store import ABOUT, Tracker, place
+from tests.tracking.test_store import SPOOLED, Tracker, place
 print("begins", flush=True)
-Tracker(place(Path(sys.argv[1]))).create_run(ABOUT)
+Tracker(place(Path(sys.argv[1]))).create_run(SPOOLED)
 """
 
 
