@@ -33,8 +33,10 @@ NO_EFFECT_ON_RESULT = (
     "trusted",
     "tracking",
     "sweep",
+    "data.root",
+    "data.offline",
 )
-NO_EFFECT_IN_GROUP = ("data.root", "data.offline")
+"""Settings that change no run's result, by dotted name; with all that stands below them."""
 MOST_EPOCHS = 1_000_000
 
 Seed = Annotated[int, Limits(at_least=0, at_most=2**63 - 1)]
@@ -275,8 +277,6 @@ def fingerprint(config: Config) -> str:
     count; an explicit value that equals the default counts as the default.
     """
     settings = _as_dict(config, without=NO_EFFECT_ON_RESULT)
-    for key in ("root", "offline"):
-        del settings["data"][key]
     canonical = json.dumps(_same_numbers(settings), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -287,13 +287,12 @@ def flatten(config: Config) -> dict[str, str]:
     What stands at the root and in a group is told by its root name. Where the data and the record
     lie is no parameter.
     """
-    settings = _as_dict(config, without=("sweep", "tracking", "output_dir", "resume", "trusted"))
+    places = ("tracking", "output_dir", "data.root", "data.offline", "data.sha256")
+    settings = _as_dict(config, without=("sweep", "resume", "trusted", *places))
     for group in ("model", "optimizer", "scheduler"):
         arguments = settings[group].pop("arguments")
         del settings[group]["target"]  # told by the name; Compare would show both
         settings[group] |= {k: v for k, v in arguments.items() if k not in AT_THE_ROOT}
-    for key in ("sha256", "root", "offline"):
-        del settings["data"][key]
     settings["aug"] = {
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in settings["aug"].items()
@@ -301,9 +300,14 @@ def flatten(config: Config) -> dict[str, str]:
     return {name: "null" if value is None else str(value) for name, value in leaves(settings)}
 
 
+def has_no_effect(key: str) -> bool:
+    """Whether a setting, by its dotted name, is of those that change no result."""
+    return any(f"{key}.".startswith(f"{name}.") for name in NO_EFFECT_ON_RESULT)
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What nested mappings hold, each value with its dotted name."""
-    if isinstance(value, Mapping):
+    """What nested mappings hold, each value with its dotted name; an empty mapping is a value."""
+    if isinstance(value, Mapping) and (value or not prefix):
         for key, inner in value.items():
             yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
@@ -320,13 +324,16 @@ def _same_numbers(value: Any) -> Any:
 
 
 def _as_dict(config: Config, without: Sequence[str]) -> dict[str, Any]:
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    for key in ("composed", *without):
-        del values[key]
-    return {
+    """All settings as plain values, but those `without`, which are dotted names."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "composed"}
+    plain: dict[str, Any] = {
         key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for key, value in values.items()
     }
+    for name in without:
+        group, _, key = name.rpartition(".")
+        del (plain[group] if group else plain)[key]
+    return plain
 
 
 def _plain(node: Any) -> Any:

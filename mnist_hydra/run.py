@@ -25,7 +25,13 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
-from mnist_hydra.config import Config, fingerprint, flatten, unresolved
+from mnist_hydra.config import (
+    NO_EFFECT_ON_RESULT,
+    Config,
+    fingerprint,
+    flatten,
+    unresolved,
+)
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import Stopped, StoreAway, UserError, in_one_line
 from mnist_hydra.metrics import at_end, class_accuracy
@@ -34,7 +40,7 @@ from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
-from mnist_hydra.tracking.resume import KEPT_ON_RESUME, Begun, begun_run
+from mnist_hydra.tracking.resume import Begun, begun_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (
@@ -124,10 +130,11 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
             file=sys.stderr,
         )
     Thread(target=import_mlflow, daemon=True).start()  # meanwhile the kernel is compiled
+    named = [o for o in overrides if not o.startswith(NO_EFFECT_ON_RESULT)]
     spooled = SpooledRun(
         uuid4().hex,
         config.tracking.experiment_name,
-        hide(_run_name(config, overrides)),
+        hide(", ".join(named) or config.model.name),
         {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
         _now_ms(),
         shown_address(config.tracking.uri),
@@ -387,10 +394,6 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
 def config_text(config: Config) -> str:
     """A run's configuration in YAML, without passwords."""
     return hide(OmegaConf.to_yaml(config.composed))
-
-
-def _run_name(config: Config, overrides: list[str]) -> str:
-    return ", ".join(o for o in overrides if not o.startswith(KEPT_ON_RESUME)) or config.model.name
 
 
 def _now_ms() -> int:

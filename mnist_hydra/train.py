@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import mnist_hydra.tracking.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import refuse_moving_folder
-from mnist_hydra.config import settle, sweep_settings, trusted_modules
+from mnist_hydra.config import settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import import_user_code_from
 
@@ -30,17 +30,17 @@ def task(cfg: DictConfig) -> float | None:
     """Train what was composed; with `sweep.parent` set, work on that sweep's trials instead."""
     hydra_cfg = HydraConfig.get()
     try:
-        import_user_code_from(hydra_cfg.runtime.config_sources, trusted_modules(cfg))
-        if sweep_settings(cfg).parent is not None:
+        config = settle(cfg)  # before torch is loaded: what is wrong with a setting is said at once
+        import_user_code_from(hydra_cfg.runtime.config_sources, config.trusted)
+        if config.sweep.parent is not None:
             from mnist_hydra.sweep.worker import work
 
-            work(cfg)
+            work(config)
             return None
         # Unresolved: what comes from the environment is recorded as the reference.
         raw: Any = OmegaConf.to_container(hydra_cfg.overrides, resolve=False)
         refuse_sweep_settings([*raw["task"], *raw["hydra"]])
         refuse_moving_folder(cfg, bool(hydra_cfg.job.chdir), multirun=False)
-        config = settle(cfg)  # before torch is loaded: what is wrong with a setting is said at once
         from mnist_hydra.run import run_alone
 
         return run_alone(config, raw["task"])

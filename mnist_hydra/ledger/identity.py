@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT
+from mnist_hydra.config import has_no_effect, leaves
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Axis
 
@@ -32,21 +32,13 @@ def base_settings(master: DictConfig, kind: str) -> dict[str, str]:
     """
     raw = OmegaConf.to_container(master, resolve=False)
     assert isinstance(raw, dict)
-    flat = {SWEEPER: kind}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
-
-    for key, value in raw.items():
-        if key != "hydra" and key not in NO_EFFECT_ON_RESULT:
-            walk(str(key), value)
-    for key in NO_EFFECT_IN_GROUP:
-        flat.pop(key, None)
-    return flat
+    raw.pop("hydra", None)
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, default=str)
+        for name, value in leaves(raw)
+        if not has_no_effect(name)
+    }
+    return {SWEEPER: kind} | texts
 
 
 def identity_of(name: str | None, base: Mapping[str, str], axes: Sequence[Axis]) -> str:

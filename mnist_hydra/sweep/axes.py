@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Sweep
 from hydra.errors import HydraException
 
-from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT
+from mnist_hydra.config import has_no_effect
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Axis, Span
 
@@ -129,8 +129,7 @@ def _set_the_same(one: Override, other: Override) -> bool:
 def _axis(override: Override, options: Options) -> Axis:
     key, text = override.get_key_element(), override.get_value_string()
     target = _target(override)
-    root = target.replace("/", ".").replace("@", ".").split(".")[0]
-    if root in NO_EFFECT_ON_RESULT or target in NO_EFFECT_IN_GROUP:
+    if has_no_effect(target.replace("/", ".").replace("@", ".")):
         raise UserError(
             f"{key}={text}: {target} changes no trial's result, so it cannot be an axis; "
             f"right: one value, {target}=VALUE"

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.config import NO_EFFECT_IN_GROUP, NO_EFFECT_ON_RESULT, Config, settle
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
 from mnist_hydra.targets import LET_IN, let_in
 
@@ -67,7 +67,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
     for run_id in run_ids:
         try:
             cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
-            for key in (*NO_EFFECT_ON_RESULT, *NO_EFFECT_IN_GROUP):
+            for key in NO_EFFECT_ON_RESULT:
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
             spooled = spooled_run(config, run_id)

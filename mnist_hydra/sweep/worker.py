@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from mnist_hydra.cli.commands import override_value
-from mnist_hydra.config import SweepConfig, settle
+from mnist_hydra.config import Config, SweepConfig, settle
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
@@ -39,14 +37,14 @@ log = logging.getLogger(__name__)
 
 
 def work(
-    cfg: DictConfig,
+    config: Config,
     sweeper_stop: threading.Event | None = None,
     after_attempt: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a sweep's trials until none is left that this worker could claim.
 
     Args:
-        cfg: the worker's configuration, with the `sweep.*` that the sweeper gave it.
+        config: the worker's configuration, with the `sweep.*` that the sweeper gave it.
         sweeper_stop: in the sweeper's own process, which handles its signals: set when trials are
             to write a checkpoint and end.
         after_attempt: called when an attempt has ended.
@@ -57,7 +55,6 @@ def work(
     from mnist_hydra.tracking.resume import deliver_left, spooled_run
     from mnist_hydra.tracking.spool import Spool
 
-    config = settle(cfg)
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
     parent, sweeper = settings.parent, settings.by

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import checkpoint
 from mnist_hydra.cli.commands import written
-from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.tracking.journal import (
     Record,
@@ -38,16 +38,6 @@ from mnist_hydra.tracking.tracker import (
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-KEPT_ON_RESUME = (
-    "output_dir",
-    "tracking",
-    "device",
-    "threads",
-    "resume",
-    "trusted",
-    "data.root",
-    "data.offline",
-)
 CONFIG = "config.yaml"
 OLD_TAGS = "mnist_hydra."
 """How the tags of versions before 2026-11-25 begin, whose checkpoints are not looked for."""
@@ -77,11 +67,12 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
             or neither MLflow nor the spool can be read.
     """
     name = str(config.resume)
-    changed = [o for o in overrides if not o.lstrip("+").startswith(KEPT_ON_RESUME)]
+    changed = [o for o in overrides if not o.lstrip("+").startswith(NO_EFFECT_ON_RESULT)]
     if changed:
+        allowed = ", ".join(key for key in NO_EFFECT_ON_RESULT if key != "sweep")
         raise UserError(
             f"resume={name} goes on with the run's own settings, got {changed[0]}; right: "
-            f"without it (allowed: {', '.join(KEPT_ON_RESUME)})"
+            f"without it (allowed: {allowed})"
         )
     try:
         begun = _from_store(config, name, overrides)
@@ -190,7 +181,7 @@ def _here(config: Config, text: str, overrides: list[str]) -> Config:
     try:
         cfg = OmegaConf.create(text)
         assert isinstance(cfg, DictConfig)
-        for key in KEPT_ON_RESUME:
+        for key in NO_EFFECT_ON_RESULT:
             if any(o.lstrip("+").startswith(key) for o in overrides):
                 OmegaConf.update(cfg, key, OmegaConf.select(config.composed, key), merge=False)
         # Where the run is found it goes on, whatever its record says.
