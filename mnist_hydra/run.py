@@ -40,7 +40,7 @@ from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
-from mnist_hydra.tracking.resume import Begun, begun_run
+from mnist_hydra.tracking.resume import Start, resumed_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (
@@ -78,11 +78,11 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with StopOnSignal() as hooks:
         resumed = config.resume is not None
-        begun = begun_run(config, overrides) if resumed else _new_run(config, overrides)
-        config = begun.config
-        trainer = prepare(config, begun.state)
+        start = resumed_run(config, overrides) if resumed else _new_run(config, overrides)
+        config = start.config
+        trainer = prepare(config, start.state)
         output_dir = Path(config.output_dir).absolute()
-        spool = Spool(output_dir, begun.spooled, begun.open_tracker, reopen=resumed)
+        spool = Spool(output_dir, start.spooled, start.open_tracker, reopen=resumed)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         lacks_its_end_alone = hooks.is_trained()
         hooks.go_on = lambda: resume_command(config.composed, spool.run.id)
@@ -115,7 +115,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
-def _new_run(config: Config, overrides: list[str]) -> Begun:
+def _new_run(config: Config, overrides: list[str]) -> Start:
     """A new run, which MLflow gets as soon as it can be reached."""
     output_dir = Path(config.output_dir).absolute()
     try:
@@ -140,7 +140,7 @@ def _new_run(config: Config, overrides: list[str]) -> Begun:
         shown_address(config.tracking.uri),
         config=config_text(config),
     )
-    return Begun(config, spooled, lambda: Tracker(config), None)
+    return Start(config, spooled, lambda: Tracker(config), None)
 
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:

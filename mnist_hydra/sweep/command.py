@@ -133,7 +133,7 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     assert isinstance(loader, ConfigLoaderImpl)
     sweep_settings(job.config)  # checked first: what is wrong for all trials names none of them
     refuse_moving_folder(job.config, bool(job.config.hydra.job.chdir), multirun=True)
-    composer = Composer.of_master(loader, job.config)
+    composer = Composer(loader, job.config)
     arguments = parse(overrides, composer.options, job.params)
     if job.kind == "search":
         check_search(arguments)

@@ -40,38 +40,26 @@ class Composer:
 
     Args:
         loader: Hydra's configuration loader; it knows the search path, `--config-dir` included.
-        config_name: the root configuration's name.
-        hydra_overrides: the overrides of Hydra's own settings, `hydra.searchpath` among them.
-        resolved: a configuration whose resolved values (such as `now:`) all trials share.
+        composed: what Hydra composed of the command, its own node included. All trials share its
+            overrides of Hydra's settings and its resolved values, such as `now:`.
     """
 
-    def __init__(
-        self,
-        loader: ConfigLoaderImpl,
-        config_name: str | None,
-        hydra_overrides: Sequence[str] = (),
-        resolved: DictConfig | None = None,
-    ) -> None:
-        self._loader, self._config_name = loader, config_name
-        self._hydra_overrides, self._resolved = list(hydra_overrides), resolved
+    def __init__(self, loader: ConfigLoaderImpl, composed: DictConfig) -> None:
+        hydra_overrides = OmegaConf.to_container(composed.hydra.overrides.hydra, resolve=False)
+        self._loader, self._composed = loader, composed
+        self._config_name = composed.hydra.job.config_name
+        self._hydra_overrides = cast(list[str], hydra_overrides)
         self._parser = OverridesParser.create()
         self._parse = lru_cache(1_000)(self._parse_anew)  # a search never repeats itself
         self._of_groups = cache(self._compose_anew)
         self._is_group = cache(lambda name: bool(self._entries(name, None)))
 
     @classmethod
-    def of_master(cls, loader: ConfigLoaderImpl, master: DictConfig) -> Composer:
-        """A sweeper's composer, from the configuration that Hydra gave it."""
-        hydra_overrides = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
-        name = master.hydra.job.config_name
-        return cls(loader, name, cast(list[str], hydra_overrides), resolved=master)
-
-    @classmethod
     def here(cls) -> Composer:
         """The composer of the job that Hydra runs in this process."""
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
-        return cls.of_master(loader, cast(DictConfig, HydraConfig.instance().cfg))
+        return cls(loader, cast(DictConfig, HydraConfig.instance().cfg))
 
     def options(self, group: str) -> list[str]:
         """The entries of a config group; none where there is no such group."""
@@ -121,16 +109,15 @@ class Composer:
     def _compose_anew(self, groups: tuple[str, ...]) -> bytes:
         """What Hydra makes of overrides that choose entries of groups, pickled."""
         cfg = self._load(groups, RunMode.RUN)
-        if self._resolved is not None:
-            known = _axes_of(self._resolved)
-            own = {k: v for k, v in _axes_of(cfg).items() if known.get(k) != v}
-            if own:
-                axes = ", ".join(f"{key}={value}" for key, value in own.items())
-                raise UserError(
-                    f"{' '.join(groups)} brings axes of its own ({axes}), which would be lost "
-                    "in a sweep over it; right: those axes on the command line, or it alone"
-                )
-            OmegaConf.copy_cache(from_config=self._resolved, to_config=cfg)
+        known = _axes_of(self._composed)
+        own = {k: v for k, v in _axes_of(cfg).items() if known.get(k) != v}
+        if own:
+            axes = ", ".join(f"{key}={value}" for key, value in own.items())
+            raise UserError(
+                f"{' '.join(groups)} brings axes of its own ({axes}), which would be lost "
+                "in a sweep over it; right: those axes on the command line, or it alone"
+            )
+        OmegaConf.copy_cache(from_config=self._composed, to_config=cfg)
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             del cfg["hydra"]
         return pickle.dumps(cfg)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import Config, SweepConfig, settle
@@ -27,8 +27,10 @@ from mnist_hydra.ledger.plan import Plan, Planned, plan_file, read_plan
 from mnist_hydra.ledger.trial import INTERRUPTED, RUNNING, Trial
 from mnist_hydra.sweep.attempt import Train, Watch, attempt
 from mnist_hydra.sweep.compose import Composer
-from mnist_hydra.sweep.search import Search
 from mnist_hydra.tracking.tracker import Tracker, is_away
+
+if TYPE_CHECKING:
+    from mnist_hydra.sweep.search import Search
 
 SYNC_WAIT_S = 60.0
 """For a `sync` that delivers what an earlier attempt at a trial has left."""
@@ -71,6 +73,8 @@ def work(
     composer = Composer.here()
     search = None
     if plan.kind == "search":
+        from mnist_hydra.sweep.search import Search
+
         search = Search(ledger, plan.arguments, composer, settings, config.seed)
 
     def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:

@@ -45,8 +45,8 @@ BEGIN_ANEW = "right: the run's first command again, which begins anew"
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A run that was begun before."""
+class Start:
+    """What a training starts from: a new run, or one that was begun before."""
 
     config: Config
     """What it began with, in the place where it goes on."""
@@ -57,7 +57,7 @@ class Begun:
     """Its newest whole checkpoint; `None` if it has none."""
 
 
-def begun_run(config: Config, overrides: list[str]) -> Begun:
+def resumed_run(config: Config, overrides: list[str]) -> Start:
     """The run that `config.resume` names, by its id or by the key that it had before it got one.
 
     What its last process could not deliver is delivered first.
@@ -75,7 +75,7 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
             f"without it (allowed: {allowed})"
         )
     try:
-        begun = _from_store(config, name, overrides)
+        start = _from_store(config, name, overrides)
     except Exception as error:
         not_there_yet = isinstance(error, NothingRecorded)  # its maker was killed before it was
         if not (is_away(error) or not_there_yet):
@@ -88,14 +88,14 @@ def begun_run(config: Config, overrides: list[str]) -> Begun:
                 f"resume={name}: the store does not answer ({first_line(error)}), and only there "
                 f"is what the run goes on from; right: when it is back"
             ) from None
-        begun = from_spool
-    if begun.state is not None and begun.state["fingerprint"] != fingerprint(begun.config):
+        start = from_spool
+    if start.state is not None and start.state["fingerprint"] != fingerprint(start.config):
         raise UserError(
             f"resume={name}: its checkpoint is of other settings (fingerprint "
-            f"{begun.state['fingerprint']}, now {fingerprint(begun.config)}); right: the version "
+            f"{start.state['fingerprint']}, now {fingerprint(start.config)}); right: the version "
             f"of mnist_hydra that made it"
         )
-    return begun
+    return start
 
 
 def spooled_run(config: Config, run_id: str, text: str | None = None) -> SpooledRun:
@@ -117,7 +117,7 @@ def deliver_left(config: Config, tracker: Tracker, run: str, *, wait_s: float = 
         deliver_all(folder, spooled, tracker, wait_s=wait_s)
 
 
-def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
+def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
     tracker = Tracker(config, make=False)
     deliver_left(config, tracker, name)
     run = tracker.find_run(name)
@@ -147,10 +147,10 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Begun:
             f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
             f"version of mnist_hydra); {BEGIN_ANEW}"
         )
-    return Begun(first, spooled_run(config, run_id, text), lambda: tracker, state)
+    return Start(first, spooled_run(config, run_id, text), lambda: tracker, state)
 
 
-def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None:
+def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
     for folder, spooled in spools(Path(config.output_dir).absolute(), name):
         left = [record for record in records(folder) if record is not None]
@@ -164,7 +164,7 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Begun | None
             )
         first = _here(config, spooled.config, overrides)
         warn_of_lost_records(folder, spooled.id)
-        return Begun(first, spooled, lambda: Tracker(config), state)
+        return Start(first, spooled, lambda: Tracker(config), state)
     return None
 
 

@@ -48,14 +48,14 @@ log = logging.getLogger(__name__)
 
 
 def deliver_next(
-    folder: Path, tracker: Tracker, run_id: str, told: Collection[int] = ()
+    folder: Path, tracker: Tracker, run_id: str, recorded: Collection[int] = ()
 ) -> bool:
     """Deliver the next record of a spool; false if there is none.
 
     A record or file that is not as it was written is left out, and said.
 
     Args:
-        told: epochs that MLflow knows already, perhaps trained again elsewhere.
+        recorded: epochs that MLflow knows already, perhaps trained again elsewhere.
     """
     line, end = journal.next_line(folder)
     if not line:
@@ -65,7 +65,7 @@ def deliver_next(
         where = folder / journal.JOURNAL
         journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
     else:
-        _deliver(record, folder, tracker, run_id, told)
+        _deliver(record, folder, tracker, run_id, recorded)
     _pass_by(folder, record, end)
     return True
 
@@ -84,7 +84,7 @@ def _pass_by(folder: Path, record: Record | None, end: int) -> None:
 
 
 def _deliver(
-    record: Record, folder: Path, tracker: Tracker, run_id: str, told: Collection[int]
+    record: Record, folder: Path, tracker: Tracker, run_id: str, recorded: Collection[int]
 ) -> None:
     data, path = record.data, record.path(folder)
     if record.kind == "checkpoint" and not path.exists():
@@ -99,7 +99,7 @@ def _deliver(
     elif record.kind == "data":
         tracker.log_data(run_id, data)
     elif record.kind == "metrics":
-        new = [epoch for epoch in data if "epoch_s" not in epoch or epoch["epoch"] not in told]
+        new = [epoch for epoch in data if "epoch_s" not in epoch or epoch["epoch"] not in recorded]
         tracker.log_epochs(run_id, new)
     elif record.kind == "file":
         tracker.log_file(run_id, path, data)
@@ -142,8 +142,8 @@ def deliver_all(
             return 0, spooled.id
         run_id = tracker.create_run(spooled)
         journal.write_run(folder, replace(spooled, run_id=run_id))
-        delivered, told = 0, tracker.epochs_told(run_id)
-        while deliver_next(folder, tracker, run_id, told):
+        delivered, recorded = 0, tracker.epochs_recorded(run_id)
+        while deliver_next(folder, tracker, run_id, recorded):
             delivered += 1
         journal.remove(folder)
         return delivered, run_id
@@ -332,13 +332,13 @@ class Spool:
 
     def _deliver_until_closed(self) -> None:
         wait_s = FIRST_WAIT_S
-        told: Collection[int] = ()
+        recorded: Collection[int] = ()
         while not self._given_up:
             try:
                 if self.tracker is None:
-                    told = self._open()
+                    recorded = self._open()
                 assert self.tracker is not None
-                delivered = deliver_next(self.folder, self.tracker, self.run.id, told)
+                delivered = deliver_next(self.folder, self.tracker, self.run.id, recorded)
                 self.away, wait_s = None, FIRST_WAIT_S
                 self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
                 with self._changed:
@@ -367,13 +367,13 @@ class Spool:
         run_id = tracker.create_run(self.run)
         if self._reopen:
             tracker.reopen(run_id)
-        # A run that was there may have been trained further before.
-        told: Collection[int] = () if self.run.run_id is None else tracker.epochs_told(run_id)
+        was_there = self.run.run_id is not None  # then it may have been trained further before
+        recorded: Collection[int] = tracker.epochs_recorded(run_id) if was_there else ()
         self.run = replace(self.run, run_id=run_id)
         journal.write_run(self.folder, self.run)
         self.tracker = tracker
         self._taken_at = time.monotonic()
-        return told
+        return recorded
 
     def _pending(self) -> bool:
         path = self.folder / journal.JOURNAL

@@ -100,10 +100,8 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
     if scheme in DRIVERS:
         if not parts.hostname or not parts.path.strip("/"):
             raise _wrong(shown, "it names no host or no database")
-        driver, shown_whole = driver or DRIVERS[scheme], without_password(uri)
-        uri = f"{scheme}+{driver}:{uri.partition(':')[2]}"
-        _check_driver(uri, shown, driver)
-        return Store("database", uri, shown_whole, artifacts=artifacts)
+        with_driver = f"{scheme}+{driver or DRIVERS[scheme]}:{uri.partition(':')[2]}"
+        return Store("database", with_driver, without_password(uri), artifacts=artifacts)
     if not uri:
         raise _wrong(shown, "it is empty")
     if scheme == "file" or "://" not in uri:
@@ -127,22 +125,6 @@ def _file_of(uri: str, shown: str) -> Path:
 
 def _wrong(shown: str, why: str) -> UserError:
     return UserError(f"tracking.uri={shown} is no address of a store ({why}); right: {RIGHT}")
-
-
-def _check_driver(uri: str, shown: str, name: str) -> None:
-    from sqlalchemy import make_url
-
-    try:
-        dialect = make_url(uri).get_dialect()
-        dialect.import_dbapi()
-    except ImportError:
-        package = PACKAGES.get(name, name)
-        said = f"tracking.uri={shown} needs a driver; right: pip install {package}"
-        raise UserError(said) from None
-    except Exception:  # of SQLAlchemy's many: no such dialect, no such driver, no URL
-        raise _wrong(shown, f"SQLAlchemy knows no driver called {name}") from None
-    if dialect.is_async:
-        raise _wrong(shown, f"{name} is a driver for asynchronous programs")
 
 
 def shown_address(uri: str | None) -> str | None:
@@ -228,8 +210,21 @@ def _authorization(store: Store) -> dict[str, str]:
 
 
 def _check_database(store: Store) -> None:
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
+
     parts = urlsplit(store.uri)
-    scheme = parts.scheme.partition("+")[0]
+    scheme, _, driver = parts.scheme.partition("+")
+    try:
+        engine = sqlalchemy.create_engine(store.uri)
+    except ImportError:
+        package = PACKAGES.get(driver, driver)
+        needs = f"tracking.uri={store.shown} needs a driver; right: pip install {package}"
+        raise UserError(needs) from None
+    except Exception:  # of SQLAlchemy's many: no such dialect, no such driver, no URL
+        raise _wrong(store.shown, f"SQLAlchemy knows no driver called {driver}") from None
+    if engine.dialect.is_async:
+        raise _wrong(store.shown, f"{driver} is a driver for asynchronous programs")
     try:
         address = (str(parts.hostname), parts.port or PORTS[scheme])
         socket.create_connection(address, timeout=CONNECT_TIMEOUT_S).close()
@@ -237,10 +232,6 @@ def _check_database(store: Store) -> None:
         raise _wrong(store.shown, str(error.strerror)) from None
     except OSError as error:
         raise _away(store, error) from None
-    import sqlalchemy
-    from sqlalchemy.exc import SQLAlchemyError
-
-    engine = sqlalchemy.create_engine(store.uri)
     try:
         with engine.connect() as connection:
             if not sqlalchemy.inspect(connection).has_table("alembic_version"):

@@ -197,7 +197,7 @@ class Tracker:
         for start in range(0, len(rows), 1000):
             self.client.log_batch(run_id, metrics=rows[start : start + 1000])
 
-    def epochs_told(self, run_id: str) -> set[int]:
+    def epochs_recorded(self, run_id: str) -> set[int]:
         """The epochs whose metrics the run has."""
         return {metric.step for metric in self.client.get_metric_history(run_id, "epoch_s")}
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import initialize_config_module
+from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 
@@ -33,7 +33,7 @@ def prepared(overrides: Sequence[str], part: int, of: int) -> dict[str, Trainer]
     with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
-        composer = Composer(loader, "config")
+        composer = Composer(loader, compose("config", return_hydra_config=True))
         plan = parse([*overrides, "threads=1"], composer.options)
         trials = check_points(plan, plan.points(), composer)
         mine = list(trials.planned.values())[part::of]

@@ -24,7 +24,7 @@ from mnist_hydra.data.load import load_dataset
 from mnist_hydra.errors import UserError
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import SpooledRun
-from mnist_hydra.tracking.resume import begun_run
+from mnist_hydra.tracking.resume import resumed_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, KEY_TAG, Tracker
 
@@ -110,7 +110,7 @@ def resumed(config: Config, key: str) -> int | None:
     """The step that a run is gone on from; `None` if it is refused in one line."""
     words = [f"output_dir={config.output_dir}", f"resume={key}"]
     try:
-        begun = begun_run(composed(*words), words)
+        begun = resumed_run(composed(*words), words)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
         return None

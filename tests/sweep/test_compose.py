@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def loader(tmp_path: Path) -> ConfigLoaderImpl:
     return loader_of(write(tmp_path / "conf", FILES))
 
 
+def composer_of(loader: ConfigLoaderImpl, hydra_overrides: Sequence[str] = ()) -> Composer:
+    return Composer(
+        loader, loader.load_configuration("config", list(hydra_overrides), RunMode.MULTIRUN)
+    )
+
+
 def by_hydra(loader: ConfigLoaderImpl, overrides: list[str]) -> DictConfig:
     """What a launcher hands to the task function."""
     cfg = loader.load_configuration("config", overrides, run_mode=RunMode.RUN)
@@ -113,7 +120,7 @@ AXES = {
 
 
 def test_every_pair_of_overrides_composes_as_hydra_composes_it(loader: ConfigLoaderImpl) -> None:
-    composer = Composer(loader, "config")
+    composer = composer_of(loader)
     compared = 0
     for k, (one, other) in enumerate(itertools.combinations(AXES.values(), 2)):
         for i in range(max(len(one), len(other))):
@@ -133,7 +140,7 @@ def test_every_pair_of_overrides_composes_as_hydra_composes_it(loader: ConfigLoa
 def test_the_order_of_overrides_counts_where_they_touch_the_same_key(
     loader: ConfigLoaderImpl,
 ) -> None:
-    composer = Composer(loader, "config")
+    composer = composer_of(loader)
     for lr in ("0.1", "0.2"):
         for first, last in itertools.permutations(["nested={a:{b:5,c:[]}}", "nested.a.b=7"]):
             overrides = [first, f"lr={lr}", last]
@@ -141,7 +148,7 @@ def test_the_order_of_overrides_counts_where_they_touch_the_same_key(
 
 
 def test_interpolations_resolve_as_they_do_under_hydra(loader: ConfigLoaderImpl) -> None:
-    composer = Composer(loader, "config")
+    composer = composer_of(loader)
     cfg = composer.compose(["seed=3", "model=large"])
     assert (cfg.half, cfg.width) == (1.5, 32)
     assert cfg.folder == by_hydra(loader, []).folder
@@ -150,13 +157,13 @@ def test_interpolations_resolve_as_they_do_under_hydra(loader: ConfigLoaderImpl)
 def test_the_time_is_that_of_the_sweep_in_every_trial(loader: ConfigLoaderImpl) -> None:
     master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
     started = master.started
-    composer = Composer.of_master(loader, master)
+    composer = Composer(loader, master)
     assert composer.compose(["seed=3"]).started == started
     assert composer.compose(["model=large"]).started == started
 
 
 def test_one_trial_cannot_change_another(loader: ConfigLoaderImpl) -> None:
-    composer = Composer(loader, "config")
+    composer = composer_of(loader)
     cfg = composer.compose(["seed=3"])
     cfg.nested.a.c.append(4)
     cfg.model.width = 99
@@ -169,7 +176,7 @@ def test_a_config_dir_and_a_search_path_count_and_globs_see_their_entries(tmp_pa
     far = write(tmp_path / "far", {"model/far.yaml": "{width: 4}", "extra/one.yaml": "{x: 1}"})
     loader = loader_of(main, config_dir=more)
     hydra_overrides = [f"hydra.searchpath=[{far}]"]
-    composer = Composer(loader, "config", hydra_overrides)
+    composer = composer_of(loader, hydra_overrides)
     assert composer.options("model") == ["far", "large", "mine", "small"]
     assert composer.options("no_such_group") == []
     for point in parse(["model=glob(*)", "seed=1,2"], composer.options).points():
@@ -192,13 +199,13 @@ def test_what_hydra_refuses_is_refused_with_hydras_words(
     loader: ConfigLoaderImpl, override: str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        Composer(loader, "config").compose([override])
+        composer_of(loader).compose([override])
     assert "\n" not in str(caught.value)
 
 
 def test_the_projects_own_configuration_composes_as_hydra_composes_it() -> None:
     loader = loader_of("pkg://mnist_hydra.conf")
-    composer = Composer(loader, "config")
+    composer = composer_of(loader)
     arguments = [
         "epochs=2",
         "model=glob(*)",

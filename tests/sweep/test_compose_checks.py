@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from hydra import initialize_config_module
+from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 
@@ -23,7 +23,7 @@ def composer() -> Iterator[Composer]:
     with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
-        yield Composer(loader, "config")
+        yield Composer(loader, compose("config", return_hydra_config=True))
 
 
 def trials_of(composer: Composer, *arguments: str) -> Trials:

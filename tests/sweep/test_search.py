@@ -250,7 +250,7 @@ def composer() -> Any:
     with initialize_config_module(version_base="1.3", config_module="mnist_hydra.conf"):
         master = compose("config", return_hydra_config=True)
         loader: Any = GlobalHydra.instance().config_loader()
-        yield Composer.of_master(loader, master)
+        yield Composer(loader, master)
 
 
 def searching(ledger: Ledger, composer: Composer, **settings: Any) -> Search:

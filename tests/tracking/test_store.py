@@ -85,7 +85,7 @@ def test_an_odd_address_is_refused_in_one_line_without_its_password(
     uri: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as refused:
-        store.read_address(uri, tmp_path)
+        check_store(place(tmp_path, uri))
     said = str(refused.value)
     assert said.startswith("tracking.uri=") and "right: " in said and SECRET not in said
     assert not list(tmp_path.iterdir())
