@@ -214,18 +214,6 @@ def settle(cfg: DictConfig) -> Config:
     return read_settings(Config, raw | filled_in | groups, composed=cfg)
 
 
-def trusted_modules(cfg: DictConfig) -> list[str]:
-    """`trusted`, before anything else of a configuration is looked at.
-
-    Raises:
-        UserError: it is no list of names.
-    """
-    value = OmegaConf.select(cfg, "trusted", default=[])
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    modules: list[str] = check_setting("trusted", plain, list[Word])
-    return modules
-
-
 def sweep_settings(cfg: DictConfig) -> SweepConfig:
     """`sweep.*`, before anything else of a configuration is looked at.
 

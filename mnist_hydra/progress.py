@@ -78,7 +78,13 @@ class Progress:
         self._steps = epoch * self._steps_per_epoch
         self._metrics = dict(metrics)
         self._marks = (*self._marks[-3:], (time.monotonic(), self._steps))
-        self._write(self._epoch_words(epoch))
+        words = self._epoch_words(epoch)
+        if self._live is not None:
+            line = fit_words(words, self._live.console.width)
+            self._live.console.print(line, markup=False, emoji=False, highlight=False, crop=True)
+        elif self._output is not None:
+            self._output.write(fit_words(words, sys.maxsize) + "\n")
+            self._output.flush()
 
     def __enter__(self) -> Self:
         """Start the bar, where output is a terminal."""
@@ -89,7 +95,13 @@ class Progress:
             label_shown = label.decode(self._output.encoding)
             self._label = "".join(c if c.isprintable() else "?" for c in label_shown)
             if self._output.can_be_redrawn():
-                self._live = self._bar_on(self._output)
+                from rich.console import Console
+                from rich.live import Live
+
+                console = Console(file=cast(TextIO, self._output))
+                self._live = Live(
+                    self, console=console, refresh_per_second=DRAWINGS_PER_S, transient=True
+                )
                 self._live.start()
                 self._live.console.show_cursor()  # or a killed process would leave it hidden
         return self
@@ -119,21 +131,6 @@ class Progress:
         bar = ProgressBar(total=total, completed=self._steps, width=room)
         line.add_row(*cells, bar, Text(words, no_wrap=True))
         yield line
-
-    def _bar_on(self, output: _Output) -> Live:
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console(file=cast(TextIO, output))
-        return Live(self, console=console, refresh_per_second=DRAWINGS_PER_S, transient=True)
-
-    def _write(self, words: Sequence[tuple[int, str]]) -> None:
-        if self._live is not None:
-            line = fit_words(words, self._live.console.width)
-            self._live.console.print(line, markup=False, emoji=False, highlight=False, crop=True)
-        elif self._output is not None:
-            self._output.write(fit_words(words, sys.maxsize) + "\n")
-            self._output.flush()
 
     def _epoch_words(self, epoch: int) -> list[tuple[int, str]]:
         """The words of an epoch's line, each with a rank: lower ones are left out first."""

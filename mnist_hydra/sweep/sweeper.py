@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mnist_hydra.cli.commands import same_command, ui_command
-from mnist_hydra.config import settle, trusted_modules
+from mnist_hydra.config import settle
 from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
@@ -84,9 +84,9 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     Raises:
         UserError: before any trial starts.
     """
-    import_user_code_from(job.config.hydra.runtime.config_sources, trusted_modules(job.config))
     console = Console(stderr=True)
     command = read_command(job, arguments)
+    import_user_code_from(job.config.hydra.runtime.config_sources, command.config.trusted)
     if (twins := command.trials.same_as_others()) is not None:
         _say(console, twins)
     launcher = launchers.make_launcher(job.context, job.task, job.config)
@@ -140,8 +140,7 @@ class Sweep:
 
     def _work_here(self, cfg: DictConfig) -> None:
         """What Hydra's basic launcher runs, in this process."""
-        assert self.follower is not None
-        worker.work(settle(cfg), self.stop, self.follower.look)
+        worker.work(settle(cfg), self.stop)
 
     def run(self) -> int:
         """Train what is missing, wait for what others train, show the results."""

@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +38,13 @@ SYNC_WAIT_S = 60.0
 log = logging.getLogger(__name__)
 
 
-def work(
-    config: Config,
-    sweeper_stop: threading.Event | None = None,
-    after_attempt: Callable[[], None] = lambda: None,
-) -> None:
+def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
     """Train a sweep's trials until none is left that this worker could claim.
 
     Args:
         config: the worker's configuration, with the `sweep.*` that the sweeper gave it.
         sweeper_stop: in the sweeper's own process, which handles its signals: set when trials are
             to write a checkpoint and end.
-        after_attempt: called when an attempt has ended.
     """
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
@@ -102,7 +97,7 @@ def work(
 
     with stopping_on_signals(stop) if sweeper_stop is None else nullcontext():
         try:
-            Worker(ledger, plan.trials, train, settings, stop, search, after_attempt).pull()
+            Worker(ledger, plan.trials, train, settings, stop, search).pull()
         except Exception as error:
             if not (is_away(error) and stop.is_set()):
                 raise
@@ -123,8 +118,6 @@ class Worker:
     """Set when trials are to write a checkpoint and end."""
     search: Search | None = None
     """Proposes the trials where they are not planned."""
-    after_attempt: Callable[[], None] = lambda: None
-    """Called when an attempt has ended."""
 
     def pull(self) -> None:
         """Claim and train trials until there is none that could be claimed now.
@@ -141,7 +134,6 @@ class Worker:
                 prune = None if search is None else wait_for_store(stop, search.prune, trial)
                 watch = Watch(self.ledger, trial, self.settings, stop, prune)
                 attempt(self.ledger, planned, trial, self.train, watch)
-                self.after_attempt()
 
     def take(self, observer: Observer, owner: Owner) -> tuple[Planned, Trial] | None:
         """Claim the first trial that can be claimed; `None` if none can, or it is time to stop.
