@@ -84,13 +84,13 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         output_dir = Path(config.output_dir).absolute()
         spool = Spool(output_dir, start.spooled, start.open_tracker, reopen=resumed)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
-        lacks_its_end_alone = hooks.is_trained()
+        was_trained = hooks.is_trained()
         hooks.go_on = lambda: resume_command(config.composed, spool.run.id)
         failure: BaseException | None = None
         with spool:
             try:
                 outcome = train_run(trainer, spool, hooks, overrides, resumed=resumed)
-                last_ms = trainer.position.history[-1]["timestamp_ms"] if lacks_its_end_alone else 0
+                last_ms = trainer.position.history[-1]["timestamp_ms"] if was_trained else 0
                 ended_ms = int(last_ms) or _now_ms()  # no time in between is the training's
                 if outcome.state == "finished":
                     _record_product(trainer, spool)

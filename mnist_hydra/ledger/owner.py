@@ -11,7 +11,8 @@ import os
 import platform
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,15 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-class Working:
+@contextmanager
+def working() -> Iterator[Owner]:
     """A context that gives a new owner; while it is open, the owner's claims are not abandoned."""
-
-    def __init__(self) -> None:
-        self.owner = myself(new_token())
-
-    def __enter__(self) -> Owner:
-        _working_here.add(self.owner.token)
-        return self.owner
-
-    def __exit__(self, *_: object) -> None:
-        _working_here.discard(self.owner.token)
+    owner = myself(new_token())
+    _working_here.add(owner.token)
+    try:
+        yield owner
+    finally:
+        _working_here.discard(owner.token)
 
 
 def myself(token: str = "") -> Owner:

@@ -14,7 +14,7 @@ from mnist_hydra.cli.commands import same_command
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
-from mnist_hydra.ledger.owner import Observer, Owner, Working, read_owner
+from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
 from mnist_hydra.ledger.parent import REPORT, Parent
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FINISHED
@@ -132,7 +132,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
     """
     best_first = sorted(found.ranked, key=lambda r: r.score, reverse=not found.minimize)
     chosen = [record.run_id for record in best_first[: command.settings.keep]]
-    with Working() as owner:
+    with working() as owner:
         mine = [run_id for run_id in chosen if claim_completion(ledger, run_id, owner)]
         if not mine:
             return

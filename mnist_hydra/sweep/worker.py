@@ -22,7 +22,7 @@ from mnist_hydra.config import Config, SweepConfig, settle
 from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
-from mnist_hydra.ledger.owner import Observer, Owner, Working
+from mnist_hydra.ledger.owner import Observer, Owner, working
 from mnist_hydra.ledger.plan import Plan, Planned, plan_file, read_plan
 from mnist_hydra.ledger.trial import INTERRUPTED, RUNNING, Trial
 from mnist_hydra.sweep.attempt import Train, Watch, attempt
@@ -126,7 +126,7 @@ class Worker:
         raised.
         """
         stop, search, observer = self.stop, self.search, Observer(time.monotonic)
-        with Working() as owner:
+        with working() as owner:
             if not self.settings.worker:  # the first one does so for all
                 wait_for_store(stop, self.ledger.finish_half_done, observer)
             while taken := wait_for_store(stop, self.take, observer, owner):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from mnist_hydra import train
 from mnist_hydra.config import flatten
 from mnist_hydra.ledger.ledger import Ledger
-from mnist_hydra.ledger.owner import Working, new_token
+from mnist_hydra.ledger.owner import new_token, working
 from mnist_hydra.ledger.plan import Planned, plan_file
 from mnist_hydra.ledger.trial import FINISHED, Trial
 from mnist_hydra.sweep import sweeper
@@ -33,7 +33,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     view, token = ledger.read(), new_token()
     tracker.log_text(parent.run_id, command.plan.text(), plan_file(token))
     made_by = provenance.tags() | provenance.origin(command.config.data)
-    with Working() as owner:
+    with working() as owner:
         for number, planned in enumerate(sweeper.wanted_of(command, view)):
             if planned.fingerprint not in view.trials:
                 trial = ledger.claim(planned.fingerprint, planned.name, None, owner, token)

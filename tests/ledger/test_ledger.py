@@ -16,7 +16,7 @@ from mlflow.store.entities import PagedList
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import CREATOR_TAG, Ledger
-from mnist_hydra.ledger.owner import Observer, Owner, Working, myself, new_token
+from mnist_hydra.ledger.owner import Observer, Owner, myself, new_token, working
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.trial import End, Point, Trial, end_key
 from mnist_hydra.tracking.provenance import COMMIT_TAG
@@ -29,7 +29,7 @@ SWEEPER = "sweeper"
 
 @pytest.fixture
 def owner() -> Iterator[Owner]:
-    with Working() as owner:
+    with working() as owner:
         yield owner
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mnist_hydra.ledger.ledger import Ledger
-from mnist_hydra.ledger.owner import Owner, Working
+from mnist_hydra.ledger.owner import Owner, working
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.sweep import ending
 from mnist_hydra.sweep.ending import COMPLETE, COMPLETED, claim_completion
@@ -29,13 +29,13 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
 
 @pytest.fixture
 def owner() -> Iterator[Owner]:
-    with Working() as owner:
+    with working() as owner:
         yield owner
 
 
 @pytest.fixture
 def rival() -> Iterator[Owner]:
-    with Working() as owner:
+    with working() as owner:
         yield owner
 
 

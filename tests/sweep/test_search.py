@@ -15,7 +15,7 @@ from mlflow.entities import Metric
 
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.ledger.ledger import Ledger
-from mnist_hydra.ledger.owner import Working
+from mnist_hydra.ledger.owner import working
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.plan import Axis
 from mnist_hydra.metrics import is_minimized, objective_value
@@ -286,7 +286,7 @@ def test_two_processes_that_propose_at_once_share_one_row_of_points(
 
 def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Composer) -> None:
     search = searching(ledger, composer, n_trials=9, pruner="median", objective_at="best")
-    with Working() as owner:
+    with working() as owner:
         for number in range(6):
             fresh = Ledger(ledger.client, ledger.parent_id)
             assert search.propose(fresh.read())
