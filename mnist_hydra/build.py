@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
 from mnist_hydra.kernel.folder import kernel_folder
 from mnist_hydra.kernel.fused import Fused
+from mnist_hydra.replay import can_be_replayed
 from mnist_hydra.trainer import Parts, Runnable, Trainer
 
 
@@ -42,6 +43,7 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
         fused = kernel_of(parts.model, kernel_folder())
     if fused is None:
         where = runtime.choose(config, machine, recorded, kernel=False)
+        where = replace(where, replay=where.replay and can_be_replayed(parts.model))
         parts.model.to(memory_format=torch.channels_last)
     trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:

@@ -41,6 +41,8 @@ class Runtime:
     """Through `torch.compile`."""
     kernel: bool
     """Through the compiled kernel (`kernel/`), in float32 on the CPU."""
+    replay: bool
+    """As a recording of the step on a GPU (`replay.py`)."""
     threads: int
     deterministic: bool
 
@@ -103,7 +105,9 @@ def choose(
     threads = config.threads
     if threads == "auto":
         threads = int(recorded.get("threads", min(torch.get_num_threads(), machine.cores)))
-    return Runtime(device, precision, bool(compile_), kernel, int(threads), config.deterministic)
+    replay = kind == "cuda" and config.compile == "auto" and not compile_
+    deterministic = config.deterministic
+    return Runtime(device, precision, bool(compile_), kernel, replay, int(threads), deterministic)
 
 
 def apply(runtime: Runtime) -> None:
@@ -113,10 +117,14 @@ def apply(runtime: Runtime) -> None:
     torch.backends.cudnn.deterministic = runtime.deterministic
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if runtime.device.startswith("cuda:"):
+        torch.cuda.set_device(runtime.device)
     if runtime.device == "cpu" and not runtime.compile:
         _spare_dynamo()
     else:  # on the CPU every eager kernel that a model here uses is deterministic
         torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
+        # or it writes NaN into every new tensor, to find the one that is read too early
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:

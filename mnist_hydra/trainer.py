@@ -28,9 +28,13 @@ from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
 from mnist_hydra.metrics import of_epoch
+from mnist_hydra.replay import Replay
 from mnist_hydra.runtime import Runtime
 
-EVALUATION_BATCH = 512
+EVALUATION_BATCH = {"cpu": 512, "cuda": 4096, "mps": 512}
+"""Images that are evaluated at once."""
+BATCHES_AHEAD = {"cpu": 1, "cuda": 32, "mps": 1}
+"""Training batches that are gathered and changed at once: on a GPU launches cost more than work."""
 
 
 class StopReason(Enum):
@@ -129,11 +133,13 @@ class Trainer:
         self.augmentation, self.dataset = parts.augmentation, parts.dataset
         self.device = torch.device(runtime.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
-        images, labels, index = tensors(self.dataset.train)
-        self.train_images = images.to(self.device)
-        self.train_labels, self.train_index = labels.to(self.device), index.to(self.device)
+        self.train_images, self.train_labels, self.train_index = self._moved(self.dataset.train)
+        self.held = {"test": self._moved(self.dataset.test)}
+        if self.dataset.val is not None:  # its images are the training set's
+            _, labels, index = tensors(self.dataset.val)
+            self.held["val"] = (self.train_images, labels.to(self.device), index.to(self.device))
         self.monitored = "test" if self.dataset.val is None else "val"
-        self.steps_per_epoch = math.ceil(len(index) / config.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.train_index) / config.batch_size)
         self.position = Position()
         self._predicted: tuple[str, int, Tensor] | None = None
 
@@ -152,6 +158,9 @@ class Trainer:
             NonFiniteLoss: naming epoch, step and learning rate.
         """
         position = self.position
+        compute: Callable[..., tuple[Tensor, ...]] = self._gradients
+        if self.runtime.replay:
+            compute = Replay(self._gradients, self.model)
         while position.epoch < self.config.epochs:
             began = time.perf_counter()
             if position.losses is None or position.correct is None:
@@ -160,9 +169,9 @@ class Trainer:
                 position.lr = float(self.optimizer.param_groups[0]["lr"])
             self.model.train()
             for images, labels in self._batches():
-                loss, log_probabilities = self._step(self._normalise(images), labels)
+                loss, correct = self._step(compute, images, labels)
                 position.losses[position.step].copy_(loss)
-                position.correct.add_((log_probabilities.argmax(1) == labels).sum())
+                position.correct.add_(correct)
                 position.step += 1
                 reason = listener.should_stop()
                 if reason is not None and position.step < self.steps_per_epoch:
@@ -176,24 +185,31 @@ class Trainer:
                 return reason
         return None
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step on images float32 [B, 1, H, W] and labels int64 [B].
-
-        Returns:
-            The loss float32 [] and log-probabilities [B, 10], neither with a gradient.
-        """
+    def _step(
+        self, compute: Callable[..., tuple[Tensor, ...]], images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, ...]:
+        """One optimizer step with the gradients that `compute` leaves; returns what it returns."""
         layers.set_dropout_step(self.model, self.config.seed, self.steps)
-        with self._autocast():
-            log_probabilities = self.ready.train(images)
-        loss = F.nll_loss(log_probabilities.float(), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
+        measured = compute(images, labels)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with warnings.catch_warnings():  # fp16 may skip its first steps
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step()
-        return loss.detach(), log_probabilities.detach()
+        return measured
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of a batch, uint8 [B, 1, H, W] and int64 [B], in the parameters' `grad`.
+
+        Returns:
+            The loss float32 [] and how many images were classified correctly, int64 [].
+        """
+        with self._autocast():
+            log_probabilities = self.ready.train(self._normalise(images))
+        loss = F.nll_loss(log_probabilities.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(loss))
+        return loss.detach(), (log_probabilities.detach().argmax(1) == labels).sum()
 
     def _measure_epoch(self, began: float) -> dict[str, float]:
         """Evaluate and finish the current epoch; returns its metrics by name."""
@@ -238,36 +254,40 @@ class Trainer:
 
         An augmentation that works on the CPU runs one batch ahead in a thread.
         """
-        epoch, first_step = self.position.epoch, self.position.step
+        epoch, size = self.position.epoch, self.config.batch_size
         generator = torch.Generator().manual_seed(stable_seed(self.config.seed, "order", epoch))
         shuffled = torch.randperm(len(self.train_index), generator=generator).to(self.device)
         index = self.train_index.index_select(0, shuffled)
-        order = torch.split(index, self.config.batch_size)
         # index_select: seven times as fast on a CPU as indexing with rows
-        labels = torch.split(self.train_labels.index_select(0, index), self.config.batch_size)
+        labels = self.train_labels.index_select(0, index)
         change: Change | None = None
         if self.augmentation is not None:
             shape = (len(index), *self.train_images.shape[1:])
             seed = stable_seed(self.config.seed, "augment", epoch)
             change = self.augmentation.plan(shape, seed=seed)
+        in_thread = self.augmentation is not None and not self.augmentation.on_device
+        together = size * (1 if in_thread else BATCHES_AHEAD[self.device.type])
 
-        def batch(step: int) -> tuple[Tensor, Tensor]:
-            images = self.train_images.index_select(0, order[step])
-            if change is not None:
-                images = change(images, step * self.config.batch_size)
-            return images, labels[step]
+        def changed(first: int) -> Tensor:
+            images = self.train_images.index_select(0, index[first : first + together])
+            return images if change is None else change(images, first)
 
-        if self.augmentation is None or self.augmentation.on_device:
-            for step in range(first_step, len(order)):
-                yield batch(step)
+        def batches(first: int, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            there = labels[first : first + together]
+            return zip(torch.split(images, size), torch.split(there, size), strict=True)
+
+        firsts = range(self.position.step * size, len(index), together)
+        if not in_thread:
+            for first in firsts:
+                yield from batches(first, changed(first))
             return
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="augment") as ahead:
-            waiting = ahead.submit(batch, first_step)
-            for step in range(first_step, len(order)):
-                ready = waiting.result()
-                if step + 1 < len(order):
-                    waiting = ahead.submit(batch, step + 1)
-                yield ready
+            waiting = ahead.submit(changed, firsts[0])
+            for first in firsts:
+                images = waiting.result()
+                if first + together < len(index):
+                    waiting = ahead.submit(changed, first + together)
+                yield from batches(first, images)
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Mean negative log-likelihood and accuracy (0..1) on `val` or `test`."""
@@ -283,18 +303,16 @@ class Trainer:
         They are kept until the next step, since the accuracy after the last epoch, the final
         metrics and the pictures need the same ones.
         """
-        chosen = self.dataset.test if split == "test" else self.dataset.val
-        assert chosen is not None, split
-        images, labels, index = tensors(chosen)  # a hold-out's are those of the training set
+        images, labels, index = self.held[split]
         if self._predicted is None or self._predicted[:2] != (split, self.steps):
             self.model.eval()
             parts = []
             with torch.inference_mode(), self._autocast():
-                for rows in torch.split(index, EVALUATION_BATCH):
-                    batch = images.index_select(0, rows).to(self.device)
+                for rows in torch.split(index, EVALUATION_BATCH[self.device.type]):
+                    batch = images.index_select(0, rows)
                     parts.append(self.ready.evaluate(self._normalise(batch)).float())
             self._predicted = (split, self.steps, torch.cat(parts))
-        return self._predicted[2], labels[index].to(self.device)
+        return self._predicted[2], labels[index]
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, to go on exactly here; tensors are on the CPU."""
@@ -331,6 +349,11 @@ class Trainer:
         """Free the memory that only training needs; it is allocated again on use."""
         self.ready.release()
         self.dataset.train.release()
+
+    def _moved(self, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+        """`tensors` of a split, on the device."""
+        images, labels, index = tensors(split)
+        return images.to(self.device), labels.to(self.device), index.to(self.device)
 
     def _normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 1, H, W] in 0..255 to float32 of mean 0 and deviation 1, channels last."""

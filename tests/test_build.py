@@ -12,8 +12,8 @@ from mnist_hydra import build
 from mnist_hydra.models import Model2
 from mnist_hydra.runtime import Runtime
 
-PLAIN = Runtime("cpu", "fp32", compile=False, kernel=False, threads=1, deterministic=True)
-KERNEL = Runtime("cpu", "fp32", compile=False, kernel=True, threads=1, deterministic=True)
+PLAIN = Runtime("cpu", "fp32", compile=False, kernel=False, replay=False, threads=1, deterministic=True)
+KERNEL = Runtime("cpu", "fp32", compile=False, kernel=True, replay=False, threads=1, deterministic=True)
 
 
 def test_a_choice_without_the_kernel_runs_the_model_itself() -> None:
