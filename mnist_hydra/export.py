@@ -71,7 +71,7 @@ class Classifier(nn.Module):
 
 def save_model(trainer: Trainer, path: Path) -> None:
     """Write the model of the last epoch with signature and input example, as pt2, no pickle."""
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     test = trainer.dataset.test
@@ -84,16 +84,21 @@ def save_model(trainer: Trainer, path: Path) -> None:
         inputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
     )
+    saved = Model()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         pytorch_flavor().save_model(
             classifier,
             path,
+            mlflow_model=saved,
             signature=signature,
             input_example=example,
             serialization_format="pt2",
             pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
         )
+    # Such a program stays on the device that it was exported on; MLflow would take a GPU.
+    saved.flavors["python_function"]["config"] = {"device": "cpu"}
+    saved.save(str(path / "MLmodel"))
 
 
 def pytorch_flavor() -> Any:

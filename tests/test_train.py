@@ -151,9 +151,12 @@ def test_exporting_a_model_imports_no_lightning_and_leaves_it_to_others(tmp_path
 
 
 def test_the_logged_model_is_an_exported_program_for_raw_images(
-    finished: tuple[Path, str], mnist: Path
+    finished: tuple[Path, str], mnist: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
+
+    # what MLflow takes by itself where there is a GPU
+    monkeypatch.setenv("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cuda")
 
     from mnist_hydra.data.load import load_dataset
 

@@ -72,7 +72,7 @@ class Seen(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
-            self.batches.append(images.detach().clone())
+            self.batches.append(images.detach().cpu().clone())
         return self.scores(images.flatten(1)).log_softmax(1)
 
 
@@ -125,7 +125,8 @@ def test_the_training_loss_is_the_mean_over_images_not_over_batches(mnist: Path)
     pixels = torch.from_numpy(np.array(train.images[train.index])).float() / 255
     labels = torch.from_numpy(np.array(train.labels[train.index])).long()
     with torch.inference_mode():
-        log_probabilities = ours.model((pixels - ours.dataset.mean) / ours.dataset.std)
+        scaled = (pixels - ours.dataset.mean) / ours.dataset.std
+        log_probabilities = ours.model(scaled.to(ours.device)).cpu()
     loss = torch.nn.functional.nll_loss(log_probabilities, labels)
     right = (log_probabilities.argmax(1) == labels).sum()
     measured = ours.position.history[-1]

@@ -58,11 +58,14 @@ def labels(mnist: Path) -> Pixels:
     return np.fromfile(mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte", np.uint8, offset=8)
 
 
+WHERE_A_GPU_IS = {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cuda"}
+"""What MLflow takes by itself on a machine that has one; the models are programs for a CPU."""
+
+
 def call(name: str, *words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"mnist_hydra.{name}", *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, timeout=300, env=os.environ | env
-    )
+    env = {**os.environ, **WHERE_A_GPU_IS, **env}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +415,7 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
+    environment = os.environ | WHERE_A_GPU_IS | {
         "PYTHONPATH": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{swept / 'outputs' / 'mlflow.db'}",

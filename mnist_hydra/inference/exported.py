@@ -57,7 +57,8 @@ class Exported:
         import mlflow
 
         with in_short(f"model={self.name} cannot be read"):
-            return mlflow.pyfunc.load_model(str(self.folder))
+            # on a machine with a GPU MLflow would refuse a program that was exported on a CPU
+            return mlflow.pyfunc.load_model(str(self.folder), model_config={"device": "cpu"})
 
     @property
     def module(self) -> Any:
