@@ -35,6 +35,13 @@ DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
+MADE_BY_PEOPLE = {
+    "runs": "1",
+    "experiments": "name != 'Default'",
+    "registered_models": "1",
+    "trace_info": "1",
+}
+"""Tables of a store that is worth keeping, and which of their rows MLflow does not make itself."""
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What sqlite3 raises over a damaged file; the second where a name in it is no text."""
@@ -259,7 +266,8 @@ def _away(store: Store, why: object) -> StoreAway:
 def problem_of(path: Path) -> str | None:
     """What keeps a SQLite file from being used as a store, and what mends it; `None` for nothing.
 
-    No file and an empty one are none: the store is made there.
+    No file, an empty one, and one that MLflow was killed over before it held a run, are none: they
+    are made anew.
     """
     if is_unmade(path):
         return None
@@ -321,8 +329,31 @@ def experiment_in(path: Path, name: str) -> tuple[str, str, str] | None:
 
 
 def is_unmade(path: Path) -> bool:
-    """Whether there is no store yet: no file, or an empty one; /dev/null is neither."""
-    return not path.exists() or (path.is_file() and path.stat().st_size == 0)
+    """Whether there is no store yet: no file, or one that MLflow was killed over as it made it, and
+    that holds no run, nor anything else that people make.
+    """
+    if not path.exists():
+        return True
+    if not path.is_file():  # such as /dev/null
+        return False
+    if path.stat().st_size == 0:
+        return True
+    known, newest = revisions()
+    try:
+        with closing(_opened(path)) as store:
+            tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+            if not tables & {"experiments", "alembic_version"}:
+                return False
+            for table, which in MADE_BY_PEOPLE.items():
+                query = f"SELECT 1 FROM {table} WHERE {which} LIMIT 1"
+                if table in tables and store.execute(query).fetchone():
+                    return False
+            if "alembic_version" not in tables:
+                return True
+            found = store.execute("SELECT version_num FROM alembic_version").fetchone()
+    except DAMAGED:
+        return False
+    return found is None or (found[0] in known and found[0] not in newest)
 
 
 @cache

@@ -116,9 +116,17 @@ def migrated(path: Path, revision: str) -> None:
 HALF_WAY = "97727af70f4d"
 
 
-def test_a_store_is_made_in_an_empty_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", ["empty", "first tables", "half of the migrations"])
+def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str) -> None:
     path = tmp_path / "mlflow.db"
-    path.touch()
+    if made == "empty":
+        path.touch()
+    elif made == "first tables":
+        engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+        utils.InitialBase.metadata.create_all(engine)
+        engine.dispose()
+    else:
+        migrated(path, HALF_WAY)
     assert store.problem_of(path) is None
     tracker = Tracker(place(tmp_path))
     assert tracker.find_run(tracker.create_run(SPOOLED)).info.run_name == "a run"
@@ -126,12 +134,14 @@ def test_a_store_is_made_in_an_empty_file(tmp_path: Path) -> None:
 
 def older(path: Path) -> None:
     migrated(path, HALF_WAY)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO runs (run_uuid, name, start_time) VALUES ('x', 'old', 1)")
 
 
-def first_tables(path: Path) -> None:
-    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
-    utils.InitialBase.metadata.create_all(engine)
-    engine.dispose()
+def older_without_a_run(path: Path) -> None:
+    migrated(path, HALF_WAY)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO experiments (name, lifecycle_stage) VALUES ('mine', 'active')")
 
 
 def newer(path: Path) -> None:
@@ -168,7 +178,7 @@ def other(path: Path) -> None:
     ("make", "said"),
     [
         (older, "mlflow db upgrade sqlite:///"),
-        (first_tables, "no such table: alembic_version"),
+        (older_without_a_run, "mlflow db upgrade sqlite:///"),
         (newer, "pip install -U mlflow"),
         (cut, "cut short"),
         (unsigned, "does not say which MLflow made it"),
