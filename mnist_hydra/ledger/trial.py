@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from mnist_hydra.ledger.owner import Owner, owner_of
@@ -38,6 +39,9 @@ STOP = "stop/"
 """`stop/<token>`: why the trials of that sweeper are to stop."""
 MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
+SHARED = 128
+"""So many entries are kept as they were read last: the ledgers of a process, which read the same
+ones, hold the same objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +194,14 @@ def trial_of(key: str) -> str | None:
     return rest.partition("/")[0] if f"{kind}/" in (CLAIM, END) else None
 
 
+@lru_cache(maxsize=SHARED)
 def read_claim(text: str) -> Claim:
     """The claim that `Claim.text` wrote."""
     raw = json.loads(text)
     return Claim(**raw | {"owner": owner_of(raw["owner"]), "by": sys.intern(raw["by"])})
 
 
+@lru_cache(maxsize=SHARED)
 def read_end(text: str) -> End:
     """The end that `End.text` wrote."""
     raw = json.loads(text)

@@ -58,10 +58,6 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     except UserError as error:
         print(f"error: {hide_in_error(str(error))}", file=sys.stderr)
         code = BAD_INPUT
-    except KeyboardInterrupt:
-        code = OF_SIGNAL + signal.SIGINT
-    except Stopped as stopped:
-        code = int(str(stopped))
     except Exception as error:
         if not is_away(error):
             raise

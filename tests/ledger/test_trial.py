@@ -111,3 +111,10 @@ def test_points_are_read_up_to_the_first_gap() -> None:
     point = json.dumps({"fingerprint": "f", "overrides": ["lr=0.1"], "values": {"lr": 0.1}})
     found = {"point/0": point, "point/1": point, "point/3": point, "stop/me": "Ctrl-C"}
     assert [point.number for point in proposed_points(found)] == [0, 1]
+
+
+def test_ledgers_of_a_process_share_what_an_ended_trial_holds() -> None:
+    found = entries(("r", "s", -1, "finished"))
+    one, other = replay("a", found), replay("a", dict(found))
+    assert one is not None and other is not None
+    assert one.metrics is other.metrics and one.owner is other.owner
