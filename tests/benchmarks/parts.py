@@ -79,7 +79,8 @@ def compare_evaluations(trainer: Trainer, *_: object) -> None:
     """Evaluate on the test set and run the bare forward pass, in turns."""
     images = trainer.dataset.test.images[trainer.dataset.test.index]
     ready = torch.as_tensor(images).to(trainer.device)
-    batches = [trainer._normalise(rows) for rows in torch.split(ready, EVALUATION_BATCH)]
+    together = EVALUATION_BATCH[trainer.device.type]
+    batches = [trainer._normalise(rows) for rows in torch.split(ready, together)]
 
     def bare() -> None:
         trainer.model.eval()
