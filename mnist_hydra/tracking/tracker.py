@@ -81,6 +81,7 @@ class Tracker:
         self.experiment_name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, output_dir)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
+        """Of the run that was written to last, so that not every checkpoint asks for it."""
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
             key, where = "output_dir", place.output_dir
@@ -241,7 +242,7 @@ class Tracker:
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         tag = {"slot": slot, **about, "before": older or None}
         self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(tag))
-        self._last_checkpoint[run_id] = tag
+        self._last_checkpoint = {run_id: tag}
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """The run's newest whole checkpoint; `None` if it has none.
@@ -277,7 +278,7 @@ class Tracker:
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
                 print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
-            self._last_checkpoint[run_id] = slot
+            self._last_checkpoint = {run_id: slot}
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
@@ -340,7 +341,7 @@ class Tracker:
             tag = read_checkpoint_tag(text)
             if tag is None:
                 return None
-            self._last_checkpoint[run_id] = tag
+            self._last_checkpoint = {run_id: tag}
         return self._last_checkpoint[run_id]
 
 
