@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnist_hydra.config import Place
-from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.errors import UserError, first_line, shown
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -68,6 +68,8 @@ class Exported:
     def __call__(self, images: Images) -> Probabilities:
         """Images uint8 [N, side, side] -> probabilities float32 [N, classes], N at least 1.
 
+        A row sums to at most one: `model1` gives the rest to classes that it does not return.
+
         Raises:
             UserError: the program is damaged, or is none that returns log-probabilities of classes.
         """
@@ -76,7 +78,7 @@ class Exported:
             parts = [np.exp(model.predict(batch)) for batch in batches(images)]
             found = np.concatenate(parts).astype(np.float32)
         sums = found.sum(axis=1) if found.ndim == 2 and found.shape[1] > 1 else np.zeros(1)
-        if len(found) != len(images) or not np.allclose(sums, 1, atol=0.01):
+        if len(found) != len(images) or not ((0 < sums) & (sums < 1.01)).all():
             raise UserError(
                 f"model={self.name} returns {list(found.shape)} for images {takes}, which are no "
                 f"log-probabilities [N, classes]; {RIGHT_MODEL}"
@@ -97,7 +99,7 @@ def find_model(name: str | None, place: Place) -> Exported:
         UserError: there is none of that name, or it cannot be read.
     """
     if name in (None, "", "null"):
-        raise UserError(f"model={name} names no model; {RIGHT_MODEL}")
+        raise UserError(f"model={shown(name)} names no model; {RIGHT_MODEL}")
     from mnist_hydra.tracking.tracker import Tracker, import_mlflow
 
     import_mlflow()
