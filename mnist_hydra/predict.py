@@ -34,7 +34,8 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     """
     files = list(digit_image.files_in(words))
     if not files:
-        raise UserError(f"images: {' '.join(words) or 'none'}; right: files or folders of images")
+        there = f" in {' '.join(words)}" if words else ""
+        raise UserError(f"images: none{there}; right: files or folders of images")
     from rich.console import Console
     from rich.progress import Progress
 
@@ -76,10 +77,14 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
 def _images(
     files: list[Path], side: int, skip: Callable[[digit_image.Unreadable], None]
 ) -> Iterator[tuple[str, digit_image.Grey]]:
-    """The images of files with their names; of a file that cannot be read `skip` hears why."""
+    """The images of files with their names; of what shows no digit `skip` hears why."""
     for path in files:
         try:
-            yield from digit_image.read_pictures(path, side)
+            for name, image in digit_image.read_pictures(path, side):
+                if image.min() < image.max():
+                    yield name, image
+                else:
+                    skip(digit_image.Unreadable(f"{name}: no digit (it is blank)"))
         except digit_image.Unreadable as problem:
             skip(problem)
 

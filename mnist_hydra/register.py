@@ -8,7 +8,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import UserError, shown
 
 CHAMPION = "champion"
 METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG = "chosen_by", "value", "data"
@@ -26,7 +26,9 @@ def register(cfg: DictConfig) -> int:
         UserError: no such sweep, it was ranked by the test set, or its best has no model.
     """
     if not cfg.sweep:
-        raise UserError(f"sweep={cfg.sweep} names no sweep; right: a sweep's name or its run's id")
+        raise UserError(
+            f"sweep={shown(cfg.sweep)} names no sweep; right: a sweep's name or its run's id"
+        )
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -58,7 +60,12 @@ def register(cfg: DictConfig) -> int:
     except MlflowException:
         before = None
     if before is not None:
-        chosen_by, chosen_on = (before.tags.get(tag) for tag in (METRIC_TAG, CHOSEN_ON_TAG))
+        if not {METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG} <= set(before.tags):
+            raise UserError(
+                f"name={name}: its champion, version {before.version}, was not made by this "
+                f"command, and does not say what it reached; right: another name"
+            )
+        chosen_by, chosen_on = before.tags[METRIC_TAG], before.tags[CHOSEN_ON_TAG]
         # before 2026-11-26 the hold-out was not recorded
         if chosen_by != metric or chosen_on not in (split, data):
             raise UserError(
@@ -66,10 +73,12 @@ def register(cfg: DictConfig) -> int:
                 f"sweep's best by {metric} on {split}; right: another name"
             )
         lead = best.score - float(before.tags[VALUE_TAG])
+        against = f"{lead:+.4f} to version {before.version}"
         if before.run_id == best.run_id or (lead >= 0 if results.minimize else lead <= 0):
-            print(f"{name}@{CHAMPION} stays version {before.version}: {told} is {lead:+.4f}")
+            why = "is it already" if before.run_id == best.run_id else f"is {against}"
+            print(f"{name}@{CHAMPION} stays version {before.version}: {told}, {why}")
             return 1
-        told += f", {lead:+.4f} to version {before.version}"
+        told += f", {against}"
     if before is None:
         try:
             client.create_registered_model(name)

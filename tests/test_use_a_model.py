@@ -115,7 +115,9 @@ def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
 ) -> None:
     assert champion.startswith("mnist@champion is version 1: run ") and "val/acc" in champion
     again = call("register", "sweep=two", cwd=swept)
-    assert again.returncode == 1 and "stays version 1" in again.stdout
+    reached = champion.partition(": ")[2].strip()
+    assert again.returncode == 1
+    assert again.stdout == f"mnist@champion stays version 1: {reached}, is it already\n"
 
 
 def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
@@ -127,6 +129,21 @@ def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
     assert done.returncode == 0, done.stderr
     refused = call("register", "sweep=other", cwd=swept)
     assert refused.returncode == 2 and "data.val_size=500" in refused.stderr, refused.stderr
+
+
+def test_a_champion_that_was_made_by_hand_is_not_replaced(swept: Path, champion: str) -> None:
+    tracker = Tracker(Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra")))
+    made = tracker.client.get_model_version_by_alias("mnist", "champion")
+    where = tracker.client.get_run(made.run_id).info.artifact_uri
+    tracker.client.create_registered_model("hand")
+    tracker.client.create_model_version("hand", where, made.run_id)
+    tracker.client.set_registered_model_alias("hand", "champion", "1")
+    refused = call("register", "sweep=two", "name=hand", cwd=swept)
+    expected = (
+        "error: name=hand: its champion, version 1, was not made by this command, and does not say "
+        "what it reached; right: another name\n"
+    )
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", expected)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +222,24 @@ def test_an_unreadable_file_is_one_line_while_the_others_go_on(
     assert done.returncode == 1 and len(predicted(done)) == 2
     said = [line for line in done.stderr.splitlines() if "no image" in line]
     assert len(said) == 2 and "broken.png" in said[0] and "none.png" in said[1]
+
+
+def test_a_blank_picture_is_one_line_and_no_digit(
+    swept: Path, champion: str, tmp_path: Path, test_images: Pixels
+) -> None:
+    folder = write(tmp_path / "some", test_images[:1])
+    Image.new("L", (28, 28), 255).save(folder / "empty.png")
+    Image.new("L", (1, 1)).save(folder / "one.png")
+    Image.new("RGB", (80, 120), "white").save(folder / "paper.jpg")
+    pixels = np.stack([test_images[1], np.zeros_like(test_images[1]), test_images[2]])
+    idx = folder / "three-idx3-ubyte"
+    idx.write_bytes(struct.pack(">4I", 0x803, *pixels.shape) + pixels.tobytes())
+    done = call("predict", "model=mnist@champion", str(folder), cwd=swept)
+    names = [row["image"] for row in csv.DictReader(io.StringIO(done.stdout))]
+    assert names == [str(folder / "0000.png"), f"{idx}#0", f"{idx}#2"]
+    blank = (folder / "empty.png", folder / "one.png", folder / "paper.jpg", f"{idx}#1")
+    assert done.stderr.splitlines() == [f"{name}: no digit (it is blank)" for name in blank]
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("size", [0, 16, 16 + 784])
@@ -326,6 +361,8 @@ class Linear(torch.nn.Module):
         found = self.layer(images.float().flatten(1) / 255)
         if self.returns == "logits":
             return 9 + found
+        if self.returns == "half":
+            return found.log_softmax(1)[:, : found.shape[1] // 2]
         return (found.log_softmax(1),) if self.returns == "tuple" else found.log_softmax(1)
 
 
@@ -378,6 +415,14 @@ def test_a_model_that_is_no_classifier_of_such_images_is_one_line(
     with pytest.raises(UserError, match=f"^model=odd {said}") as refused:
         exported.Exported(folder, "odd")(test_images[:3])
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_may_leave_a_part_of_the_probability_to_other_classes(
+    tmp_path: Path, test_images: Pixels
+) -> None:
+    folder = exported_model(tmp_path / "half", (1, 28, 28), classes=20, returns="half")
+    found = exported.Exported(folder, "half")(test_images[:3])
+    assert found.shape == (3, 10) and 0.1 < found.sum(1).min() and found.sum(1).max() < 0.9
 
 
 def test_a_model_of_another_size_sees_any_picture_and_is_not_measured_on_mnist(

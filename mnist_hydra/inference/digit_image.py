@@ -24,7 +24,7 @@ Grey = npt.NDArray[np.uint8]
 
 
 class Unreadable(Exception):
-    """A file holds no images."""
+    """A file holds no images, or an image no digit."""
 
 
 def files_in(words: list[str]) -> Iterator[Path]:
@@ -52,6 +52,8 @@ def count_of(path: Path) -> int:
 
 def read_pictures(path: Path, side: int) -> Iterator[tuple[str, Grey]]:
     """Each image of a file with its name: light on dark, uint8 [side, side].
+
+    A blank one is of one grey.
 
     Raises:
         Unreadable: it is neither a picture nor an IDX file of images, or holds none.

@@ -218,7 +218,7 @@ def trust(
     elif found.objective.startswith("val/"):
         told.append(
             f"The ranking is by {found.objective}, on training images that were held out; the test "
-            f"set had no part in it. {_optimistic(findings)}; its test accuracy is not."
+            f"set had no part in it.{_optimistic(findings, '; its test accuracy is not')}"
         )
     seeds = sorted({len(row.finished) for row in found.rows})
     if seeds[-1] == 1:
@@ -243,8 +243,9 @@ def trust(
             )
         told.append(
             "More than chance means p < 0.05 after Holm's correction for the number of comparisons "
-            "in a family. The families are: all pairs of one setting's values; all those pairs "
-            "within the panels; the first configuration against each other one."
+            "in a family; a hint only means that p < 0.05 without it. The families are: all pairs "
+            "of one setting's values; all those pairs within the panels; the first configuration "
+            "against each other one."
         )
     if rising_at is not None:
         told.append(STILL_RISING.format(rising_at))
@@ -297,16 +298,19 @@ def selected_on_test_set(findings: Findings) -> str:
     """What to know of a ranking that is of the test set."""
     return (
         f"Selected on the test set: the ranking is by {findings.results.objective}, since no "
-        f"training images were held out. The first is no ground for a choice. "
-        f"{_optimistic(findings)}. data.val_size=5000 makes a hold-out."
+        "training images were held out. The first is no ground for a choice."
+        f"{_optimistic(findings)} data.val_size=5000 makes a hold-out."
     )
 
 
-def _optimistic(findings: Findings) -> str:
+def _optimistic(findings: Findings, but: str = "") -> str:
+    """What being picked does to the first one's value; empty where there was one to pick from."""
+    if len(findings.results.rows) == 1:
+        return ""
     what = "accuracy" if is_share(findings.results.objective) else "value"
     return (
-        f"The winner's own {what} is slightly optimistic, because it was picked for being the "
-        f"{'lowest' if findings.results.minimize else 'highest'}"
+        f" The winner's own {what} is slightly optimistic, because it was picked for being the "
+        f"{'lowest' if findings.results.minimize else 'highest'}{but}."
     )
 
 

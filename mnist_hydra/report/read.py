@@ -96,17 +96,22 @@ class Findings:
 def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
     """The trials of sweeps, each given by its name, its identity or its run's id.
 
+    A sweep that is named twice counts once.
+
     Raises:
         UserError: there is no such sweep (shows the nearest names), none of its trials finished, or
             the sweeps are ranked by different metrics.
     """
     experiments = [found.experiment_id for found in tracker.client.search_experiments()]
     there = _search(tracker, experiments, f"tags.`{SWEEP_TAG}` != ''", 10_000)  # the newest first
-    return read_parents(tracker, [_find(there, name) for name in names])
+    found = {run.info.run_id: run for run in (_find(there, name) for name in names)}
+    return read_parents(tracker, list(found.values()))
 
 
 def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
-    """The trials of sweeps, given by their parent runs.
+    """The trials of sweeps, given by their parent runs, each once.
+
+    A trial that several of them have counts once: as the first in which it finished.
 
     Raises:
         UserError: as `read_sweeps`.
@@ -121,17 +126,19 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     axes = {plain(axis.key): axis for plan in every for axis in plan.arguments.axes}
     at = "best" if _by_best_epoch(parents, every) else "last"
     records: dict[str, TrialRecord] = {}
-    planned = 0
+    planned: set[str] = set()
     for parent in parents:
         found, wanted = _read_one(tracker, parent, plans[parent.info.run_id], objective, at)
-        planned += wanted
-        records |= {key: record for key, record in found.items() if key not in records}
+        planned |= wanted
+        for key, record in found.items():
+            if key not in records or (record.counts and not records[key].counts):
+                records[key] = record
     completed = [_completed(record, tuple(axes)) for record in records.values()]
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
         tuple(completed),
         ranked(completed, axes, objective, minimize=is_minimized(objective), at=at),
-        planned,
+        len(planned),
         tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents),
         tuple(run.info.run_id for run in parents),
         {key: axis.span.log for key, axis in axes.items() if axis.span and not axis.values},
@@ -259,8 +266,8 @@ def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
 
 def _read_one(
     tracker: Tracker, parent: Run, plans: Sequence[Plan], objective: str, at: str
-) -> tuple[dict[str, TrialRecord], int]:
-    """One sweep's trials by fingerprint, and how many there are to be.
+) -> tuple[dict[str, TrialRecord], set[str]]:
+    """One sweep's trials by fingerprint, and the fingerprints of all that there are to be.
 
     Raises:
         UserError: the plans of a search are missing from the store.
@@ -291,7 +298,7 @@ def _read_one(
             began_s = run.info.start_time / 1000
             record = replace(record, seed=seed, params=params, tags=tags, began_s=began_s)
         records[key] = record
-    return records, len(planned)
+    return records, set(planned)
 
 
 def _trial_runs(

@@ -426,9 +426,24 @@ def test_a_filter_is_typed_as_mlflow_has_it(swept: Swept, filter_: str) -> None:
 
 
 def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
-    once, twice = (read.read_sweeps(swept.tracker, ["mine"] * n) for n in (1, 2))
-    assert once.results.rows == twice.results.rows
-    assert once.records == twice.records
+    parent, _ = swept.runs()
+    once = read.read_sweeps(swept.tracker, ["mine"])
+    assert read.read_sweeps(swept.tracker, ["mine", parent.info.run_id]) == once
+    assert (once.title, once.planned) == ("mine", 12)
+
+
+def test_a_trial_of_two_sweeps_counts_once_and_where_it_finished(
+    mnist: Path, tmp_path: Path
+) -> None:
+    more = (*SETTINGS, f"data.root={mnist}", "sweep.report=false", "sweep.keep=0")
+    hasty = ("lr=0.05,0.1", "sweep.name=hasty", "sweep.trial_timeout_s=0.001", "sweep.retries=0")
+    assert command("train", "--multirun", *hasty, *more, cwd=tmp_path).returncode == 1
+    patient = ("lr=0.05,0.2", "sweep.name=patient")
+    assert command("train", "--multirun", *patient, *more, cwd=tmp_path).returncode == 0
+    found = read.read_sweeps(Swept(tmp_path, "").tracker, ["hasty", "patient"])
+    states = {record.values["lr"]: record.state for record in found.records}
+    assert states == {"0.05": "finished", "0.1": "timeout", "0.2": "finished"}
+    assert (found.finished, found.planned) == (2, 3)
 
 
 def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path) -> None:
@@ -588,6 +603,21 @@ def test_less_is_better_for_a_loss() -> None:
 def test_what_was_selected_on_the_test_set_is_labelled_so() -> None:
     said = said_of(of({("0.0",): [0.9, 0.8], ("0.1",): [0.7, 0.6]}, "test/acc_last"))
     assert "selected on the test set" in said and "no ground for choosing it" in said
+
+
+@pytest.mark.parametrize("objective", ["val/acc", "test/acc_last"])
+def test_only_what_was_picked_among_several_is_called_optimistic(objective: str) -> None:
+    one, two = ({(name,): [0.9, 0.8] for name in names} for names in ("a", "ab"))
+    assert "slightly optimistic" not in said_of(of(one, objective))
+    assert "is slightly optimistic, because it was picked for being the highest" in said_of(
+        of(two, objective)
+    )
+
+
+def test_each_verdict_that_is_not_plain_is_explained() -> None:
+    said = said_of(of({("0.0",): [0.90, 0.91], ("0.1",): [0.80, 0.82]}))
+    assert f"{REAL.capitalize()} means p < 0.05 after Holm's correction" in said
+    assert f"{HINT} means that p < 0.05 without it" in said
 
 
 def test_two_names_of_one_thing_are_found() -> None:
