@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from mnist_hydra.ledger.trial import PRUNED
 from mnist_hydra.report.questions import Answers, Contrast
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Results, TrialRecord, first_place
@@ -89,6 +90,7 @@ def warnings(
         rising_at: the last epoch, where the best still improve in it.
     """
     told = [selected_on_test_set(findings)] if findings.results.on_test_set else []
+    told += without_result(findings)
     if rising_at is not None:
         told.append(STILL_RISING.format(rising_at))
     told += same_thing(findings.same)
@@ -256,6 +258,16 @@ def trust(
             "have not ended."
         )
     return told
+
+
+def without_result(findings: Findings) -> list[str]:
+    """How many trials are missing that nobody meant to leave out; empty where there is none."""
+    pruned = sum(record.state == PRUNED for record in findings.records)
+    missing = findings.planned - findings.finished - pruned
+    if missing == 0:
+        return []
+    what = "has no result: it" if missing == 1 else "have no result: they"
+    return [f"{missing} of {findings.planned} trials {what} failed or did not end."]
 
 
 def same_thing(found: Sequence[tuple[str, str, str]]) -> list[str]:

@@ -145,8 +145,8 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     )
     if not findings.results.rows:
         raise UserError(
-            f"sweep={findings.title}: none of its {len(records)} trials has finished; right: the "
-            "sweep's own command again, which goes on with it"
+            f"sweep={findings.title}: none of its trials has finished; right: the sweep's own "
+            "command again, which goes on with it"
         )
     return counted_once(findings)
 

@@ -353,8 +353,8 @@ def test_a_sweep_of_which_no_trial_has_finished_is_one_line(mnist: Path, tmp_pat
     assert done.returncode == 1, done.stderr[-3000:]
     refused = command("report", "sweep=none", cwd=tmp_path)
     expected = (
-        "error: sweep=none: none of its 2 trials has finished; right: the sweep's own command "
-        "again, which goes on with it\n"
+        "error: sweep=none: none of its trials has finished; right: the sweep's own command again, "
+        "which goes on with it\n"
     )
     assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", expected)
 
@@ -612,6 +612,24 @@ def test_only_what_was_picked_among_several_is_called_optimistic(objective: str)
     assert "is slightly optimistic, because it was picked for being the highest" in said_of(
         of(two, objective)
     )
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        ([], []),
+        (["pruned"], []),
+        (["failed"], ["1 of 3 trials has no result: it failed or did not end."]),
+        (["running", "failed"], ["2 of 4 trials have no result: they failed or did not end."]),
+    ],
+)
+def test_trials_without_a_result_are_a_warning(states: list[str], told: list[str]) -> None:
+    found = of({("0.0",): [0.9], ("0.1",): [0.8]})
+    others = tuple(
+        TrialRecord({"dropout": state}, [], state, None, state, seed="1") for state in states
+    )
+    more = replace(found, records=found.records + others, planned=2 + len(others))
+    assert answer.warnings(more, []) == told
 
 
 def test_each_verdict_that_is_not_plain_is_explained() -> None:
