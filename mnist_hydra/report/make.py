@@ -131,6 +131,7 @@ def pictures_of(
     """The pictures that there is something to show on, the most telling first."""
     found, chosen, objective = findings.results, answers.layout, findings.results.objective
     scores, group = findings.scores(), _best_of(answers.layout)
+    over_seeds = any(row.score.n > 1 for row in found.rows)
     if chosen.rows is not None:
         averaged = f" Averaged over {', '.join(chosen.averaged)}." if chosen.averaged else ""
         panels = f", a panel for each {chosen.panels}" if chosen.panels else ""
@@ -146,10 +147,12 @@ def pictures_of(
             axis: level_means(scores, found.axes.index(axis), chosen.values[axis])
             for axis in chosen.varied
         }
-        caption = (
-            f"The mean {objective} at each value of a setting, the others averaged. Its interval "
-            "is of that mean alone; the comparisons in words are paired, and sharper."
-        )
+        caption = f"The mean {objective} at each value of a setting, the others averaged."
+        if over_seeds:
+            caption += (
+                " Its interval is of that mean alone; the comparisons in words are paired, and "
+                "sharper."
+            )
         if answers.importance:
             shares = (f"{axis} {100 * share:.0f} %" for axis, share in answers.importance.items())
             caption += (
@@ -169,7 +172,7 @@ def pictures_of(
         yield Picture(
             "learning_curves",
             "Do they still improve?",
-            f"{what}: {metric} by epoch; the band goes from the lowest to the highest seed."
+            f"{what}: {metric} by epoch{'; the band goes over its seeds' * over_seeds}."
             + " The first epochs lie below the picture." * below,
             plots.trial_curves(curves, metric),
         )

@@ -240,9 +240,11 @@ def _bars(axes_: Axes, importance: Mapping[str, float]) -> None:
 
 @rc_context(STYLE)
 def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
-    """Draw a metric by epoch, a line for each configuration, a band from least to most."""
+    """Draw a metric by epoch, a line for each configuration, a band over its seeds."""
     shown = range_of_the_end(curves) if is_share(metric) else None
-    subtitle = "line: mean over seeds; band: from the lowest to the highest seed"
+    subtitle = "one seed each"
+    if any(len(one.values) > 1 for one in curves):
+        subtitle = "line: mean over seeds; band: from the lowest to the highest seed"
     if shown is not None:
         subtitle += "; the first epochs lie below the picture"
     figure = blank(7.4, 4.3, f"{metric} by epoch", subtitle)

@@ -347,18 +347,6 @@ def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) ->
         read.read_filter(swept.tracker, "nonsense")
 
 
-def test_a_sweep_of_which_no_trial_has_finished_is_one_line(mnist: Path, tmp_path: Path) -> None:
-    words = ("lr=1e30,2e30", "sweep.name=none", "sweep.retries=0", f"data.root={mnist}", *SETTINGS)
-    done = command("train", "--multirun", *words, cwd=tmp_path)
-    assert done.returncode == 1, done.stderr[-3000:]
-    refused = command("report", "sweep=none", cwd=tmp_path)
-    expected = (
-        "error: sweep=none: none of its trials has finished; right: the sweep's own command again, "
-        "which goes on with it\n"
-    )
-    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", expected)
-
-
 def test_a_page_of_200_trials_is_small(swept: Swept, tmp_path: Path) -> None:
     place = Place(str(tmp_path / "outputs"))
     tracker = Tracker(place)
@@ -432,14 +420,21 @@ def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
     assert (once.title, once.planned) == ("mine", 12)
 
 
-def test_a_trial_of_two_sweeps_counts_once_and_where_it_finished(
+def test_a_sweep_without_a_finished_trial_is_one_line_until_another_finishes_one(
     mnist: Path, tmp_path: Path
 ) -> None:
     more = (*SETTINGS, f"data.root={mnist}", "sweep.report=false", "sweep.keep=0")
     hasty = ("lr=0.05,0.1", "sweep.name=hasty", "sweep.trial_timeout_s=0.001", "sweep.retries=0")
     assert command("train", "--multirun", *hasty, *more, cwd=tmp_path).returncode == 1
+    refused = command("report", "sweep=hasty", cwd=tmp_path)
+    expected = (
+        "error: sweep=hasty: none of its trials has finished; right: the sweep's own command "
+        "again, which goes on with it\n"
+    )
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", expected)
     patient = ("lr=0.05,0.2", "sweep.name=patient")
     assert command("train", "--multirun", *patient, *more, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "outputs" / "reports").exists(), "sweep.report=false"
     found = read.read_sweeps(Swept(tmp_path, "").tracker, ["hasty", "patient"])
     states = {record.values["lr"]: record.state for record in found.records}
     assert states == {"0.05": "finished", "0.1": "timeout", "0.2": "finished"}
@@ -457,6 +452,17 @@ def test_with_one_seed_the_report_says_that_nothing_can_be_told_apart() -> None:
     said = said_of(findings)
     assert answer.NOTHING_APART in said
     assert "cannot be told from chance" in said and "±" not in said and "interval 0" not in said
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_only_over_seeds_a_picture_speaks_of_intervals_and_bands(seeds: int) -> None:
+    found = of({("0.0",): [0.9, 0.91][:seeds], ("0.1",): [0.8, 0.83][:seeds]})
+    curves = [curve("a", [{1: 0.5, 2: 0.9}] * seeds)]
+    pictures = {one.name: one for one in pictures_of(found, ask(found), curves)}
+    for name, word in (("main_effects", "interval is"), ("learning_curves", "band")):
+        assert (word in pictures[name].caption) == (seeds > 1)
+    subtitles = [one.get_text() for one in pictures["learning_curves"].figure.texts]
+    assert any("band" in text for text in subtitles) == (seeds > 1)
 
 
 def test_of_configurations_that_reach_the_same_none_comes_first() -> None:
