@@ -281,14 +281,13 @@ class Follower:
     ) -> None:
         self._ledger, self._display, self._wanted = ledger, display, wanted
         self._sweeper, self._stop = sweeper, stop
-        self._looking = threading.Lock()
         self._wake = threading.Event()
         self._over = False
         self._stop_reason: str | None = None
         self._thread = threading.Thread(target=self._run, name="sweep follower", daemon=True)
 
     def __enter__(self) -> Follower:
-        self.look()
+        self._look(up_to_date=True)
         self._thread.start()
         return self
 
@@ -296,7 +295,7 @@ class Follower:
         self._over = True
         self._wake.set()
         self._thread.join()
-        self.look()
+        self._look(up_to_date=True)
 
     def stop_trials(self, reason: str) -> None:
         """Ask this sweeper's trials to write a checkpoint and end; safe in a signal handler."""
@@ -307,31 +306,22 @@ class Follower:
         while not self._over:
             self._wake.wait(LOOK_EVERY_S)
             self._wake.clear()
-            self.look(up_to_date=False)
+            self._look(up_to_date=False)
 
-    def look(self, up_to_date: bool = True) -> None:
-        """Pass on a request to stop, then read the ledger and show it.
-
-        Args:
-            up_to_date: see `Ledger.read`.
-        """
-        with self._looking:
-            try:
-                self._pass_on()
-                view = self._ledger.read(up_to_date)
-                self._display.update(self._wanted(view), view.trials, time.monotonic())
-            except UserError:
-                if not self._stop.is_set():
-                    self._stop.set()
-                    self.stop_trials("the sweep was deleted in MLflow")
-            except Exception as error:  # the store may be away for a while; training goes on
-                log.warning("the ledger cannot be read: %s", first_line(error))
-
-    def _pass_on(self) -> None:
-        reason = self._stop_reason
-        if reason is not None:
-            self._ledger.stop(self._sweeper, reason)
-            self._stop_reason = None
-            self._display.message(
-                f"{reason}: running trials write a checkpoint; once more to leave at once"
-            )
+    def _look(self, up_to_date: bool) -> None:
+        """Pass on a request to stop, then read the ledger and show it."""
+        try:
+            if (reason := self._stop_reason) is not None:
+                self._ledger.stop(self._sweeper, reason)
+                self._stop_reason = None
+                self._display.message(
+                    f"{reason}: running trials write a checkpoint; once more to leave at once"
+                )
+            view = self._ledger.read(up_to_date)
+            self._display.update(self._wanted(view), view.trials, time.monotonic())
+        except UserError:
+            if not self._stop.is_set():
+                self._stop.set()
+                self.stop_trials("the sweep was deleted in MLflow")
+        except Exception as error:  # the store may be away for a while; training goes on
+            log.warning("the ledger cannot be read: %s", first_line(error))
