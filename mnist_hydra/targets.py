@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
-from typing import Any, TypeVar
-
-from hydra.conf import ConfigSourceInfo
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mnist_hydra.errors import Stopped, TimedOut, UserError, in_one_line, shown
+
+if TYPE_CHECKING:
+    from hydra.conf import ConfigSourceInfo
 
 T = TypeVar("T")
 
@@ -50,11 +51,9 @@ def let_in(folders: Iterable[str], modules: Iterable[str]) -> None:
     LET_IN.modules += [module for module in modules if module not in LET_IN.modules]
 
 
-def import_user_code_from(
-    config_sources: Iterable[ConfigSourceInfo], trusted: Iterable[str] = ()
-) -> None:
-    """Let in the Python files beside the YAML files of `--config-dir`, and `trusted` modules."""
-    let_in([one.path for one in config_sources if one.schema == "file" and one.path], trusted)
+def folders_of(config_sources: Iterable[ConfigSourceInfo]) -> list[str]:
+    """The folders with YAML files of the user's own, among the places that Hydra reads."""
+    return [one.path for one in config_sources if one.schema == "file" and one.path]
 
 
 def resolve_class(path: str, base: type[T], key: str) -> type[T]:

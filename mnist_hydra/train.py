@@ -22,7 +22,7 @@ from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import refuse_moving_folder
 from mnist_hydra.config import settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.targets import import_user_code_from
+from mnist_hydra.targets import folders_of, let_in
 
 
 @hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name="config")
@@ -31,7 +31,7 @@ def task(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     try:
         config = settle(cfg)  # before torch is loaded: what is wrong with a setting is said at once
-        import_user_code_from(hydra_cfg.runtime.config_sources, config.trusted)
+        let_in(folders_of(hydra_cfg.runtime.config_sources), config.trusted)
         if config.sweep.parent is not None:
             from mnist_hydra.sweep.worker import work
 

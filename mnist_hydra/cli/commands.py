@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.secrets import without_password
+from mnist_hydra.targets import folders_of
 
 CONFIG_PATH, CONFIG_NAME = "pkg://mnist_hydra.conf", "config"
 PLACE = {
@@ -88,8 +89,7 @@ def config_words(hydra: Any) -> list[str]:
 
 def folder_words(hydra: Any) -> list[str]:
     """Hydra's flags by which another command finds the same code; from the node `hydra`."""
-    sources = hydra.runtime.config_sources
-    folders = [source.path for source in sources if source.schema == "file" and source.path]
+    folders = folders_of(hydra.runtime.config_sources)
     return ["--config-dir", folders[0], *_search_path(folders[1:])] if folders else []
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import CommandLauncher, Ended, followed, last_line, start_process
+from mnist_hydra.targets import folders_of
 
 LOCAL = "local"
 """The address of a cluster that is started for this process and ends with it."""
@@ -77,8 +78,8 @@ class RayLauncher(CommandLauncher):
             needs["num_gpus"] = 1 / self.trials_per_gpu
         as_task = ray.remote(max_retries=0, max_calls=1, scheduling_strategy="SPREAD", **needs)
         run = as_task(_run_worker)
-        sources = self.config.hydra.runtime.config_sources
-        folders = {s.path: pack_folder(Path(s.path)) for s in sources if s.schema == "file"}
+        own = folders_of(self.config.hydra.runtime.config_sources)
+        folders = {folder: pack_folder(Path(folder)) for folder in own}
         started = {}
         for number, overrides in jobs.items():
             head, rest = self.command(overrides)

@@ -34,7 +34,7 @@ from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
-from mnist_hydra.targets import import_user_code_from
+from mnist_hydra.targets import folders_of, let_in
 from mnist_hydra.tracking import pages, provenance
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
 
@@ -82,7 +82,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     """
     console = Console(stderr=True)
     command = read_command(job, arguments)
-    import_user_code_from(job.config.hydra.runtime.config_sources, command.config.trusted)
+    let_in(folders_of(job.config.hydra.runtime.config_sources), command.config.trusted)
     if (twins := command.trials.same_as_others()) is not None:
         _say(console, twins)
     launcher = launchers.make_launcher(job.context, job.task, job.config)
