@@ -260,7 +260,7 @@ def in_process(launcher: Launcher) -> bool:
     return any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
 
 
-def on_this_machine(launcher: Launcher) -> bool:
+def trains_here(launcher: Launcher) -> bool:
     """Whether trials are trained on this machine, with its devices."""
     if isinstance(launcher, CommandLauncher):
         return launcher.on_this_machine
@@ -277,7 +277,7 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
     Raises:
         UserError: they would be. A SQLite file on a network disk does not work either.
     """
-    if on_this_machine(launcher) or store.read_address(tracking_uri, Path.cwd()).path is None:
+    if trains_here(launcher) or store.read_address(tracking_uri, Path.cwd()).path is None:
         return
     raise UserError(
         f"hydra/launcher={name} runs trials on other machines, which cannot share the SQLite "
@@ -286,7 +286,7 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
     )
 
 
-def slots(launcher: Launcher, settings: SweepConfig) -> int:
+def count_workers(launcher: Launcher, settings: SweepConfig) -> int:
     """How many workers there is room for.
 
     Raises:

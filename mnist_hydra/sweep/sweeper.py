@@ -97,7 +97,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     if command.settings.dry_run:
         _list(command, view)
         return SUCCESS
-    room = launchers.slots(launcher, command.settings)
+    room = launchers.count_workers(launcher, command.settings)
     _check_with_torch(command, launcher, view)
     del view  # it may be large, and the sweep reads its own
     return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
@@ -280,7 +280,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     samples = dict(sample for kind, sample in trials.samples.items() if kind in kinds)
     if not samples:
         return
-    elsewhere = not launchers.on_this_machine(launcher)
+    elsewhere = not launchers.trains_here(launcher)
     here = launchers.in_process(launcher)
     if not here:
         threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
