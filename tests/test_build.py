@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from mnist_hydra import build
 from mnist_hydra.models import Model2
 from mnist_hydra.runtime import Runtime
 
-PLAIN = Runtime("cpu", "fp32", compile=False, kernel=False, replay=False, threads=1, deterministic=True)
-KERNEL = Runtime("cpu", "fp32", compile=False, kernel=True, replay=False, threads=1, deterministic=True)
+PLAIN = Runtime("cpu", "fp32", False, kernel=False, replay=False, threads=1, deterministic=True)
+KERNEL = replace(PLAIN, kernel=True)
 
 
 def test_a_choice_without_the_kernel_runs_the_model_itself() -> None:
