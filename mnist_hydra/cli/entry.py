@@ -100,6 +100,10 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
             code = task(cfg)
         except UserError as error:
             leave(error)
+        except BrokenPipeError:  # nobody reads on, as behind `| head`
+            # Else Python, which flushes it at the end, would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1  # as where rich prints
         sys.exit(code)
 
     prepare_streams()

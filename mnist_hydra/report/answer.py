@@ -295,11 +295,13 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
         by = f"The next, {the_next}, came out exactly the same"
     else:
         by += f" (paired over {gap.n} seeds, 95 % interval {interval(of, gap)}): {verdict}"
+    if len(leads) == 1:
+        return f"{by}."
     beaten = sum(lead.verdict == REAL for lead in leads)
     if beaten == len(leads):
         return f"{by}. It beats all {beaten} others by more than chance."
     if beaten == 0:
-        return f"{by}. None of the {_count(len(leads), 'other')} can be told from it."
+        return f"{by}. None of the {len(leads)} others can be told from it."
     return (
         f"{by}. It beats {beaten} of the {len(leads)} others by more than chance; "
         f"{len(leads) - beaten} cannot be told from it."

@@ -403,6 +403,17 @@ def test_10000_trials_take_less_than_30_seconds(tmp_path: Path) -> None:
         assert time.process_time() - began_s < 30
 
 
+def test_a_command_whose_reader_has_gone_ends_without_a_traceback(swept: Swept) -> None:
+    line = [sys.executable, "-m", "mnist_hydra.report", "sweep=mine"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, cwd=swept.folder, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()  # of the table, which comes before the report is made
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == ""
+        assert process.wait(300) == 1
+
+
 @pytest.mark.parametrize("filter_", ["params.lr = '0.15'", "\"params.lr = '0.15'\""])
 def test_a_filter_is_typed_as_mlflow_has_it(swept: Swept, filter_: str) -> None:
     done = command("report", f"filter={filter_}", cwd=swept.folder)
@@ -636,6 +647,14 @@ def test_trials_without_a_result_are_a_warning(states: list[str], told: list[str
     )
     more = replace(found, records=found.records + others, planned=2 + len(others))
     assert answer.warnings(more, []) == told
+
+
+def test_of_two_configurations_the_lead_is_said_once() -> None:
+    two = {("0.0",): [0.90, 0.92, 0.93], ("0.1",): [0.90, 0.90, 0.93]}
+    [lead] = [line for line in said_of(of(two)).splitlines() if line.startswith("Its lead")]
+    assert lead.endswith("): may be chance.")
+    three = said_of(of(two | {("0.2",): [0.90, 0.92, 0.90]}))
+    assert "None of the 2 others can be told from it." in three
 
 
 def test_each_verdict_that_is_not_plain_is_explained() -> None:
