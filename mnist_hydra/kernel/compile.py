@@ -31,7 +31,7 @@ CHANNELS = 16
 """Channels that a table of BatchNorm's has room for, as in kernel.c."""
 TIMEOUT_S = 60
 KEPT_FILES = 300
-"""Of 100 kernels, three each: some 6 MB."""
+"""Of 100 kernels, three each: some 8 MB."""
 
 
 class Unavailable(Exception):
