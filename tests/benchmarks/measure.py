@@ -50,7 +50,7 @@ def run(
         process = subprocess.Popen(
             words,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env=environment(words, env),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -66,6 +66,15 @@ def run(
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Finished(started, wall_s, usage.ru_maxrss * unit / 2**20, stdout, stderr)
+
+
+def environment(words: Sequence[str], more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's variables and `more`; a command that names an `output_dir` keeps its compiled
+    kernel there, too, so that in an empty one it begins with nothing.
+    """
+    folders = [word.partition("=")[2] for word in words if word.startswith("output_dir=")]
+    cache = {"XDG_CACHE_HOME": os.path.abspath(f"{folders[-1]}/cache")} if folders else {}
+    return {**os.environ, **cache, **(more or {})}
 
 
 def in_turns(

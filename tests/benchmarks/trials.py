@@ -22,7 +22,16 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks import mnist_files, multirun, options, table
-from tests.benchmarks.measure import ROOT, Finished, Key, Result, in_turns, median, run
+from tests.benchmarks.measure import (
+    ROOT,
+    Finished,
+    Key,
+    Result,
+    environment,
+    in_turns,
+    median,
+    run,
+)
 from tests.benchmarks.multirun import IN_PROCESS, JOBLIB, WAYS, WORKERS
 
 FIGURES = ("cost", "rate", "start", "finished")
@@ -139,6 +148,7 @@ def begin(way: str, sizes: Sizes, where: Where) -> tuple[float, float]:
         process = subprocess.Popen(
             [sys.executable, *words[1:]],
             cwd=ROOT,
+            env=environment(words),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
