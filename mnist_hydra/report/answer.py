@@ -17,6 +17,7 @@ from mnist_hydra.report.statistics import (
     UNTOLD,
     VERDICTS,
     Difference,
+    number,
     summary,
 )
 from mnist_hydra.report.wording import (
@@ -40,7 +41,7 @@ FEW_SEEDS = 5
 OPENING = {
     REAL: "Yes, by more than chance: ",
     HINT: "Perhaps: ",
-    CHANCE: "No difference shows: ",
+    CHANCE: "With {seeds} seeds no difference shows: ",
     UNTOLD: "It cannot be told: ",
     IDENTICAL: "No: ",
 }
@@ -60,6 +61,18 @@ def in_words(findings: Findings, answers: Answers) -> list[str]:
     ]
 
 
+def status(findings: Findings) -> str:
+    """How many trials there are, and what the configurations are ranked by."""
+    found = findings.results
+    counted = sum(len(row.finished) for row in found.rows)
+    twice = findings.finished - counted
+    return (
+        f"{findings.finished} of {findings.planned} trials finished"
+        f"{f', {twice} of them the same as others' * (twice > 0)}: {len(found.rows)} "
+        f"configurations ranked by {found.objective}, {found.at} epoch"
+    )
+
+
 def settings(findings: Findings, answers: Answers) -> dict[str, list[str]]:
     """What each axis does: a sentence over all, then one for each panel."""
     of, told = findings.results.objective, {}
@@ -69,7 +82,8 @@ def settings(findings: Findings, answers: Answers) -> dict[str, list[str]]:
             continue
         about = [other for other in answers.layout.varied if other != axis]
         averaged = f"averaged over {listed(about)}, " if about else ""
-        lines = [f"{OPENING[strongest(overall)]}{averaged}{_compared(of, axis, overall)}."]
+        opening = OPENING[strongest(overall)].format(seeds=overall[0].difference.n)
+        lines = [f"{opening}{averaged}{_compared(of, axis, overall)}."]
         if axis in answers.importance:
             share = f"{100 * answers.importance[axis]:.0f} %"
             lines[0] += f" It accounts for {share} of the differences between trials."
@@ -127,7 +141,7 @@ def in_brief(findings: Findings, answers: Answers) -> list[str]:
         if together.items() <= values.items() and row.rank > 1 and lead.n:
             rank = f"rank {row.rank} of {len(found.rows)}"
             behind = f"{gain(found.objective, lead.mean)} behind the first: {lead.verdict}"
-            told.append(f"These values together have {rank}, {behind}.")
+            told.append(f"The best value of each setting, taken together, has {rank}, {behind}.")
             break
     return told
 
@@ -158,23 +172,45 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
     found = findings.results
     if found.on_test_set or not _can_be_told(answers):
         return []
-    mine = dict(zip(found.axes, found.rows[0].values, strict=True))
-    as_good, behind = [], []
-    for axis, of_axis in answers.contrasts.items():
-        overall = _overall(of_axis)
-        if overall and overall[0].better != mine[axis]:
-            as_good.append(f"{axis}={short(overall[0].better)}")
+    use: list[str] = []
+    worse: list[str] = []
+    behind: list[str] = []
+    beyond: list[str] = []
+    for axis, mine in zip(found.axes, found.rows[0].values, strict=True):
+        overall = _overall(answers.contrasts.get(axis, ()))
+        best = overall[0].better if overall else mine
+        as_good = [] if best == mine else [best]
         for one in overall:
-            if one.better == mine[axis] and one.difference.verdict == IDENTICAL:
-                as_good.append(f"{axis}={short(one.worse)}")
-            elif one.better == mine[axis] and one.difference.verdict != REAL:
-                behind.append(f"{axis}={short(one.worse)}")
-    told = [f"Use {configuration(found.axes, found.rows[0].values)}."]
-    if as_good:
-        told.append(f"{listed(as_good)} did as well or better, averaged over the rest.")
+            if one.worse == mine:
+                continue
+            if one.difference.verdict == IDENTICAL:
+                as_good.append(one.worse)
+            else:
+                real = one.difference.verdict == REAL
+                (worse if real else behind).append(f"{axis}={short(one.worse)}")
+        use.append(f"{axis}={short(mine)}")
+        if as_good:
+            also = listed([short(value) for value in as_good])
+            use[-1] += f" (or {also}, as good or better, averaged over the rest)"
+        if overall and strongest(overall) in (REAL, HINT):
+            beyond += _at_the_edge(axis, best, answers.layout.values.get(axis, ()))
+    told = [f"Use {', '.join(use)}."]
+    if worse:
+        told.append(f"{listed(worse)} did worse, by more than chance.")
     if behind:
         told.append(f"{listed(behind)} did worse, which may be chance.")
-    return [" ".join(told)]
+    return [" ".join(told + beyond)]
+
+
+def _at_the_edge(axis: str, best: str, values: Sequence[str]) -> list[str]:
+    """Whether the best value of a setting is its largest or smallest: it was tried no further."""
+    if any(number(value) is None for value in values) or number(best) == 0:
+        return []
+    for end, edge, further in ((-1, "largest", "larger"), (0, "smallest", "smaller")):
+        if values and best == values[end]:
+            tried = f"{axis}={short(best)} is the {edge} value tried"
+            return [f"{tried}: a {further} one may do better."]
+    return []
 
 
 def _overall(found: Sequence[Contrast]) -> list[Contrast]:
@@ -197,7 +233,7 @@ def of_command(findings: Findings, trial: TrialRecord, has_model: bool) -> str:
     """
     count = len(findings.results.rows[0].finished)
     with_seed = f", with seed {trial.seed}, the best of its {count} runs" if count > 1 else ""
-    model = "; its model is there, for predict and evaluate as model=<that id>" * has_model
+    model = f"; predict and evaluate take its model as model={trial.run_id}" * has_model
     return (
         f"The first configuration{with_seed}, as a command that trains it again. It was run "
         f"{trial.run_id}{model}."
@@ -234,8 +270,8 @@ def trust(
         pairs = [lead.half_width for lead in leads if lead.half_width]
         if seeds[-1] < FEW_SEEDS:
             told.append(
-                f"{seeds[-1]} seeds are few. In a sweep that has a name (sweep.name) the same "
-                "command with more values of seed runs what is missing, and tells more."
+                f"{seeds[-1]} seeds are few. The same command with more values of seed tells more; "
+                "if the sweep has a name (sweep.name), only those are trained that are missing."
             )
         if pairs:
             least = gain(found.objective, statistics.median(pairs))

@@ -82,9 +82,7 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
     settings = answer.settings(findings, answers)
     html = page.html(
         title=f"What {_what(findings)} found",
-        status=f"{findings.finished} of {findings.planned} trials finished: "
-        f"{len(findings.results.rows)} configurations ranked by {findings.results.objective}, "
-        f"{findings.results.at} epoch",
+        status=answer.status(findings),
         answer=told,
         warnings=warnings,
         settings=settings,
@@ -138,8 +136,8 @@ def pictures_of(
         yield Picture(
             "heat_map",
             f"Which {chosen.rows} and which {chosen.columns}?",
-            f"{objective} over {chosen.rows} and {chosen.columns}{panels}; the stronger the "
-            f"colour, the more. The numbers stand in the table of configurations.{averaged}",
+            f"{objective} over {chosen.rows} and {chosen.columns}{panels}; the colours' "
+            f"scale stands on the right, the numbers in the table of configurations.{averaged}",
             plots.heat_map(scores, found.axes, chosen, objective),
         )
     if chosen.varied:

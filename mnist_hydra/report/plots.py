@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -46,7 +46,8 @@ LINES = ("#8C8C8C", BLUE)
 """The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 RAMP = LinearSegmentedColormap.from_list("lines", LINES)
-FILL = LinearSegmentedColormap.from_list("report", ["#e8f1f8", "#6baed6", "#08306b"])
+FILL = colormaps["viridis"]
+"""Of a heat map's cells: the most is bright, on a white page and on a dark one."""
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
@@ -417,7 +418,7 @@ def _cells(
         text, colour = "–", GREY
         if np.isfinite(value):
             text = f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-            colour = ON_DARK if colours(value) > 0.55 else ON_LIGHT
+            colour = ON_LIGHT if colours(value) > 0.47 else ON_DARK
         spot = (column + 0.5, row + 0.5)
         axes_.text(*spot, text, ha="center", va="center", fontsize=9, color=colour)
     axes_.set_xticks(np.arange(len(xs)) + 0.5, [short(x) for x in xs])

@@ -149,7 +149,7 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
     ):
         assert words in text, words
     assert text.count('<svg role="img"') == 5
-    assert "its model is there" not in text, "sweep.keep=0"
+    assert "take its model as" not in text, "sweep.keep=0"
 
 
 def test_every_section_is_in_the_list_and_every_row_has_a_heading(swept: Swept) -> None:
@@ -486,7 +486,8 @@ def test_a_setting_that_helps_with_every_seed_is_told_from_one_that_does_not() -
     helps = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.951, 0.960, 0.971, 0.980]})
     assert "Yes, by more than chance: dropout=0.1 beats 0.0 by 5.05 points" in said_of(helps)
     none = of({("0.0",): [0.90, 0.91, 0.92, 0.93], ("0.1",): [0.89, 0.93, 0.91, 0.94]})
-    assert "No difference shows: dropout=0.1 is ahead of 0.0 by 0.25 points (" in said_of(none)
+    no_difference = "With 4 seeds no difference shows: dropout=0.1 is ahead of 0.0 by 0.25 points ("
+    assert no_difference in said_of(none)
     assert "), which may be chance" in said_of(none)
 
 
@@ -511,10 +512,13 @@ def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_toget
     assert answer.in_brief(findings, answers) == [
         "Setting by setting, the others averaged: dropout=0.0 is best, by more than chance; "
         "lr=0.2 is best, by more than chance.",
-        "These values together have rank 2 of 4, 0.05 points behind the first: may be chance.",
+        "The best value of each setting, taken together, has rank 2 of 4, 0.05 points behind the "
+        "first: may be chance.",
     ]
     assert answer.advice(findings, answers) == [
-        "Use dropout=0.0, lr=0.1. lr=0.2 did as well or better, averaged over the rest."
+        "Use dropout=0.0, lr=0.1 (or 0.2, as good or better, averaged over the rest). dropout=0.1 "
+        "did worse, by more than chance. lr=0.2 is the largest value tried: a larger one may do "
+        "better."
     ]
 
 
@@ -523,7 +527,7 @@ def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_toget
     [
         ([0.010, 0.011, 0.012], REAL, "Yes, by more than chance", "best, by more than"),
         ([0.010, 0.020, 0.015], HINT, "Perhaps", "a hint only"),
-        ([0.010, -0.005, 0.015], CHANCE, "No difference shows", "which may be chance"),
+        ([0.010, -0.005, 0.015], CHANCE, "With 3 seeds no difference shows", "which may be chance"),
     ],
 )
 def test_one_verdict_is_behind_all_that_is_said_of_a_comparison(
@@ -557,7 +561,7 @@ def test_the_command_is_of_the_best_run_of_the_first_configuration_and_names_it(
     assert trial_command(best).endswith("train dropout=0.0 seed=2")
     told = answer.of_command(findings, best, has_model=False)
     assert "with seed 2, the best of its 3 runs" in told and told.endswith("It was run 0.0/2.")
-    assert "run 0.0/2; its model is there" in answer.of_command(findings, best, has_model=True)
+    assert "take its model as model=0.0/2." in answer.of_command(findings, best, has_model=True)
     loss = of({("0.0",): [0.3, 0.2, 0.4]}, "val/loss")
     assert best_of(loss.results.rows[0].finished, minimize=True).run_id == "0.0/2"
 
