@@ -43,7 +43,8 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
         fused = kernel_of(parts.model, kernel_folder())
     if fused is None:
         where = runtime.choose(config, machine, recorded, kernel=False)
-        where = replace(where, replay=where.replay and can_be_replayed(parts.model))
+        constant = can_be_replayed(parts.model, parts.optimizer)
+        where = replace(where, replay=where.replay and constant)
         parts.model.to(memory_format=torch.channels_last)
     trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:

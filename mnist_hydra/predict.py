@@ -70,7 +70,8 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
                 bar.start()
             bar.update(task, completed=done + unreadable)
     if not done:
-        raise UserError("no image could be read; right: PNG, JPEG or IDX files, or folders of them")
+        right = "PNG, JPEG or IDX files, or folders of them"
+        raise UserError(f"no image of a digit was found; right: {right}")
     return 1 if unreadable else 0
 
 

@@ -15,13 +15,16 @@ WARM_UP = 3
 """Calls before a recording: libraries choose their kernels and allocate in them."""
 
 
-def can_be_replayed(model: nn.Module) -> bool:
-    """Whether every step of `model` launches the same kernels, as a recording takes for granted.
+def can_be_replayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether every step launches the same kernels on the same memory, as a recording does.
 
-    Nobody knows that of a `forward` of one's own: it may count its calls or draw in Python.
+    Nobody knows that of a `forward` of one's own, which may count its calls or draw in Python, nor
+    of an optimizer of one's own, which may put other tensors in place of the weights.
     """
     known = ("torch.nn.", "mnist_hydra.")
-    return all(type(module).__module__.startswith(known) for module in model.modules())
+    return type(optimizer).__module__.startswith("torch.optim.") and all(
+        type(module).__module__.startswith(known) for module in model.modules()
+    )
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,12 @@ def sync(cfg: DictConfig) -> int:
     found = spools(Path(given.output_dir).absolute())
     for folder, spooled in found:
         try:
-            print(_deliver(folder, spooled, given))
+            said = _deliver(folder, spooled, given)
         except Exception as error:
             stays += 1
             print(f"run {spooled.id} stays: {hide_in_error(first_line(error))}", file=sys.stderr)
+        else:
+            print(said)
     if not found:
         print("everything was delivered already")
     return 1 if stays else 0

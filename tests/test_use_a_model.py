@@ -155,7 +155,7 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(swept: Path, champion:
         ("predict", ["model=0123456789abcdef", "x.png"], "no such run"),
         ("predict", ["model=null", "x.png"], "names no model"),
         ("predict", ["model=mnist@champion"], "images: none"),
-        ("predict", ["model=mnist@champion", "no.png", "empty.png"], "no image could be read"),
+        ("predict", ["model=mnist@champion", "no.png", "empty.png"], "no image of a digit"),
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
@@ -176,7 +176,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("predict", ["empty.png"], "no image could be read"),
+        ("predict", ["empty.png"], "no image of a digit was found"),
         ("evaluate", ["data=kmnist", "data.offline=true"], "data.offline"),
     ],
 )

@@ -83,12 +83,15 @@ def show_help(command: str) -> None:
     Raises:
         SystemExit: 0 after the help.
     """
-    if not {"--help", "-h"} & set(sys.argv[1:]):
+    arguments = sys.argv[1:]
+    if not {"--help", "-h"} & set(arguments):
         return
     from mnist_hydra.cli.help import help_text
 
-    options, _ = get_args_parser().parse_known_args(sys.argv[1:])
-    print(help_text(command, [options.config_dir] if options.config_dir else []))
+    followed_by = dict(zip(arguments, arguments[1:], strict=False))
+    folder, _ = take_value(arguments, "--config-dir")
+    folder = folder or followed_by.get("--config-dir") or followed_by.get("-cd")
+    print(help_text(command, [folder] if folder else []))
     sys.exit(0)
 
 

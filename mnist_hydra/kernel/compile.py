@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import secrets
 import shlex
 import shutil
 import signal
@@ -21,9 +22,15 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from mnist_hydra.kernel.folder import drop_oldest, insist_on_own, make_folder, remove_empty
+from mnist_hydra.kernel.folder import (
+    drop_oldest,
+    insist_on_kept,
+    insist_on_own,
+    make_folder,
+    remove_empty,
+)
 
 SOURCE = Path(__file__).with_name("kernel.c")
 COMPILER_FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
@@ -176,6 +183,9 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
     library = folder / f"kernel-{digest}.so"
     lock = Path(f"{library}.lock")
     made: list[Path] = []
+    right = "XDG_CACHE_HOME=<a folder that you alone may write to>"
+    if not folder.is_absolute():
+        raise Unavailable(f"{folder} has no place to be; right: {right}")
     try:
         loaded = _loaded(library)
         if loaded is None:
@@ -186,13 +196,12 @@ def load_kernel(shapes: Sequence[Shape], folder: Path, cpu: Sequence[str] | None
                     loaded = _kept(_compiled(command, macros, shapes), library, command[0])
                     drop_oldest(folder, KEPT_FILES)
     except (OSError, Unavailable) as error:
-        if not os.path.exists(library):
+        if not isinstance(error, Timeout) and not os.path.exists(library):
             with suppress(OSError):
                 lock.unlink()
         remove_empty(made)
         if isinstance(error, Unavailable):
             raise
-        right = "XDG_CACHE_HOME=<a folder that you alone may write to>"
         raise Unavailable(f"{error}; right: {right}") from error
     return loaded
 
@@ -204,7 +213,8 @@ def _loaded(library: Path) -> Kernel | None:
         OSError: it cannot be looked at, or others may write to it or to the folders it lies in.
     """
     try:
-        for path in (library.parent.parent, library.parent, library):
+        insist_on_kept(library.parents[2])
+        for path in (library.parents[1], library.parent, library):
             insist_on_own(path)
     except FileNotFoundError:
         return None
@@ -243,19 +253,23 @@ def _compiled(
     command: Sequence[str], macros: Mapping[str, str], shapes: Sequence[Shape]
 ) -> bytes:
     """Compile, and return what the compiler wrote."""
-    with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / "kernel.so"
-        words = [*command, *definitions(shapes, vectors(macros)), "-o", str(built), str(SOURCE)]
-        try:
-            _run([*words, *openmp_flags(macros, _openmp())])
-        except Unavailable:  # perhaps for want of OpenMP alone
-            _run(words)
-        return built.read_bytes() if built.exists() else b""
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            built = Path(scratch) / "kernel.so"
+            words = [*command, *definitions(shapes, vectors(macros)), "-o", str(built), str(SOURCE)]
+            try:
+                _run([*words, *openmp_flags(macros, _openmp())])
+            except Unavailable:  # perhaps for want of OpenMP alone
+                _run(words)
+            return built.read_bytes() if built.exists() else b""
+    except OSError as error:
+        raise Unavailable(f"nothing can be compiled ({error})") from None
 
 
 def _kept(content: bytes, library: Path, compiled_by: str) -> Kernel:
     """Write a library, load it once as a test, and only then move it to its place."""
-    part, hash_file = Path(f"{library}.part"), _hash_file(library)
+    part = Path(f"{library}.{secrets.token_hex(4)}.part")  # nobody else's, whatever the lock does
+    hash_file = _hash_file(library)
     try:
         part.write_bytes(content)
         part.chmod(0o600)
@@ -290,18 +304,21 @@ def _run(command: Sequence[str]) -> str:
     """Run a compiler and return what it printed.
 
     Raises:
-        Unavailable: it failed or hung; whatever it started is ended, too.
+        Unavailable: it cannot be started, failed or hung; whatever it started is ended, too.
     """
     name = Path(command[0]).name
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise Unavailable(f"{name} cannot be started ({error.strerror})") from None
     try:
         out, errors = process.communicate(timeout=TIMEOUT_S)
     except BaseException as error:
@@ -324,7 +341,10 @@ def compiler() -> list[str]:
     Raises:
         Unavailable: there is none.
     """
-    chosen = shlex.split(os.environ.get("CC", ""))
+    try:
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise Unavailable(f"CC={os.environ['CC']} cannot be read ({error})") from None
     for name in chosen[:1] or ("gcc", "clang", "cc"):
         found = shutil.which(name)
         if found is not None:

@@ -6,12 +6,16 @@ No configuration names it, and nothing is loaded that somebody else may have put
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 
 def kernel_folder() -> Path:
-    """`mnist_hydra/kernels` in `$XDG_CACHE_HOME`, or in `~/.cache` where that is no full path."""
+    """`mnist_hydra/kernels` in `$XDG_CACHE_HOME`, or in `~/.cache` where that is no full path.
+
+    Of a user without a home it is no full path either.
+    """
     given = os.environ.get("XDG_CACHE_HOME", "")
     cache = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
     return Path(cache, "mnist_hydra", "kernels")
@@ -30,6 +34,19 @@ def insist_on_own(path: Path) -> None:
     if status.st_mode & 0o022:
         mode = f"{status.st_mode & 0o777:o}"
         raise PermissionError(f"other users may write to {str(path)!r} (its mode is {mode})")
+
+
+def insist_on_kept(folder: Path) -> None:
+    """Refuse a folder in which others may put another file or folder in the place of ours.
+
+    Raises:
+        PermissionError: they may write to it, and not only to what is theirs (its sticky bit).
+        OSError: it cannot be looked at.
+    """
+    mode = folder.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        shown = f"{mode & 0o777:o}"
+        raise PermissionError(f"other users may write to {str(folder)!r} (its mode is {shown})")
 
 
 def make_folder(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.ledger import STATUS, Ledger
+from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG
 from mnist_hydra.ledger.plan import PLANS, Plan, read_plan
 from mnist_hydra.ledger.trial import FINISHED
@@ -183,7 +183,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             TrialRecord(
                 values=values,
                 overrides=_overrides(run) or [f"{key}={text}" for key, text in values.items()],
-                state=FINISHED if done else run.info.status.lower(),
+                state=FINISHED if done else run.data.tags.get(STATE_TAG, run.info.status.lower()),
                 objective=run.data.metrics.get(objective) if done else None,
                 run_id=run.info.run_id,
                 flags=flags.get(run.data.tags.get(PARENT_TAG, ""), ()),

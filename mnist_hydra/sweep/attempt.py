@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
@@ -37,7 +36,7 @@ ASKS_PER_BEAT = 3
 GRACE_S = 20.0
 """How long a trial may go on past its time limit, to write a checkpoint, before it is killed."""
 HUNG_EXIT_CODE = 1
-MAX_WRITES = 20_000
+MAX_CHARACTERS = 1_000_000
 """The beginning of a longer transcript is dropped."""
 
 Prune: TypeAlias = Callable[[int, dict[str, float]], bool]
@@ -235,7 +234,8 @@ class Transcript:
     """What one thread prints and logs, as a stream that keeps its end."""
 
     def __init__(self) -> None:
-        self._kept: deque[str] = deque(maxlen=MAX_WRITES)
+        self._kept: list[str] = []
+        self._length = 0
         self._thread = threading.get_ident()
 
     def text(self) -> str:
@@ -244,8 +244,12 @@ class Transcript:
 
     def write(self, text: str) -> None:
         """Keep `text`, if this thread is the one that made the object."""
-        if threading.get_ident() == self._thread:
-            self._kept.append(text)
+        if threading.get_ident() != self._thread or not text:
+            return
+        self._kept.append(text)
+        self._length += len(text)
+        while self._length > MAX_CHARACTERS and len(self._kept) > 1:
+            self._length -= len(self._kept.pop(0))
 
 
 @contextmanager

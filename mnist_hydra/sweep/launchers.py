@@ -242,10 +242,11 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
     try:
         if target.startswith(PLUGINS):
             module, _, name = target.rpartition(".")
-            if (ours := getattr(import_module(module), name, None)) is not None:
+            ours = getattr(import_module(module), name, None)
+            if isinstance(ours, type) and issubclass(ours, Launcher):
                 Plugins.instance().register(ours)
         return Plugins.instance().instantiate_launcher(context, task, config)
-    except (ImportError, RuntimeError, HydraException) as error:
+    except (ImportError, RuntimeError, HydraException, AssertionError) as error:
         chosen = config.hydra.runtime.choices.get("hydra/launcher")
         package = target.removeprefix("hydra_plugins.").partition(".")[0].replace("_", "-")
         raise UserError(

@@ -100,6 +100,26 @@ def test_a_cc_that_points_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "kernels").exists()
 
 
+def test_a_compiler_that_cannot_be_started_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", pretend(tmp_path, "mycc", ""))
+    (tmp_path / "mycc").write_text("no program")
+    assert refusal(tmp_path / "kernels") == "mycc cannot be started (Exec format error)"
+    monkeypatch.setenv("CC", 'gcc "')
+    assert refusal(tmp_path / "kernels") == 'CC=gcc " cannot be read (No closing quotation)'
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_a_temporary_folder_that_is_missing_is_not_taken_for_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_possible: None
+) -> None:
+    kernel.compiler()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    said = refusal(tmp_path / "kernels")
+    assert said.startswith("nothing can be compiled (") and "XDG_CACHE_HOME" not in said
+
+
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

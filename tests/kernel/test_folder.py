@@ -77,6 +77,27 @@ def test_a_kernel_that_others_may_have_put_there_is_not_loaded(
 
 
 @pytest.mark.usefixtures("kernel_possible")
+def test_a_cache_in_which_others_may_swap_folders_is_not_used(tmp_path: Path) -> None:
+    inner = tmp_path / "mnist_hydra" / "kernels"
+    tmp_path.chmod(0o777)
+    with pytest.raises(Unavailable, match="777"):
+        Fused(Model1(), inner)
+    assert not list(tmp_path.iterdir())
+    tmp_path.chmod(0o1777)  # as /tmp has it: only the owner may
+    Fused(Model1(), inner)
+
+
+@pytest.mark.usefixtures("kernel_possible")
+def test_a_user_without_a_home_has_no_kernel_in_the_folder_he_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unavailable, match="XDG_CACHE_HOME="):
+        Fused(Model1(), Path("~/.cache/mnist_hydra/kernels"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("kernel_possible")
 def test_a_folder_of_another_user_is_not_written_to(tmp_path: Path) -> None:
     inner = tmp_path / "mnist_hydra" / "kernels"
     inner.mkdir(parents=True)

@@ -26,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
+from mnist_hydra.ledger.ledger import STATE_TAG
 from mnist_hydra.report import answer, origin, plots, questions, read, study, table
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
@@ -345,6 +346,24 @@ def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) ->
         read.read_filter(swept.tracker, "params.dropout = '0.7'")
     with pytest.raises(UserError, match="filter=nonsense"):
         read.read_filter(swept.tracker, "nonsense")
+
+
+def test_a_pruned_run_that_a_filter_finds_is_not_said_to_have_failed(
+    swept: Swept, tmp_path: Path
+) -> None:
+    tracker = Tracker(Place(str(tmp_path / "outputs")))
+    _, (of_real, *_) = swept.runs()
+    for lr, state, status in (("0.1", "finished", "FINISHED"), ("0.2", "pruned", "KILLED")):
+        tags = {**of_real.data.tags, FINGERPRINT_TAG: lr, STATE_TAG: state}
+        tags.pop("mlflow.parentRunId")
+        run = tracker.client.create_run(tracker.experiment_id, tags=tags)
+        metrics = [Metric(key, value, 0, 1) for key, value in of_real.data.metrics.items()]
+        params = [Param(key, text) for key, text in (of_real.data.params | {"lr": lr}).items()]
+        tracker.client.log_batch(run.info.run_id, metrics, params)
+        tracker.client.set_terminated(run.info.run_id, status)
+    found = read.read_filter(tracker, "")
+    assert (found.finished, found.planned) == (1, 2)
+    assert answer.without_result(found) == []
 
 
 def test_a_page_of_200_trials_is_small(swept: Swept, tmp_path: Path) -> None:
