@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,8 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
         # Only now that nothing can be wrong any more: it is compiled the first time.
         fused = kernel_of(parts.model, kernel_folder())
     if fused is None:
-        where = runtime.choose(config, machine, recorded, kernel=False)
-        constant = can_be_replayed(parts.model, parts.optimizer)
-        where = replace(where, replay=where.replay and constant)
+        replay = can_be_replayed(parts.model, parts.optimizer)
+        where = runtime.choose(config, machine, recorded, kernel=False, replay=replay)
         parts.model.to(memory_format=torch.channels_last)
     trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:

@@ -70,15 +70,18 @@ def choose(
     recorded: dict[str, Any] | None = None,
     *,
     kernel: bool = True,
+    replay: bool = True,
 ) -> Runtime:
     """Replace every `auto`: by what a checkpoint recorded if there is one, else by the machine.
 
     A device that the checkpoint names and this machine lacks is chosen anew. On the CPU the kernel
     is taken, unless another precision than float32 or `compile` was asked for or a checkpoint's run
-    went without. Without it the precision is bfloat16 where the device multiplies it natively.
+    went without. Without it the precision is bfloat16 where the device multiplies it natively. On a
+    GPU the step is replayed, unless something was said of `compile`.
 
     Args:
         kernel: whether one can be had.
+        replay: whether the step can be replayed.
 
     Raises:
         UserError: for a device or precision that this machine does not have.
@@ -105,7 +108,7 @@ def choose(
     threads = config.threads
     if threads == "auto":
         threads = int(recorded.get("threads", min(torch.get_num_threads(), machine.cores)))
-    replay = kind == "cuda" and config.compile == "auto" and not compile_
+    replay = replay and kind == "cuda" and config.compile == "auto" and not compile_
     deterministic = config.deterministic
     return Runtime(device, precision, bool(compile_), kernel, replay, int(threads), deterministic)
 

@@ -103,6 +103,26 @@ def test_a_cpu_takes_the_kernel_where_nothing_else_was_asked_for(
     assert not choose(config(**changes), machine, recorded, kernel=False).kernel
 
 
+@pytest.mark.parametrize(
+    ("changes", "machine", "recorded", "wanted"),
+    [
+        ({}, HOPPER, {}, True),
+        ({"precision": "fp32"}, TURING, {}, True),
+        ({"compile": False}, HOPPER, {}, False),
+        ({"compile": True}, HOPPER, {}, False),
+        ({}, HOPPER, {"compile": True}, False),
+        ({"device": "cpu"}, HOPPER, {}, False),
+        ({}, PLAIN, {}, False),
+        ({}, MAC, {}, False),
+    ],
+)
+def test_on_a_gpu_a_step_is_replayed_where_nothing_else_was_asked_for(
+    changes: dict[str, Any], machine: Capability, recorded: dict[str, Any], wanted: bool
+) -> None:
+    assert choose(config(**changes), machine, recorded).replay is wanted
+    assert not choose(config(**changes), machine, recorded, replay=False).replay
+
+
 def test_the_kernel_computes_in_float32_whatever_the_cpu_multiplies() -> None:
     assert choose(config(), FAST_CPU, kernel=True).precision == "fp32"
     assert choose(config(), FAST_CPU, kernel=False).precision == "bf16"

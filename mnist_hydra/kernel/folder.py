@@ -31,9 +31,7 @@ def insist_on_own(path: Path) -> None:
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise PermissionError(f"{str(path)!r} belongs to another user")
-    if status.st_mode & 0o022:
-        mode = f"{status.st_mode & 0o777:o}"
-        raise PermissionError(f"other users may write to {str(path)!r} (its mode is {mode})")
+    _insist_that_others_cannot_write(path, status.st_mode)
 
 
 def insist_on_kept(folder: Path) -> None:
@@ -44,9 +42,14 @@ def insist_on_kept(folder: Path) -> None:
         OSError: it cannot be looked at.
     """
     mode = folder.stat().st_mode
-    if mode & 0o022 and not mode & stat.S_ISVTX:
+    if not mode & stat.S_ISVTX:
+        _insist_that_others_cannot_write(folder, mode)
+
+
+def _insist_that_others_cannot_write(path: Path, mode: int) -> None:
+    if mode & 0o022:
         shown = f"{mode & 0o777:o}"
-        raise PermissionError(f"other users may write to {str(folder)!r} (its mode is {shown})")
+        raise PermissionError(f"other users may write to {str(path)!r} (its mode is {shown})")
 
 
 def make_folder(folder: Path) -> list[Path]:
