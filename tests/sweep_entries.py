@@ -13,9 +13,8 @@ from mnist_hydra.ledger.parent import ENTRIES_TAG
 
 def entries(client: MlflowClient, parent: Run) -> dict[str, str]:
     """All entries of the sweep that has this parent run."""
-    book = parent.data.tags[ENTRIES_TAG].partition("/")[2]
-    found: dict[str, str] = client.get_run(book).data.params
-    return found
+    pages = parent.data.tags[ENTRIES_TAG].partition("/")[2].split(",")
+    return {key: text for page in pages for key, text in client.get_run(page).data.params.items()}
 
 
 def claims(client: MlflowClient, trial: Run) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A sweep's ledger: entries in MLflow that are written once, and the trials that they describe.
 
-An entry is a parameter, since MLflow refuses a second value for one. All are in a run of their own,
-so that a trial's parameters are its settings alone. `trial.py` works out what the entries mean.
+An entry is a parameter, since MLflow refuses a second value for one. All are in runs of their own,
+the ledger's pages, so that a trial's parameters are its settings alone. `trial.py` works out what
+the entries mean.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import math
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from sys import intern
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner
-from mnist_hydra.ledger.parent import entries_run_of, existing_run
+from mnist_hydra.ledger.parent import existing_run, pages_of
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import (
     DIED,
@@ -29,12 +31,14 @@ from mnist_hydra.ledger.trial import (
     STOP,
     Claim,
     End,
+    Entry,
     Point,
     Trial,
     claim_key,
     claims_of,
     end_key,
     proposed_points,
+    read_entry,
     replay,
     trial_of,
 )
@@ -129,8 +133,8 @@ class Ledger:
         self.client = client
         self.parent_id = parent_id
         self.experiment_id: str = parent.info.experiment_id
-        self._entries_experiment, self._entries_run = entries_run_of(parent)
-        self._entries: dict[str, str] = {}
+        self._pages_experiment, self._pages = pages_of(parent)
+        self._entries: dict[str, Entry] = {}
         self._trials: dict[str, Trial] = {}
         self._deleted: set[str] = set()
         self._read_at = -math.inf
@@ -183,8 +187,8 @@ class Ledger:
             elif creator is not None and observer.is_dead(read_owner(creator)):
                 self.client.delete_run(run_id)  # made for a trial, and never claimed
 
-    def write_once(self, key: str, text: str) -> str:
-        """Write an entry that nobody has written, and return the text that stands.
+    def write_once(self, key: str, text: str) -> bool:
+        """Write an entry that nobody has written; whether the one that stands is the same.
 
         Args:
             key: letters, digits and `_ - . /`.
@@ -193,23 +197,32 @@ class Ledger:
         from mlflow.exceptions import MlflowException
 
         assert len(text) <= MAX_ENTRY, f"{key}: {len(text)} characters"
+        page = self._page_of(key)
         try:
-            self.client.log_param(self._entries_run, key, text)
-            self._take_in({key: text})
+            self.client.log_param(page, key, text)
         except MlflowException:
-            self._read_entries(0.0)
-            if key not in self._entries:
+            there = self._read_page(page)
+            if key not in there:
                 raise
-        return self._entries[key]
+            return there[key] == text
+        self._take_in({key: text})
+        return True
 
     def holds(self, key: str) -> bool:
         """Whether there is such an entry now; quick, however many entries there are."""
-        which = f"attributes.run_id = '{self._entries_run}' and params.`{key}` != ''"
-        return bool(self.client.search_runs([self._entries_experiment], which, max_results=1))
+        which = f"attributes.run_id = '{self._page_of(key)}' and params.`{key}` != ''"
+        return bool(self.client.search_runs([self._pages_experiment], which, max_results=1))
 
     def entries(self, prefix: str) -> dict[str, str]:
-        """The entries under a prefix, as they were last read, by the rest of their key."""
-        return {k.removeprefix(prefix): t for k, t in self._entries.items() if k.startswith(prefix)}
+        """The texts under a prefix, as they were last read, by the rest of their key.
+
+        Not for entries about trials or points, see `read`.
+        """
+        return {
+            key.removeprefix(prefix): text
+            for key, text in self._entries.items()
+            if key.startswith(prefix) and isinstance(text, str)
+        }
 
     def claim(
         self, fingerprint: str, name: str, trial: Trial | None, owner: Owner, sweeper: str
@@ -232,7 +245,7 @@ class Ledger:
             run_id = trial.run_id
         step = -1 if trial is None else trial.step
         text = Claim(run_id, name, owner, sweeper, step).text()
-        if self.write_once(claim_key(fingerprint, number), text) != text:
+        if not self.write_once(claim_key(fingerprint, number), text):
             if trial is None:
                 self.client.delete_run(run_id)
             return None
@@ -278,8 +291,8 @@ class Ledger:
         made_by = {key: tags[key] for key in ORIGIN_TAGS if key in tags}
         error = error[-MAX_ERROR:]
         end = End(state, round(seconds, 1), epoch, step, dict(run.data.metrics), error, made_by)
-        key, text = end_key(trial.fingerprint, trial.attempts[-1].number), end.text()
-        if self.write_once(key, text) != text:
+        key = end_key(trial.fingerprint, trial.attempts[-1].number)
+        if not self.write_once(key, end.text()):
             return False
         # Also where it stands already: then this is asked again, since the store was away here.
         self.close(trial.run_id, state, error)
@@ -300,8 +313,7 @@ class Ledger:
 
     def propose(self, point: Point) -> bool:
         """Add a search's point; false if another process has taken its number."""
-        text = point.text()
-        return self.write_once(f"{POINT}{point.number}", text) == text
+        return self.write_once(f"{POINT}{point.number}", point.text())
 
     def history(self, trial: Trial, metric: str) -> dict[int, float]:
         """A metric's values by epoch."""
@@ -318,34 +330,47 @@ class Ledger:
 
     def _read_entries(self, patience_s: float) -> bool:
         """Read the entries if they are older than `patience_s`; whether that was done."""
-        started, first = time.monotonic(), self._read_at == -math.inf
-        if started - self._read_at <= patience_s:
+        first = self._read_at == -math.inf
+        if time.monotonic() - self._read_at <= patience_s:
             return False
-        if not first and existing_run(self.client, self.parent_id) is None:
-            raise _deleted(self.parent_id)
-        entries_run = existing_run(self.client, self._entries_run)
-        if entries_run is None:
-            raise UserError(
-                f"the entries of this sweep (run {self._entries_run}) were deleted in MLflow; "
-                "right: restore it with `mlflow runs restore` (its experiment with `mlflow "
-                "experiments restore`), or begin the sweep anew with sweep.fresh=true"
-            )
-        read_at = time.monotonic()
         if first:
             self._deleted = {run.info.run_id for run in self._children(deleted=True)}
-        self._take_in(entries_run.data.params)
+        elif existing_run(self.client, self.parent_id) is None:
+            raise _deleted(self.parent_id)
+        started = time.monotonic()
+        for page in self._pages:
+            self._read_page(page)
+        read_at = time.monotonic()
         if first:
             self._forget_removed_runs()
         self._read_at, self._read_s = read_at, read_at - started
         return True
 
+    def _read_page(self, page: str) -> Mapping[str, str]:
+        """Take in the entries of a page; returns all of them as they stand."""
+        run = existing_run(self.client, page)
+        if run is None:
+            raise UserError(
+                f"the entries of this sweep (run {page}) were deleted in MLflow; "
+                "right: restore it with `mlflow runs restore` (its experiment with `mlflow "
+                "experiments restore`), or begin the sweep anew with sweep.fresh=true"
+            )
+        there: Mapping[str, str] = run.data.params
+        self._take_in(there)
+        return there
+
+    def _page_of(self, key: str) -> str:
+        """The page of an entry: those of one trial are together, all others are on the first."""
+        about = trial_of(key)
+        number = 0 if about is None else zlib.crc32(about.encode())
+        return self._pages[number % len(self._pages)]
+
     def _take_in(self, entries: Mapping[str, str]) -> None:
         """Add entries, and replay the trials that the new ones are about."""
-        # A process may have several ledgers of a sweep: each text is kept once in memory.
-        new = {intern(k): intern(text) for k, text in entries.items() if k not in self._entries}
-        self._entries.update(new)
-        for fingerprint in filter(None, set(map(trial_of, new))):
-            self._replay(fingerprint)
+        new = [(intern(key), text) for key, text in entries.items() if key not in self._entries]
+        self._entries.update((key, read_entry(key, text)) for key, text in new)
+        for fingerprint in {trial_of(key) for key, _ in new} - {None}:
+            self._replay(str(fingerprint))
 
     def _replay(self, fingerprint: str) -> Trial | None:
         trial = replay(fingerprint, self._entries, self._deleted)

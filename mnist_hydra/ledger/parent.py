@@ -23,7 +23,11 @@ GENERATION_TAG = HIDDEN + "generation"
 OBJECTIVE_TAG = "objective"
 ELECTED_TAG = "mnist_hydra.parent"
 ENTRIES_TAG = HIDDEN + "book"
-"""On the parent: experiment and id of the run whose parameters are the sweep's entries."""
+"""On the parent: the experiment and, with commas, the ids of the runs that hold the entries."""
+TRIALS_PER_PAGE = 500
+"""To read a page takes time and memory by its length, and there are several in a larger sweep."""
+MAX_PAGES = 200
+"""So many ids there is room for in a tag."""
 REPORT = "report"
 """Folder of the parent's artifacts that holds the sweep's report."""
 
@@ -70,6 +74,7 @@ def elect_parent(
     *,
     name: str,
     tags: Mapping[str, str],
+    trials: int = 1,
     anew: bool = False,
 ) -> Parent:
     """Find a sweep's parent or make it; processes that ask at the same time get the same one.
@@ -79,6 +84,7 @@ def elect_parent(
     Args:
         name: the run's name if it is made.
         tags: of the run if it is made.
+        trials: about how many the sweep has.
         anew: ignore the parents that there are, and make another (`sweep.fresh=true`).
     Raises:
         UserError: as `find_parent`, or the sweep's experiment was renamed in MLflow.
@@ -88,7 +94,9 @@ def elect_parent(
         return _parent(newest)
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
-        run, made_now = _elect(client, experiment_id, identity, generation, name, tags)
+        run, made_now = _elect(
+            client, experiment_id, identity, generation, name, tags, trials
+        )
         if run is None or (anew and ENTRIES_TAG not in run.data.tags):
             pass  # deleted, or of an earlier version: try the next generation
         elif run.info.experiment_id == experiment_id:
@@ -103,8 +111,8 @@ def elect_parent(
         generation += 1
 
 
-def entries_run_of(parent: Run) -> tuple[str, str]:
-    """Experiment and id of the run whose parameters are a parent's entries.
+def pages_of(parent: Run) -> tuple[str, list[str]]:
+    """The experiment and the ids of the runs whose parameters are a parent's entries.
 
     Raises:
         UserError: it has none: an earlier version of this program made it.
@@ -116,8 +124,8 @@ def entries_run_of(parent: Run) -> tuple[str, str]:
             "mnist_hydra, which kept its trials in another form; right: sweep.fresh=true to start "
             "over beside it, or another sweep.name"
         )
-    experiment_id, _, run_id = text.partition("/")
-    return experiment_id, run_id
+    experiment_id, _, run_ids = text.partition("/")
+    return experiment_id, run_ids.split(",")
 
 
 def _elect(
@@ -127,6 +135,7 @@ def _elect(
     generation: int,
     name: str,
     tags: Mapping[str, str],
+    trials: int,
 ) -> tuple[Run | None, bool]:
     """One generation's parent (`None` if that was deleted), and whether this call made it."""
     from mlflow.entities import RunTag
@@ -136,10 +145,11 @@ def _elect(
     register = f"{experiment}.sweep.{identity}.{generation}"
     mine: list[str] = []
     if client.get_experiment_by_name(register) is None:
-        in_experiment, entries = _make_entries_run(client, experiment, name)
-        tags = {**tags, ENTRIES_TAG: f"{in_experiment}/{entries}"}
+        count = min(-(-trials // TRIALS_PER_PAGE), MAX_PAGES)
+        in_experiment, pages = _make_pages(client, experiment, name, count)
+        tags = {**tags, ENTRIES_TAG: f"{in_experiment}/{','.join(pages)}"}
         parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-        mine = [parent, entries]
+        mine = [parent, *pages]
         try:
             client.create_experiment(register, tags={ELECTED_TAG: parent})
         except MlflowException as error:
@@ -163,13 +173,18 @@ def _elect(
     return run, elected in mine
 
 
-def _make_entries_run(client: MlflowClient, experiment: str, name: str) -> tuple[str, str]:
-    """Experiment and id of a new run for entries. It measures no time, so it is closed at once."""
+def _make_pages(
+    client: MlflowClient, experiment: str, name: str, count: int
+) -> tuple[str, list[str]]:
+    """The experiment and the ids of new runs for entries. They measure no time, so are closed."""
     note = "The entries by which a sweep knows what is done. Without them it is begun anew."
     in_experiment = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
-    run = client.create_run(in_experiment, tags={"mlflow.note.content": note}, run_name=name)
-    client.set_terminated(run.info.run_id)
-    return in_experiment, run.info.run_id
+    pages = []
+    for _ in range(count):
+        run = client.create_run(in_experiment, tags={"mlflow.note.content": note}, run_name=name)
+        client.set_terminated(run.info.run_id)
+        pages.append(str(run.info.run_id))
+    return in_experiment, pages
 
 
 def _delete(client: MlflowClient, run_ids: list[str]) -> None:
@@ -187,5 +202,5 @@ def _generation(run: Run) -> int:
 
 
 def _parent(run: Run, made_now: bool = False) -> Parent:
-    entries_run_of(run)  # refuses an earlier version's
+    pages_of(run)  # refuses an earlier version's
     return Parent(run.info.run_id, dict(run.data.tags), made_now)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from mnist_hydra.ledger.owner import Owner, owner_of
 from mnist_hydra.ledger.plan import Planned, title
@@ -42,6 +43,31 @@ MAX_ENTRY = 6_000
 SHARED = 128
 """So many entries are kept as they were read last: the ledgers of a process, which read the same
 ones, hold the same objects."""
+
+
+class Metrics(Mapping[str, float]):
+    """The last value of each metric, in less than half of the room of a dictionary.
+
+    Args:
+        names: kept once for all trials that have the same ones.
+        values: in the order of the names.
+    """
+
+    __slots__ = ("_names", "_values")
+
+    def __init__(self, names: tuple[str, ...], values: Iterable[float]) -> None:
+        self._names, self._values = _names(names), array("d", list(values))
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._values[self._names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +109,7 @@ class End:
 
     def text(self) -> str:
         """As an entry; with fewer metrics and a shorter error where it would be too long."""
-        content = asdict(self)
+        content = asdict(replace(self, metrics=dict(self.metrics)))
         while len(text := json.dumps(content)) > MAX_ENTRY:
             content["error"] = content["error"][-len(content["error"]) // 2 :]
             if len(content["error"]) < 200:
@@ -178,6 +204,10 @@ class Point:
         return json.dumps(content)
 
 
+Entry: TypeAlias = Claim | End | Point | str
+"""What an entry says; text where it is about no trial and no point."""
+
+
 def claim_key(fingerprint: str, number: int) -> str:
     """The entry of a trial's n-th claim."""
     return f"{CLAIM}{fingerprint}/{number}"
@@ -195,24 +225,40 @@ def trial_of(key: str) -> str | None:
 
 
 @lru_cache(maxsize=SHARED)
-def read_claim(text: str) -> Claim:
-    """The claim that `Claim.text` wrote."""
-    raw = json.loads(text)
-    return Claim(**raw | {"owner": owner_of(raw["owner"]), "by": sys.intern(raw["by"])})
+def _names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return names
 
 
 @lru_cache(maxsize=SHARED)
-def read_end(text: str) -> End:
-    """The end that `End.text` wrote."""
-    raw = json.loads(text)
-    # Thousands of ends hold the same names of metrics and commits: each is kept once in memory.
-    metrics = {sys.intern(name): value for name, value in raw.pop("metrics").items()}
-    made_by = {sys.intern(tag): sys.intern(value) for tag, value in raw.pop("made_by").items()}
-    return End(**raw, metrics=metrics, made_by=made_by)
+def _tags(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return dict(items)
+
+
+@lru_cache(maxsize=SHARED)
+def read_entry(key: str, text: str) -> Entry:
+    """What the text of an entry says.
+
+    What thousands of entries hold alike, such as owners, commits and names of metrics, is kept once
+    in memory.
+    """
+    if key.startswith(CLAIM):
+        raw = json.loads(text)
+        return Claim(**raw | {"owner": owner_of(raw["owner"]), "by": sys.intern(raw["by"])})
+    if key.startswith(END):
+        raw = json.loads(text)
+        raw["metrics"] = Metrics(tuple(raw["metrics"]), raw["metrics"].values())
+        raw["made_by"] = _tags(tuple(raw["made_by"].items()))
+        return End(**raw)
+    if key.startswith(POINT):
+        raw = json.loads(text)
+        overrides = tuple(raw["overrides"])
+        number = int(key.removeprefix(POINT))
+        return Point(number, raw["fingerprint"], overrides, raw["values"])
+    return text
 
 
 def replay(
-    fingerprint: str, entries: Mapping[str, str], deleted: Collection[str] = ()
+    fingerprint: str, entries: Mapping[str, Entry], deleted: Collection[str] = ()
 ) -> Trial | None:
     """The trial that its entries describe; `None` if it was never attempted.
 
@@ -230,9 +276,10 @@ def replay(
     for number, claim in kept:
         if claim.run_id == newest.run_id:
             attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
-            if (text := entries.get(end_key(fingerprint, number))) is not None:
-                last = read_end(text)
-                attempt = replace(attempt, end=last.state, seconds=last.seconds, error=last.error)
+            end = cast(End | None, entries.get(end_key(fingerprint, number)))
+            if end is not None:
+                last = end
+                attempt = replace(attempt, end=end.state, seconds=end.seconds, error=end.error)
             attempts.append(attempt)
     trial = Trial(fingerprint, newest.run_id, newest.name, tuple(attempts))
     if last is None:
@@ -242,19 +289,17 @@ def replay(
     )
 
 
-def claims_of(fingerprint: str, entries: Mapping[str, str]) -> list[tuple[int, Claim]]:
+def claims_of(fingerprint: str, entries: Mapping[str, Entry]) -> list[tuple[int, Claim]]:
     """A trial's claims with their numbers, in order."""
     found: list[tuple[int, Claim]] = []
-    while (text := entries.get(claim_key(fingerprint, len(found) + 1))) is not None:
-        found.append((len(found) + 1, read_claim(text)))
+    while (entry := entries.get(claim_key(fingerprint, len(found) + 1))) is not None:
+        found.append((len(found) + 1, cast(Claim, entry)))
     return found
 
 
-def proposed_points(entries: Mapping[str, str]) -> list[Point]:
+def proposed_points(entries: Mapping[str, Entry]) -> list[Point]:
     """What a search has proposed, in order."""
     found: list[Point] = []
-    while (text := entries.get(f"{POINT}{len(found)}")) is not None:
-        raw = json.loads(text)
-        overrides = tuple(raw["overrides"])
-        found.append(Point(len(found), raw["fingerprint"], overrides, raw["values"]))
+    while (entry := entries.get(f"{POINT}{len(found)}")) is not None:
+        found.append(cast(Point, entry))
     return found

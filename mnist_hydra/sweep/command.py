@@ -241,6 +241,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         command.identity,
         name=command.settings.name or "sweep over " + ", ".join(mine),
         tags=hide_all(provenance.tags() | parts | asked),
+        trials=command.total,
         anew=command.settings.fresh,
     )
     if not parent.made_now:

@@ -17,8 +17,8 @@ from mlflow.store.entities import PagedList
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import CREATOR_TAG, Ledger
 from mnist_hydra.ledger.owner import Observer, Owner, myself, new_token, working
-from mnist_hydra.ledger.parent import elect_parent
-from mnist_hydra.ledger.trial import End, Point, Trial, end_key
+from mnist_hydra.ledger.parent import elect_parent, pages_of
+from mnist_hydra.ledger.trial import End, Point, Trial, claim_key, end_key, trial_of
 from mnist_hydra.tracking.provenance import COMMIT_TAG
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
 from tests.ledger.others import again, delete_for_good
@@ -342,6 +342,36 @@ def test_a_request_to_stop_reaches_one_sweepers_trials_and_the_first_reason_stan
 def test_entries_are_of_one_sweep(store: tuple[str, MlflowClient], ledger: Ledger) -> None:
     other = elect_parent(store[1], ledger.experiment_id, "feed", name="another", tags={})
     ledger.write_once("complete/run", "me")
-    assert ledger.write_once("complete/run", "you") == "me"
+    assert not ledger.write_once("complete/run", "you")
     assert ledger.holds("complete/run") and ledger.entries("complete/") == {"run": "me"}
     assert not Ledger(store[1], other.run_id).holds("complete/run")
+
+
+def test_the_entries_of_a_larger_sweep_are_on_several_pages_and_are_read_together(
+    store: tuple[str, MlflowClient], experiment: str, owner: Owner
+) -> None:
+    client = store[1]
+    elected = elect_parent(client, experiment, "beef", name="large", tags={}, trials=1_001)
+    ledger = Ledger(client, elected.run_id)
+    ledger.read()
+    for fingerprint in "abcdefgh":
+        trial = ledger.claim(fingerprint, fingerprint, None, owner, SWEEPER)
+        assert trial is not None and ledger.holds(claim_key(fingerprint, 1))
+        assert ledger.end(trial, "finished")
+        assert again(ledger).claim(fingerprint, fingerprint, None, owner, SWEEPER) is None
+    ledger.propose(Point(0, "a", ("lr=0.1",), {"lr": 0.1}))
+    ledger.stop("one", "Ctrl-C")
+    view = again(ledger).read()
+    assert sorted(view.trials) == list("abcdefgh") and len(view.points) == 1
+    assert {trial.state for trial in view.trials.values()} == {"finished"}
+    assert view.stops == {"one": "Ctrl-C"}
+
+    pages = pages_of(client.get_run(elected.run_id))[1]
+    keys = [list(client.get_run(page).data.params) for page in pages]
+    assert len(pages) == 3 and all(keys), "each has some"
+    of_trials = [{trial_of(key) for key in page} - {None} for page in keys]
+    assert sum(map(len, of_trials)) == 8, "all entries of one trial are on one page"
+
+    client.delete_run(pages[1])
+    with pytest.raises(UserError, match=f"{pages[1]}.*mlflow runs restore"):
+        again(ledger).read()

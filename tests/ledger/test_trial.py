@@ -11,11 +11,11 @@ from mnist_hydra.ledger.trial import (
     MAX_ENTRY,
     Claim,
     End,
+    Entry,
     claim_key,
     end_key,
     proposed_points,
-    read_claim,
-    read_end,
+    read_entry,
     replay,
     trial_of,
 )
@@ -23,16 +23,21 @@ from mnist_hydra.ledger.trial import (
 OWNER = Owner("token", "boot 1", 7, 300.0, "machine")
 
 
-def entries(*history: tuple[str, str, int, str | None]) -> dict[str, str]:
+def entries(*history: tuple[str, str, int, str | None]) -> dict[str, Entry]:
     """Entries of the trial "a": for each claim its run, sweeper, step, and how it ended."""
-    found = {}
+    found: dict[str, str] = {}
     for number, (run, by, from_step, end) in enumerate(history, start=1):
         found[claim_key("a", number)] = Claim(run, "lr=0.1", OWNER, by, from_step).text()
         if end is not None:
             error = "it broke" if end == "failed" else ""
             ended = End(end, 2.0, number, 10 * number, {"val/acc": number / 10}, error, {"c": "1"})
             found[end_key("a", number)] = ended.text()
-    return found
+    return read(found)
+
+
+def read(texts: dict[str, str]) -> dict[str, Entry]:
+    """Entries as the ledger holds them."""
+    return {key: read_entry(key, text) for key, text in texts.items()}
 
 
 @pytest.mark.parametrize(
@@ -95,26 +100,39 @@ def test_an_entry_says_which_trial_it_is_about() -> None:
 def test_claims_and_ends_come_back_as_they_were_written() -> None:
     claim = Claim("run", "lr=0.1", OWNER, "sweeper", 5)
     end = End("failed", 1.5, 2, 20, {"a": 0.5, "b": float("nan")}, "line\nline", {"c": "d"})
-    assert read_claim(claim.text()) == claim
-    assert read_end(end.text()).text() == end.text()
+    assert read_entry(claim_key("a", 1), claim.text()) == claim
+    came_back = read_entry(end_key("a", 1), end.text())
+    assert isinstance(came_back, End) and came_back.text() == end.text()
+    assert came_back.metrics["a"] == 0.5 and list(came_back.metrics) == ["a", "b"]
+    assert "c" not in came_back.metrics and came_back.metrics.get("c") is None
 
 
 def test_an_end_fits_into_an_entry_however_much_there_is_to_say() -> None:
     metrics = {f"test/metric-{number:03}": 0.123456789 for number in range(500)}
     end = End("failed", 1.0, 2, 20, metrics, "x" * 2_000 + "the last line", {})
-    kept = read_end(end.text())
+    kept = read_entry(end_key("a", 1), end.text())
+    assert isinstance(kept, End)
     assert len(end.text()) <= MAX_ENTRY
     assert kept.error.endswith("the last line") and 50 < len(kept.metrics) < 500
 
 
 def test_points_are_read_up_to_the_first_gap() -> None:
     point = json.dumps({"fingerprint": "f", "overrides": ["lr=0.1"], "values": {"lr": 0.1}})
-    found = {"point/0": point, "point/1": point, "point/3": point, "stop/me": "Ctrl-C"}
+    found = read({"point/0": point, "point/1": point, "point/3": point, "stop/me": "Ctrl-C"})
     assert [point.number for point in proposed_points(found)] == [0, 1]
 
 
 def test_ledgers_of_a_process_share_what_an_ended_trial_holds() -> None:
-    found = entries(("r", "s", -1, "finished"))
-    one, other = replay("a", found), replay("a", dict(found))
+    one, other = (replay("a", entries(("r", "s", -1, "finished"))) for _ in range(2))
     assert one is not None and other is not None
     assert one.metrics is other.metrics and one.owner is other.owner
+
+
+def test_trials_share_what_is_alike_in_them() -> None:
+    """Thousands of ends hold the same names of metrics, commits and versions."""
+    metrics = {f"test/metric-{number}": 0.5 for number in range(17)}
+    ends = [End("finished", n, 1, 1, metrics, "", {"commit": "c0ffee"}) for n in (1.0, 2.0)]
+    one, other = (read_entry(end_key("a", 1), end.text()) for end in ends)
+    assert isinstance(one, End) and isinstance(other, End) and one is not other
+    assert one.made_by is other.made_by
+    assert all(x is y for x, y in zip(one.metrics, other.metrics, strict=True))
