@@ -183,7 +183,7 @@ class Ledger:
             trial = by_run.get(run_id)
             if trial is not None:
                 if trial.state != RUNNING and observer.is_dead(trial.owner):
-                    self.close(run_id, trial.state, trial.error)
+                    self.close(run_id, trial.state, trial.error, self._last_epoch_ms(run_id))
             elif creator is not None and observer.is_dead(read_owner(creator)):
                 self.client.delete_run(run_id)  # made for a trial, and never claimed
 
@@ -294,14 +294,19 @@ class Ledger:
         key = end_key(trial.fingerprint, trial.attempts[-1].number)
         if not self.write_once(key, end.text()):
             return False
+        # The process before may have died after the last epoch; no time since is the training's.
+        is_trained = state == FINISHED and step == trial.attempts[-1].from_step
+        at_ms = self._last_epoch_ms(trial.run_id) if is_trained else None
         # Also where it stands already: then this is asked again, since the store was away here.
-        self.close(trial.run_id, state, error)
+        self.close(trial.run_id, state, error, at_ms)
         return True
 
-    def close(self, run_id: str, state: str, error: str = "") -> None:
-        """Set the status and tags of a trial's run to how its last attempt ended."""
+    def close(
+        self, run_id: str, state: str, error: str = "", at_ms: int | None = None
+    ) -> None:
+        """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
         self._tag(run_id, {STATE_TAG: state} | ({ERROR_TAG: error} if error else {}))
-        self.client.set_terminated(run_id, STATUS.get(state, "KILLED"))
+        self.client.set_terminated(run_id, STATUS.get(state, "KILLED"), at_ms)
 
     def stop(self, token: str, reason: str) -> None:
         """Ask all trials of a sweeper, in any process, to write a checkpoint and end."""
@@ -319,6 +324,11 @@ class Ledger:
         """A metric's values by epoch."""
         rows = self.client.get_metric_history(trial.run_id, metric)
         return {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
+
+    def _last_epoch_ms(self, run_id: str) -> int | None:
+        """When the last epoch of a run was measured; `None` if none was."""
+        rows = self.client.get_metric_history(run_id, "epoch_s")
+        return max((int(row.timestamp) for row in rows), default=None)
 
     def _make_run(self, fingerprint: str, name: str, owner: Owner, number: int) -> str:
         """Make a trial's run; a tag names this process, in case it dies before its claim."""

@@ -267,6 +267,22 @@ def test_an_end_is_recorded_once(ledger: Ledger, owner: Owner) -> None:
     assert (info.status, info.end_time) == ("FINISHED", ended_at)
 
 
+def test_a_trial_whose_worker_died_after_the_last_epoch_ended_with_that_epoch(
+    ledger: Ledger, owner: Owner
+) -> None:
+    ledger.read()
+    trial, client = claimed(ledger, owner), ledger.client
+    rows = [Metric("epoch_s", 1.5, 1_000 * epoch, epoch) for epoch in (1, 2)]
+    client.log_batch(trial.run_id, metrics=rows)
+    newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
+    client.set_tag(trial.run_id, CHECKPOINT_TAG, json.dumps(newest))
+    ledger.end(trial, "died")
+    assert client.get_run(trial.run_id).info.end_time > 2_000
+    again_claimed = claimed(ledger, owner, ledger.read(up_to_date=True).trials["a"])
+    ledger.end(again_claimed, "finished")
+    assert client.get_run(trial.run_id).info.end_time == 2_000
+
+
 def test_a_run_is_closed_though_the_store_went_away_behind_its_end(
     ledger: Ledger, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +321,7 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
     client = ledger.client
     trial = claimed(ledger, dead)
     end = End("finished", 1.0, 3, 30, {"val/acc": 0.9}, "", {})
+    client.log_batch(trial.run_id, metrics=[Metric("epoch_s", 1.5, 3_000, 3)])
     ledger.write_once(end_key("a", 1), end.text())  # and died
     tags = {"mlflow.parentRunId": ledger.parent_id, CREATOR_TAG: dead.text()}
     orphan = client.create_run(ledger.experiment_id, tags=tags).info.run_id  # and died
@@ -314,7 +331,8 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
     assert set(view.trials) == {"a"}
     assert view.trials["a"].state == "finished"
     ledger.finish_half_done(Observer(lambda: 0.0))
-    assert client.get_run(trial.run_id).info.status == "FINISHED"
+    closed = client.get_run(trial.run_id).info
+    assert (closed.status, closed.end_time) == ("FINISHED", 3_000)
     assert client.get_run(orphan).info.lifecycle_stage == "deleted"
     assert client.get_run(made).info.lifecycle_stage == "active"
 
