@@ -20,7 +20,7 @@ MAX_GROWTH_MIB = 50
 
 @pytest.mark.long
 def test_memory_and_open_files_stay_flat_after_the_first_hundred_trials(tmp_path: Path) -> None:
-    mnist_files.write(tmp_path, train=1024, test=256)
+    mnist_files.write(tmp_path, train=128, test=128)
     words = ["-m", "mnist_hydra.train", "--multirun", f"seed=range(0,{TRIALS})", "epochs=1"]
     words += ["batch_size=128", "sweep.keep=0", "sweep.report=false", "data.sha256=null"]
     words += [f"data.root={tmp_path}", "threads=1"]
