@@ -28,6 +28,7 @@ from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
 from mnist_hydra.trainer import Listener, StopReason
 
 ROOT = Path(__file__).parents[1]
+FINISHED = pytest.mark.xdist_group("finished_run")  # they share a run
 QUICK = ("epochs=2", "batch_size=128", "data.limit=1024", "threads=1")
 
 
@@ -72,6 +73,7 @@ def finished(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, done.stdout
 
 
+@FINISHED
 def test_a_run_says_where_to_look(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     assert only_run(folder).info.run_id in printed
@@ -79,11 +81,13 @@ def test_a_run_says_where_to_look(finished: tuple[Path, str]) -> None:
     assert "epoch" in printed
 
 
+@FINISHED
 def test_a_run_writes_only_below_its_output_folder(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     assert [path.name for path in folder.iterdir()] == ["outputs"]
 
 
+@FINISHED
 def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     run, mlflow = only_run(folder), client(folder)
@@ -150,6 +154,7 @@ def test_exporting_a_model_imports_no_lightning_and_leaves_it_to_others(tmp_path
     assert done.stdout == "flavor\nLightning\n", done.stderr
 
 
+@FINISHED
 def test_the_logged_model_is_an_exported_program_for_raw_images(
     finished: tuple[Path, str], mnist: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +507,7 @@ def test_help_and_the_composed_configuration_are_shown_without_torch(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@FINISHED
 def test_a_run_that_the_store_does_not_know_cannot_be_resumed(
     finished: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -512,6 +518,7 @@ def test_a_run_that_the_store_does_not_know_cannot_be_resumed(
     assert "error: resume=0123: no such run" in capfd.readouterr().err
 
 
+@FINISHED
 def test_a_run_that_was_deleted_is_not_resumed_before_it_is_restored(
     finished: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,

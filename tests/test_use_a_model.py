@@ -41,6 +41,7 @@ from mnist_hydra.to_onnx import write_checked
 from mnist_hydra.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[1]
+SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep and its champion
 Pixels = npt.NDArray[np.uint8]
 WRITES_ONNX = pytest.mark.skipif(
     Version(version("torch")) < Version("2.7"), reason="torch 2.6 fails with today's onnxscript"
@@ -110,6 +111,7 @@ def write(folder: Path, pixels: Pixels, suffix: str = ".png", times: int = 1) ->
     return folder
 
 
+@SWEPT
 def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
     swept: Path, champion: str
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
     assert again.stdout == f"mnist@champion stays version 1: {reached}, is it already\n"
 
 
+@SWEPT
 def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
     swept: Path, champion: str, mnist: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
     assert refused.returncode == 2 and "data.val_size=500" in refused.stderr, refused.stderr
 
 
+@SWEPT
 def test_a_champion_that_was_made_by_hand_is_not_replaced(swept: Path, champion: str) -> None:
     tracker = Tracker(Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra")))
     made = tracker.client.get_model_version_by_alias("mnist", "champion")
@@ -163,6 +167,7 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(swept: Path, champion:
         ("to_onnx", ["model=mnist@champion", "file=nowhere/digits.onnx"], "a file in a folder"),
     ],
 )
+@SWEPT
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(
     swept: Path, champion: str, name: str, words: list[str], said: str
 ) -> None:
@@ -180,6 +185,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
         ("evaluate", ["data=kmnist", "data.offline=true"], "data.offline"),
     ],
 )
+@SWEPT
 def test_what_is_wrong_with_images_is_said_before_the_model_is_loaded(
     swept: Path, champion: str, name: str, words: list[str], said: str
 ) -> None:
@@ -193,6 +199,7 @@ def test_what_is_wrong_with_images_is_said_before_the_model_is_loaded(
     assert "mlflow" in imported and "torch" not in imported
 
 
+@SWEPT
 def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
     swept: Path, own: list[int], tmp_path: Path, test_images: Pixels, labels: Pixels
 ) -> None:
@@ -213,6 +220,7 @@ def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
     assert larger > right - 0.05
 
 
+@SWEPT
 def test_an_unreadable_file_is_one_line_while_the_others_go_on(
     swept: Path, champion: str, tmp_path: Path, test_images: Pixels
 ) -> None:
@@ -224,6 +232,7 @@ def test_an_unreadable_file_is_one_line_while_the_others_go_on(
     assert len(said) == 2 and "broken.png" in said[0] and "none.png" in said[1]
 
 
+@SWEPT
 def test_a_blank_picture_is_one_line_and_no_digit(
     swept: Path, champion: str, tmp_path: Path, test_images: Pixels
 ) -> None:
@@ -243,6 +252,7 @@ def test_a_blank_picture_is_one_line_and_no_digit(
 
 
 @pytest.mark.parametrize("size", [0, 16, 16 + 784])
+@SWEPT
 def test_an_idx_file_of_no_whole_image_is_one_line(
     swept: Path, champion: str, tmp_path: Path, size: int
 ) -> None:
@@ -254,6 +264,7 @@ def test_an_idx_file_of_no_whole_image_is_one_line(
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(file), "error"]
 
 
+@SWEPT
 def test_long_work_shows_a_bar_on_a_terminal_and_never_in_the_csv(
     swept: Path, champion: str, own: list[int], tmp_path: Path, mnist: Path
 ) -> None:
@@ -292,6 +303,7 @@ def read_terminal(descriptor: int, seen: bytearray) -> None:
             seen += content
 
 
+@SWEPT
 def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
     swept: Path, champion: str, mnist: Path
 ) -> None:
@@ -307,6 +319,7 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
 
 
 @WRITES_ONNX
+@SWEPT
 def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
     swept: Path, own: list[int], test_images: Pixels, mnist: Path
 ) -> None:
@@ -326,6 +339,7 @@ def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
 
 
 @WRITES_ONNX
+@SWEPT
 def test_what_answers_otherwise_than_torch_is_not_written(
     swept: Path, champion: str, test_images: Pixels, tmp_path: Path
 ) -> None:
@@ -339,6 +353,7 @@ def test_what_answers_otherwise_than_torch_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@SWEPT
 def test_without_its_packages_onnx_is_one_line_that_names_the_extra(
     swept: Path, champion: str, tmp_path: Path
 ) -> None:
@@ -453,6 +468,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+@SWEPT
 def test_a_model_is_served_over_http_by_an_environment_without_this_project(
     swept: Path, own: list[int], tmp_path: Path, test_images: Pixels
 ) -> None:

@@ -61,7 +61,10 @@ def client(store: Path) -> MlflowClient:
 
 @pytest.fixture(scope="session")
 def on_server(store: Path) -> Iterator[list[str]]:
-    """The overrides by which a sweep reaches that store through an MLflow server."""
+    """The overrides by which a sweep reaches that store through an MLflow server.
+
+    Tests that use it have the mark `xdist_group("on_server")`, so that there is one server.
+    """
     folder = store / "server"
     folder.mkdir()
     with mlflow_server(folder, f"sqlite:///{store / 'mlflow.db'}") as address:

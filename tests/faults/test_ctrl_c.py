@@ -25,7 +25,9 @@ SLURM = ["hydra/launcher=slurm", "sweep.workers=2"]
 ONCE = [
     pytest.param(JOBLIB, signal.SIGINT, id="joblib-ctrl-c"),
     pytest.param(RAY, signal.SIGINT, id="ray-local-ctrl-c"),
-    pytest.param(SLURM, signal.SIGTERM, id="slurm-sigterm"),
+    pytest.param(
+        SLURM, signal.SIGTERM, id="slurm-sigterm", marks=pytest.mark.xdist_group("on_server")
+    ),
 ]
 TEN_TIMES = [
     pytest.param(launcher, number, id=f"{name}-{number.name}-{count}", marks=pytest.mark.long)

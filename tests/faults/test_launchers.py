@@ -50,6 +50,7 @@ def test_on_this_machine_a_killed_worker_costs_no_other_trial(
     _fails_once_and_then_ends(nine_trials, client, finish(sweep), launcher)
 
 
+@pytest.mark.xdist_group("on_server")
 def test_on_slurm_a_killed_job_costs_no_other_trial(
     nine_trials: FaultySweep, client: MlflowClient, slurm: Slurm, on_server: list[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_trials_on_other_machines_are_not_recorded_in_a_file_of_this_one(
     assert "right: tracking=server tracking.uri=http://HOST:5000" in said
 
 
+@pytest.mark.xdist_group("on_server")
 def test_a_ray_address_where_nobody_listens_is_refused(
     tmp_path: Path, mnist: Path, on_server: list[str]
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_ray_address_where_nobody_listens_is_refused(
     assert "no Ray cluster answers there" in said and "hydra.launcher.address=null" in said
 
 
+@pytest.mark.xdist_group("on_server")
 def test_a_ray_address_where_something_else_listens_is_refused_in_time(
     tmp_path: Path, mnist: Path, on_server: list[str], silent_server: str
 ) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims, ends
 
+pytestmark = pytest.mark.xdist_group("on_server")
 LAUNCHER = ["hydra/launcher=slurm", "sweep.workers=1"]
 
 

@@ -25,6 +25,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+pytestmark = pytest.mark.xdist_group("ui")  # they share a sweep
 PATIENCE_MS = 120_000
 SCREENSHOTS = Path(__file__).parents[2] / "outputs" / "screenshots"
 BROWSER_FLAGS = (

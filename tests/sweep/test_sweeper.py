@@ -153,6 +153,7 @@ def moody(tmp_path: Path) -> str:
     return f"--config-dir={folder}"
 
 
+SWEPT = pytest.mark.xdist_group("swept")  # they share a sweep
 AXES = ("dropout=0.02,0.04", "seed=1,2")
 
 
@@ -165,6 +166,7 @@ def swept(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     yield folder, done
 
 
+@SWEPT
 def test_a_sweep_is_one_parent_with_a_child_for_each_trial(
     swept: tuple[Path, Done],
 ) -> None:
@@ -179,6 +181,7 @@ def test_a_sweep_is_one_parent_with_a_child_for_each_trial(
     assert [path.name for path in folder.iterdir()] == ["outputs"]
 
 
+@SWEPT
 def test_the_results_are_printed_and_kept_on_the_parent(
     swept: tuple[Path, Done],
 ) -> None:
@@ -194,6 +197,7 @@ def test_the_results_are_printed_and_kept_on_the_parent(
     assert {row["dropout"] for row in rows} == {"0.02", "0.04"}
 
 
+@SWEPT
 def test_only_the_best_trials_get_pictures_and_the_exported_model(
     swept: tuple[Path, Done],
 ) -> None:
@@ -229,6 +233,7 @@ def test_what_is_done_later_moves_the_end_of_no_run_and_one_that_cannot_be_done_
     assert now == ends
 
 
+@SWEPT
 def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> None:
     folder, _ = swept
     [parent], trials = runs(folder)
@@ -240,6 +245,7 @@ def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> N
     assert "Traceback" not in refused.err
 
 
+@SWEPT
 def test_a_sweep_is_not_resumed_as_a_run(swept: tuple[Path, Done]) -> None:
     folder, _ = swept
     [parent], _ = runs(folder)
@@ -249,6 +255,7 @@ def test_a_sweep_is_not_resumed_as_a_run(swept: tuple[Path, Done]) -> None:
     assert parent.data.tags["command"] in refused.err
 
 
+@SWEPT
 def test_each_event_is_a_line_where_there_is_no_terminal(
     swept: tuple[Path, Done],
 ) -> None:
@@ -259,6 +266,7 @@ def test_each_event_is_a_line_where_there_is_no_terminal(
     assert "4 of 4 trials done" in done.err
 
 
+@SWEPT
 def test_the_same_command_again_trains_nothing_and_shows_the_same_table_without_torch(
     tiny: str, swept: tuple[Path, Done]
 ) -> None:
@@ -275,6 +283,7 @@ def test_the_same_command_again_trains_nothing_and_shows_the_same_table_without_
     assert [attempts(folder, trial) for trial in trials.values()] == [1, 1, 1, 1]
 
 
+@SWEPT
 def test_a_dry_run_lists_what_would_be_done_and_leaves_nothing_behind(
     tiny: str, swept: tuple[Path, Done], tmp_path: Path
 ) -> None:
