@@ -7,14 +7,14 @@ Ito (2008), which can be told apart with any colour vision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INK, GREY, PALE = "#222222", "#666666", "#d9d9d9"
 BLUE, GREEN, VERMILLION = "#0072B2", "#009E73", "#D55E00"
@@ -23,9 +23,6 @@ DPI = 150
 
 def blank(width: float, height: float, title: str, subtitle: str) -> Figure:
     """Make an empty white figure (inches) with its title; it draws by Agg on any machine."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     left, top = 0.24 / width, 1 - 0.2 / height
@@ -88,8 +85,6 @@ class Sheet:
         self, row: int, column: int, pixels: NDArray[np.uint8], *, marked: bool = False
     ) -> None:
         """Draw uint8 [H, W] as dark ink on white, its range always 0 to 255."""
-        from matplotlib.patches import Rectangle
-
         x, y = self._place(row, column)
         self.axes.imshow(
             pixels,

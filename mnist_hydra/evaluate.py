@@ -7,8 +7,9 @@ import sys
 from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
+from mnist_hydra.config import DataConfig
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.inference import exported, measured, quality
+from mnist_hydra.inference import exported, quality
 
 
 def evaluate(cfg: DictConfig, name: str | None) -> int:
@@ -22,12 +23,12 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
     """
     if cfg.split not in ("test", "val"):
         raise wrong_value("split", cfg.split, "test or val")
-    data = measured.data_of(cfg)
+    data = entry.group_of(cfg, "data", DataConfig)
     if cfg.split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     place = entry.place_of(cfg)
     model = exported.find_model(name, place)
-    images, labels = measured.images_of(data, cfg.split, model, place.output_dir)
+    images, labels = exported.images_of(data, cfg.split, model, place.output_dir)
     probabilities = model(images)
     classes = probabilities.shape[1]
     if labels.max() >= classes:

@@ -7,9 +7,13 @@ arguments alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from mnist_hydra.canvas import (
@@ -25,10 +29,6 @@ from mnist_hydra.canvas import (
     only_words,
     share,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
@@ -98,9 +98,6 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
         counts: integers [C, C], a row for each true class, a column for each predicted one.
         of: what was classified.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.ticker import MaxNLocator
-
     counts = np.asarray(counts)
     classes = len(counts)
     right, total = int(np.trace(counts)), int(counts.sum())
@@ -326,8 +323,6 @@ def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> N
 
 
 def _value_axis(axes: Axes, kind: str, values: Floats) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
     finite = values[np.isfinite(values)]
     if not finite.size:
         axes.set_yticks([])
@@ -366,8 +361,6 @@ def _value_axis(axes: Axes, kind: str, values: Floats) -> None:
 
 
 def _epoch_axis(axes: Axes, epochs: Floats) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     first, last = float(epochs.min()), float(epochs.max())
     margin = max(0.03 * (last - first), 0.5 if first == last else 0.2)
     axes.set_xlim(first - margin, last + margin)

@@ -9,7 +9,7 @@ import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -23,21 +23,27 @@ from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line, wrong_value
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.typed import check_setting, read_settings
 
+T = TypeVar("T")
+
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
-def place_of(cfg: DictConfig) -> Place:
-    """The place that a command's settings name.
+def group_of(cfg: DictConfig, group: str, kind: type[T]) -> T:
+    """A group of a command's settings, such as `data`, as the dataclass `kind`.
 
     Raises:
         UserError: naming the key, the value that was got and what would be right.
     """
-    raw = resolved(cfg)
-    tracking = raw.get("tracking")
-    if not isinstance(tracking, dict):
-        raise wrong_value("tracking", tracking, "an entry of the group conf/tracking")
-    folder: str = check_setting("output_dir", raw.get("output_dir"), Folder)
-    return Place(folder, read_settings(TrackingConfig, tracking, "tracking."))
+    raw = resolved(cfg).get(group)
+    if not isinstance(raw, dict):
+        raise wrong_value(group, raw, f"an entry of the group conf/{group}")
+    return read_settings(kind, raw, f"{group}.")
+
+
+def place_of(cfg: DictConfig) -> Place:
+    """The place that a command's settings name; raises as `group_of`."""
+    tracking = group_of(cfg, "tracking", TrackingConfig)
+    return Place(check_setting("output_dir", resolved(cfg).get("output_dir"), Folder), tracking)
 
 
 def file_of(key: str, value: Any) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mnist_hydra.config import Place
+from mnist_hydra.config import DataConfig, Place
 from mnist_hydra.errors import UserError, first_line, shown
 
 if TYPE_CHECKING:
@@ -90,6 +90,32 @@ def batches(images: Images) -> Iterator[Images]:
     """Images uint8 [N, side, side] as a model takes them: uint8 [at most 500, 1, side, side]."""
     for start in range(0, len(images), AT_ONCE):
         yield images[start : start + AT_ONCE, None]
+
+
+def images_of(
+    data: DataConfig, split: str, model: Exported, output_dir: str
+) -> tuple[Images, npt.NDArray[np.int64]]:
+    """The images uint8 [N, side, side] of a split and their labels [N], to measure a model on.
+
+    Args:
+        split: `test`, or `val` of data with a hold-out.
+        output_dir: below which data is kept.
+
+    Raises:
+        UserError: there is no such data, or its images are of another size than the model's.
+    """
+    from mnist_hydra.data.load import load_dataset
+
+    dataset = load_dataset(data, Path(output_dir).absolute() / "data")
+    found = dataset.test if split == "test" else dataset.val
+    assert found is not None
+    images = found.images[found.index, 0]
+    if images.shape[1] != model.side:
+        raise UserError(
+            f"model={model.name} takes {model.side} pixels a side, data={data.name} has "
+            f"{images.shape[1]}; right: the data that it was trained on"
+        )
+    return images, found.labels[found.index].astype(np.int64)
 
 
 def find_model(name: str | None, place: Place) -> Exported:

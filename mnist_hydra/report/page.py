@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 
 from mnist_hydra.canvas import GREY, INK, PALE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 VARIABLES = {INK: "var(--ink)", GREY: "var(--grey)", PALE: "var(--pale)", "#ffffff": "var(--paper)"}
 """The canvas's neutral colours, which are others in a dark page."""
@@ -68,8 +69,6 @@ def html(**content: Any) -> str:
     Args:
         content: each name that `page.html` uses, and no other.
     """
-    from jinja2 import Environment, StrictUndefined
-
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -86,8 +85,6 @@ def svg(figure: Figure, name: str) -> str:
         figure: as `canvas.blank` makes it, its title the first of its texts.
         name: of the picture; keeps its ids apart from other pictures'.
     """
-    import matplotlib
-
     file = io.StringIO()
     title = figure.texts[0]
     title.set_visible(False)

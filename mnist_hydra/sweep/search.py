@@ -13,7 +13,18 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mnist_hydra.config import SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError
@@ -23,12 +34,6 @@ from mnist_hydra.ledger.trial import DIED, FAILED, FAILURES, FINISHED, PRUNED, R
 from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.sweep.attempt import Prune
 from mnist_hydra.sweep.compose import Composer
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.distributions import BaseDistribution
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
 
 TRIES = 10
 """So many proposals may be refused before the remaining points are listed instead."""
@@ -118,8 +123,6 @@ def is_to_prune(
         return False
     if math.isnan(own[max(own)]):
         return True
-    from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
-
     others = [other for other in others if other.history]
     if pruner == "median":
         study = _study(minimize, pruner=MedianPruner())
@@ -244,8 +247,6 @@ class Search:
 def _study(
     minimize: bool, sampler: BaseSampler | None = None, pruner: BasePruner | None = None
 ) -> optuna.Study:
-    import optuna
-
     optuna.logging.set_verbosity(logging.WARNING)
     return optuna.create_study(
         direction="minimize" if minimize else "maximize", sampler=sampler, pruner=pruner
@@ -253,19 +254,13 @@ def _study(
 
 
 def _sampler(name: str, seed: int) -> BaseSampler:
-    import optuna
-
     if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
-def _past(
-    result: Result, space: Mapping[str, BaseDistribution]
-) -> optuna.trial.FrozenTrial:
+def _past(result: Result, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A point as Optuna's trial; one that has ended without a value counts as failed."""
-    from optuna.trial import TrialState, create_trial
-
     state = TrialState.RUNNING
     if result.state == FINISHED:
         state = TrialState.COMPLETE if result.objective is not None else TrialState.FAIL
@@ -321,8 +316,6 @@ def _would_prune(study: optuna.Study, history: Mapping[int, float]) -> bool:
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
     span = axis.span
     if span is None:
         return CategoricalDistribution(list(axis.values))
