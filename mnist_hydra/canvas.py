@@ -78,7 +78,7 @@ class Sheet:
         self.figure = blank(wide / DPI, high / DPI, title, subtitle)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
-        self.axes.set_xlim(0, wide)
+        self.axes.set_xlim(0, wide)  # which no image that is drawn changes any more
         self.axes.set_ylim(high, 0)
 
     def image(
@@ -117,13 +117,30 @@ class Sheet:
             x + self.width / 2, y - 9, text, ha="center", va="bottom", fontsize=9, color=INK
         )
 
-    def finish(self) -> Figure:
-        """Return the figure, its limits set back to the whole sheet (imshow changes them)."""
-        width, height = self.figure.get_size_inches() * DPI
-        self.axes.set_xlim(0, width)
-        self.axes.set_ylim(height, 0)
-        return self.figure
-
     def _place(self, row: int, column: int) -> tuple[int, int]:
         x = self.left + column * (self.width + self.gap) + (self.apart if column else 0)
         return x, self.top + row * self.row_height
+
+
+def captioned_sheet(
+    images: Sequence[NDArray[np.uint8]],
+    captions: Sequence[tuple[str, str]],
+    columns: int,
+    title: str,
+    subtitle: str,
+) -> Figure:
+    """Draw images, at least one, each with a caption at its left in ink and one at its right.
+
+    Args:
+        images: uint8 [H, W] each, of one size.
+        captions: of each image the two.
+        columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    sheet = Sheet(rows, columns, images[0].shape, title, subtitle, caption=30)
+    for place, (pixels, (left, right)) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(place, columns)
+        sheet.image(row, column, pixels)
+        sheet.caption(row, column, left, "left", INK)
+        sheet.caption(row, column, right, "right", VERMILLION)
+    return sheet.figure

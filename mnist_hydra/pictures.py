@@ -25,6 +25,7 @@ from mnist_hydra.canvas import (
     VERMILLION,
     Sheet,
     blank,
+    captioned_sheet,
     no_frame,
     only_words,
     share,
@@ -185,28 +186,21 @@ def misclassified_grid(
         return only_words(f"Misclassified {of}", "Every image was classified correctly.")
     order = np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")[:MOST_MISTAKES]
     shown = len(order)
-    columns = min(max(shown, 5), 10)
-    rows = -(-shown // columns)
     if shown < mistakes:
         count = f"{shown} of {mistakes:,} mistakes"
     else:
         count = f"{mistakes} mistake" + "s" * (mistakes > 1)
-    sheet = Sheet(
-        rows,
-        columns,
-        images.shape[1:],
+    captions = [
+        (f"{true[i]}→{predicted[i]}", f"{100 * sure:.0f} %" if np.isfinite(sure) else "–")
+        for i, sure in zip(order, confidence[order], strict=True)
+    ]
+    return captioned_sheet(
+        list(images[order]),
+        captions,
+        min(max(shown, 5), 10),
         f"Misclassified {of}",
         f"{count}, the most confident first: true class → prediction, and its confidence",
-        caption=30,
     )
-    for place, index in enumerate(order):
-        row, column = divmod(place, columns)
-        sheet.image(row, column, images[index])
-        sheet.caption(row, column, f"{true[index]}→{predicted[index]}", "left", INK)
-        sure = float(confidence[index])
-        words = f"{100 * sure:.0f} %" if np.isfinite(sure) else "–"
-        sheet.caption(row, column, words, "right", VERMILLION)
-    return sheet.finish()
 
 
 def augmentation_grid(before: Pixels, after: Pixels) -> Figure:
@@ -240,7 +234,7 @@ def augmentation_grid(before: Pixels, after: Pixels) -> Figure:
         sheet.image(row, 0, before[row])
         for draw in range(draws):
             sheet.image(row, draw + 1, after[row, draw], marked=bool(changed[row, draw]))
-    return sheet.finish()
+    return sheet.figure
 
 
 def spacing(values: Floats, *, percent: bool) -> str:

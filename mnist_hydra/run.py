@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from omegaconf import OmegaConf
@@ -33,11 +30,12 @@ from mnist_hydra.config import (
     unresolved,
 )
 from mnist_hydra.data.load import inputs
-from mnist_hydra.errors import Stopped, StoreAway, UserError, in_one_line
+from mnist_hydra.errors import StoreAway, UserError, in_one_line
 from mnist_hydra.metrics import at_end, class_accuracy
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide, hide_in_error
+from mnist_hydra.stopping import Hooks, StopOnSignal, StopReason, on_signals
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
 from mnist_hydra.tracking.resume import Start, resumed_run
@@ -51,17 +49,7 @@ from mnist_hydra.tracking.tracker import (
     check_store,
     import_mlflow,
 )
-from mnist_hydra.trainer import Listener, NonFiniteLoss, StopReason, Trainer
-
-
-class Hooks(Protocol):
-    """By which a sweep, Ctrl-C or SIGTERM can end a training."""
-
-    def should_stop(self) -> StopReason | None:
-        """Called after every step: a reason to write a checkpoint and end now, or `None`."""
-
-    def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        """Called after every epoch, once it is recorded: a reason to end, or `None`."""
+from mnist_hydra.trainer import Listener, NonFiniteLoss, Trainer
 
 
 def run_alone(config: Config, overrides: list[str]) -> float | None:
@@ -76,7 +64,8 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     """
     # The spool repeats requests itself, and a repeated request for a new run would make two runs.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with StopOnSignal() as hooks:
+    hooks = StopOnSignal()
+    with on_signals(hooks.handle):
         resumed = config.resume is not None
         start = resumed_run(config, overrides) if resumed else _new_run(config, overrides)
         config = start.config
@@ -285,52 +274,6 @@ class _Recorder(Listener):
         self.spool.log_epochs(self.trainer.position.history[-1:])
         self.bar.epoch(epoch, metrics)
         return self.hooks.after_epoch(epoch, metrics)
-
-
-class StopOnSignal:
-    """Hooks by which Ctrl-C or SIGTERM ends a training at its next step, after a checkpoint.
-
-    A second one leaves at once; so does the first, before there is a run. After the last epoch
-    there is no training to end: the first one says so, and pictures and model are still recorded.
-    """
-
-    def __init__(self) -> None:
-        self.reason: StopReason | None = None
-        self.exit_code = 0
-        """128 + the signal's number, as a shell expects."""
-        self.is_trained: Callable[[], bool] = lambda: False
-        """Whether the last epoch is over, so that what came out of it is all that is left to do."""
-        self.go_on: Callable[[], str] | None = None
-        """Returns the command that goes on with the run, once there is a run."""
-        self._before: dict[int, Any] = {}
-
-    def should_stop(self) -> StopReason | None:
-        return self.reason
-
-    def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        return self.reason
-
-    def __enter__(self) -> StopOnSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.exit_code = 128 + number
-        if self.go_on is None:
-            raise Stopped(self.exit_code)
-        if self.reason is not None:
-            print(f"go on with\n  {self.go_on()}", file=sys.stderr, flush=True)
-            os._exit(self.exit_code)
-        self.reason = StopReason.INTERRUPTED
-        now = "stopping after a checkpoint"
-        if self.is_trained():
-            now = "the training is complete, and what came out of it is being recorded"
-        print(f"{now}; once more to leave at once", file=sys.stderr)
 
 
 def _record_settings(

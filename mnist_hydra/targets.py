@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -104,17 +104,23 @@ def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) 
 
 
 @contextmanager
-def blaming(what: str, right: str) -> Iterator[None]:
+def blaming(
+    what: str, right: str = "", why: Callable[[BaseException], str] = in_one_line
+) -> Iterator[None]:
     """Whatever somebody else's code raises is a `UserError` that names `what` and the `right`.
 
     That is `sys.exit` and KeyboardInterrupt, too: a module may raise them as it is imported.
+
+    Args:
+        why: puts what was raised in words.
     """
     try:
         yield
     except (UserError, Stopped, TimedOut):
         raise
     except BaseException as error:  # noqa: B036  it is raised as another
-        raise UserError(f"{what}: {in_one_line(error)}; right: {right}") from error
+        mend = f"; right: {right}" if right else ""
+        raise UserError(f"{what}: {why(error)}{mend}") from error
 
 
 def accepts(kind: type, name: str) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from mnist_hydra.data.load import Dataset, Split
 from mnist_hydra.metrics import of_epoch
 from mnist_hydra.replay import Replay
 from mnist_hydra.runtime import Runtime
+from mnist_hydra.stopping import Hooks, StopReason
 
 EVALUATION_BATCH = {"cpu": 512, "cuda": 4096, "mps": 512}
 """Images that are evaluated at once."""
@@ -37,31 +37,15 @@ BATCHES_AHEAD = {"cpu": 1, "cuda": 32, "mps": 1}
 """Training batches that are gathered and changed at once: on a GPU launches cost more than work."""
 
 
-class StopReason(Enum):
-    """Why a training ended before its last epoch."""
-
-    INTERRUPTED = "interrupted"
-    PRUNED = "pruned"
-    TIMEOUT = "timeout"
-
-
 class NonFiniteLoss(Exception):
     """The loss became infinite or NaN."""
 
 
-class Listener:
+class Listener(Hooks):
     """Is told how a training goes, and may end it; this base class does nothing."""
-
-    def should_stop(self) -> StopReason | None:
-        """Called after every step: a reason to write a checkpoint and end now, or `None`."""
-        return None
 
     def save(self, state: dict[str, Any]) -> None:
         """Called with `Trainer.state()` after every epoch and before an early end."""
-
-    def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        """Called after every epoch (from 1), once it is saved: a reason to end, or `None`."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -123,21 +107,21 @@ class Trainer:
     Args:
         config: the run's settings.
         runtime: where and how to compute.
-        ready: the model as it is run.
+        runnable: the model as it is run.
         parts: what it trains, on what and by what.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, ready: Runnable, parts: Parts) -> None:
-        self.config, self.runtime, self.ready = config, runtime, ready
+    def __init__(self, config: Config, runtime: Runtime, runnable: Runnable, parts: Parts) -> None:
+        self.config, self.runtime, self.runnable = config, runtime, runnable
         self.model, self.optimizer, self.scheduler = parts.model, parts.optimizer, parts.scheduler
         self.augmentation, self.dataset = parts.augmentation, parts.dataset
         self.device = torch.device(runtime.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         self.train_images, self.train_labels, self.train_index = self._moved(self.dataset.train)
-        self.held = {"test": self._moved(self.dataset.test)}
-        if self.dataset.val is not None:  # its images are the training set's
-            _, labels, index = tensors(self.dataset.val)
-            self.held["val"] = (self.train_images, labels.to(self.device), index.to(self.device))
+        self.held_out = {"test": self._moved(self.dataset.test)}
+        if self.dataset.val is not None:  # its images and labels are the training set's
+            index = tensors(self.dataset.val)[2].to(self.device)
+            self.held_out["val"] = (self.train_images, self.train_labels, index)
         self.monitored = "test" if self.dataset.val is None else "val"
         self.steps_per_epoch = math.ceil(len(self.train_index) / config.batch_size)
         self.position = Position()
@@ -205,7 +189,7 @@ class Trainer:
             The loss float32 [] and how many images were classified correctly, int64 [].
         """
         with self._autocast():
-            log_probabilities = self.ready.train(self._normalise(images))
+            log_probabilities = self.runnable.train(self._normalise(images))
         loss = F.nll_loss(log_probabilities.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
@@ -272,22 +256,11 @@ class Trainer:
             images = self.train_images.index_select(0, index[first : first + together])
             return images if change is None else change(images, first)
 
-        def batches(first: int, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            there = labels[first : first + together]
-            return zip(torch.split(images, size), torch.split(there, size), strict=True)
-
         firsts = range(self.position.step * size, len(index), together)
-        if not in_thread:
-            for first in firsts:
-                yield from batches(first, changed(first))
-            return
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="augment") as ahead:
-            waiting = ahead.submit(changed, firsts[0])
-            for first in firsts:
-                images = waiting.result()
-                if first + together < len(index):
-                    waiting = ahead.submit(changed, first + together)
-                yield from batches(first, images)
+        several = map(changed, firsts)
+        for first, images in zip(firsts, one_ahead(several) if in_thread else several):
+            there = labels[first : first + together]
+            yield from zip(torch.split(images, size), torch.split(there, size), strict=True)
 
     def evaluate(self, split: str) -> tuple[float, float]:
         """Mean negative log-likelihood and accuracy (0..1) on `val` or `test`."""
@@ -303,14 +276,14 @@ class Trainer:
         They are kept until the next step, since the accuracy after the last epoch, the final
         metrics and the pictures need the same ones.
         """
-        images, labels, index = self.held[split]
+        images, labels, index = self.held_out[split]
         if self._predicted is None or self._predicted[:2] != (split, self.steps):
             self.model.eval()
             parts = []
             with torch.inference_mode(), self._autocast():
                 for rows in torch.split(index, EVALUATION_BATCH[self.device.type]):
                     batch = images.index_select(0, rows)
-                    parts.append(self.ready.evaluate(self._normalise(batch)).float())
+                    parts.append(self.runnable.evaluate(self._normalise(batch)).float())
             self._predicted = (split, self.steps, torch.cat(parts))
         return self._predicted[2], labels[index]
 
@@ -321,7 +294,7 @@ class Trainer:
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": plain(self.scheduler.state_dict()),
+                "scheduler": storable(self.scheduler.state_dict()),
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(),
                 "runtime": asdict(self.runtime),
@@ -347,7 +320,7 @@ class Trainer:
 
     def release(self) -> None:
         """Free the memory that only training needs; it is allocated again on use."""
-        self.ready.release()
+        self.runnable.release()
         self.dataset.train.release()
 
     def _moved(self, split: Split) -> tuple[Tensor, Tensor, Tensor]:
@@ -368,6 +341,15 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=half)
 
 
+def one_ahead(images: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same images; while one is worked with, a thread already computes the next."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="augment") as ahead:
+        waiting = ahead.submit(next, images, None)
+        while (now := waiting.result()) is not None:
+            waiting = ahead.submit(next, images, None)
+            yield now
+
+
 def tensors(split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """A split's images uint8, labels int64 and index int64, on the CPU.
 
@@ -386,12 +368,12 @@ def stable_seed(seed: int, purpose: str, number: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def plain(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """A state without functions, which loading with `weights_only=True` would refuse."""
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items() if not callable(inner)}
+        return {key: storable(inner) for key, inner in value.items() if not callable(inner)}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [storable(inner) for inner in value]
     return value
 
 

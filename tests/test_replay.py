@@ -13,8 +13,9 @@ from mnist_hydra.config import settle
 from mnist_hydra.models import Model1, Model2, Model3
 from mnist_hydra.replay import can_be_replayed
 from mnist_hydra.runtime import without_dynamo
+from mnist_hydra.stopping import StopReason
 from mnist_hydra.targets import let_in
-from mnist_hydra.trainer import Listener, StopReason, Trainer
+from mnist_hydra.trainer import Listener, Trainer
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that runs CUDA here")
 

@@ -21,11 +21,12 @@ from mlflow import MlflowClient
 from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
+from mnist_hydra.stopping import StopReason
 from mnist_hydra.tracking.journal import SpooledRun
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
-from mnist_hydra.trainer import Listener, StopReason
+from mnist_hydra.trainer import Listener
 
 ROOT = Path(__file__).parents[1]
 FINISHED = pytest.mark.xdist_group("finished_run")  # they share a run

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mnist_hydra import checkpoint
 from mnist_hydra.build import prepare
 from mnist_hydra.config import settle
+from mnist_hydra.stopping import StopReason
 from mnist_hydra.targets import let_in
-from mnist_hydra.trainer import Listener, StopReason, Trainer, stable_seed
+from mnist_hydra.trainer import Listener, Trainer, stable_seed
 
 
 def trainer(mnist: Path, *overrides: str) -> Trainer:

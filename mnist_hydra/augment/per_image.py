@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mnist_hydra import targets
 from mnist_hydra.augment import Augmentation, Change
-from mnist_hydra.errors import Stopped, TimedOut, UserError, did_you_mean, in_one_line
+from mnist_hydra.errors import UserError, did_you_mean, in_one_line
 
 
 class PerImage(Augmentation):
@@ -136,16 +136,12 @@ def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
                     f"{key}: {kind.__name__} has no argument {argument!r}"
                     f"{did_you_mean(argument, parameters)}; right: {', '.join(sorted(parameters))}"
                 )
-    with warnings.catch_warnings():
+    # albumentations turns a failed check of its own into defaults unless it is strict
+    strict = {"strict": True} if "InitSchema" in vars(kind) else {}
+    refuses = targets.blaming(f"{key}: {kind.__name__} refuses this", why=_reason)
+    with warnings.catch_warnings(), refuses:
         warnings.simplefilter("ignore")  # ShiftScaleRotate recommends Affine each time
-        # albumentations turns a failed check of its own into defaults unless it is strict
-        strict = {"strict": True} if "InitSchema" in vars(kind) else {}
-        try:
-            return kind(**given, **strict)
-        except (Stopped, TimedOut):
-            raise
-        except BaseException as error:  # noqa: B036  a user's own class may raise what it likes
-            raise UserError(f"{key}: {kind.__name__} refuses this: {_reason(error)}") from error
+        return kind(**given, **strict)
 
 
 def _reason(error: BaseException) -> str:

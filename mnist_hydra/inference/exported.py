@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -231,9 +231,11 @@ def address_of(tracker: Any, name: str) -> str:
         try:
             tracker.client.get_model_version_by_alias(registered, alias)
         except MlflowException:
-            there = ", ".join(sorted(aliases(tracker))) or "none is registered"
+            models = tracker.client.search_registered_models()
+            there = sorted(f"{model.name}@{known}" for model in models for known in model.aliases)
+            right = ", ".join(there) or "none is registered"
             raise UserError(
-                f"model={name}: no such registered model and alias; right: {there}"
+                f"model={name}: no such registered model and alias; right: {right}"
             ) from None
         return f"models:/{registered}@{alias}"
     run = tracker.find_run(name, "model")
@@ -256,12 +258,3 @@ def model_of(tracker: Any, experiment_id: str, run_id: str) -> str:
         f"model={run_id}: that run has no exported model; right: a run that finished, or one of a "
         f"sweep's best (sweep.keep=3)"
     )
-
-
-def aliases(tracker: Any) -> Sequence[str]:
-    """Every registered model's aliases, as `name@alias`."""
-    return [
-        f"{model.name}@{alias}"
-        for model in tracker.client.search_registered_models()
-        for alias in model.aliases
-    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from mnist_hydra.errors import UserError
 from mnist_hydra.inference.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
-from mnist_hydra.report import answer, hard, origin, page, plots, published, questions, read, table
+from mnist_hydra.report import answer, hard, page, plots, published, questions, read, table
 from mnist_hydra.report.page import Picture
 from mnist_hydra.report.questions import Answers, Layout
 from mnist_hydra.report.read import Findings
@@ -71,9 +71,9 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
         sheet = plots.hard_sheet(hard_images)
         sheet.savefig(folder / "hard_images.png", dpi=PICTURE_DPI)
     best = best_of(findings.results.rows[0].finished, findings.results.minimize)
-    origins = [origin.facts(record, findings.results) for record in findings.records]
+    origins = [table.origin_of(record, findings.results) for record in findings.records]
     read_origins = [facts for record, facts in zip(findings.records, origins) if record.params]
-    common, differing = origin.shared(read_origins)
+    common, differing = table.shared_facts(read_origins)
     if findings.commands:
         common.pop("command", None)  # of the one trial; here stand those of the sweeps
     columns, rows = table.every_trial(findings, origins)
@@ -94,7 +94,7 @@ def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path)
             "configurations": table.configurations(findings, answers.leads),
             "comparisons": table.comparisons(findings.results.objective, answers.contrasts),
             "published": published.beside(findings),
-            "trials": table.trials(findings, rows, differing),
+            "trials": table.trial_table(findings, rows, differing),
         },
         hardest_classes=hard.hardest_classes(findings.results.ranked),
         hard_images=hard_images,

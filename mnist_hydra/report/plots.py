@@ -24,8 +24,8 @@ from mnist_hydra.canvas import (
     INK,
     PALE,
     VERMILLION,
-    Sheet,
     blank,
+    captioned_sheet,
     no_frame,
     share,
 )
@@ -198,11 +198,9 @@ def main_effects(
         errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
         numbers = [found for name in values if (found := number(name)) is not None]
         style = "o-" if len(numbers) == len(values) else "o"
-        if axis in scales:
-            axes_.plot(numbers, means, "o", color=BLUE, markersize=3)
-            _by_size(axes_, "x", scales[axis])
-        elif len(values) > MAX_CELLS:
-            axes_.plot(range(len(values)), means, "o", color=BLUE, markersize=3)
+        if axis in scales or len(values) > MAX_CELLS:
+            places = numbers if axis in scales else range(len(values))
+            axes_.plot(places, means, "o", color=BLUE, markersize=3)
         else:
             axes_.errorbar(
                 range(len(values)),
@@ -217,6 +215,8 @@ def main_effects(
             )
             axes_.set_xticks(range(len(values)), [short(name) for name in values])
             axes_.set_xlim(-0.5, len(values) - 0.5)
+        if axis in scales:
+            _by_size(axes_, "x", scales[axis])
         axes_.tick_params(labelleft=first is None)
         first = first or axes_
     if first is not None:
@@ -373,21 +373,13 @@ def _upright(
 
 def hard_sheet(images: Sequence[HardImage]) -> Figure:
     """Draw the test images that most models get wrong, at least one."""
-    columns = min(8, len(images))
-    sheet = Sheet(
-        -(-len(images) // columns),
-        columns,
-        images[0].pixels.shape,
+    return captioned_sheet(
+        [image.pixels for image in images],
+        [(f"{image.label} → {image.taken_for}", str(image.wrong)) for image in images],
+        min(8, len(images)),
         "Test images that most models get wrong",
         f"true class → what it is taken for, and by how many of {images[0].asked} models",
-        caption=30,
     )
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
-        sheet.image(row, column, image.pixels)
-        sheet.caption(row, column, f"{image.label} → {image.taken_for}", "left", INK)
-        sheet.caption(row, column, str(image.wrong), "right", VERMILLION)
-    return sheet.finish()
 
 
 def _axes(

@@ -25,7 +25,7 @@ from mnist_hydra.report.results import (
     SEED,
     Results,
     TrialRecord,
-    plain,
+    bare_key,
     ranked,
     record_of_trial,
 )
@@ -123,7 +123,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     (objective,) = objectives
     plans = {run.info.run_id: _plans(tracker, run.info.run_id) for run in parents}
     every = [plan for of_sweep in plans.values() for plan in of_sweep]
-    axes = {plain(axis.key): axis for plan in every for axis in plan.arguments.axes}
+    axes = {bare_key(axis.key): axis for plan in every for axis in plan.arguments.axes}
     at = "best" if _by_best_epoch(parents, every) else "last"
     records: dict[str, TrialRecord] = {}
     planned: set[str] = set()

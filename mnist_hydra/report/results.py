@@ -161,10 +161,10 @@ def record_of_trial(
 def values_of(overrides: Iterable[str]) -> dict[str, str]:
     """What overrides set: of `+model.width=64` the axis `model.width` and `64`."""
     pairs = (override.partition("=") for override in overrides)
-    return {plain(key): text for key, _, text in pairs}
+    return {bare_key(key): text for key, _, text in pairs}
 
 
-def plain(key: str) -> str:
+def bare_key(key: str) -> str:
     """An override's key without the signs that add or remove it."""
     return key.lstrip("+~")
 
@@ -228,8 +228,8 @@ def trial_command(record: TrialRecord, *, with_seed: bool = True) -> str:
     overrides = [
         hide(override)
         for override in record.overrides
-        if not plain(override).startswith(("sweep.", "hydra.", "hydra/"))
-        and (with_seed or plain(override.partition("=")[0]) != SEED)
+        if not bare_key(override).startswith(("sweep.", "hydra.", "hydra/"))
+        and (with_seed or bare_key(override.partition("=")[0]) != SEED)
     ]
     return shell_command("train", [*record.flags, *overrides])
 

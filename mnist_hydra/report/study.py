@@ -49,7 +49,7 @@ def importances(findings: Findings) -> dict[str, float]:
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
         study = optuna.create_study()
-        study.add_trials(trials(findings, records, {}))
+        study.add_trials(optuna_trials(findings, records, {}))
         fanova = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
         found = get_param_importances(study, evaluator=fanova, normalize=True)
     return {axis: float(share) for axis, share in found.items()}
@@ -81,13 +81,13 @@ def write_study(
                 direction="minimize" if findings.results.minimize else "maximize",
             )
             study.set_metric_names([findings.results.objective])
-            study.add_trials(trials(findings, findings.records, histories))
+            study.add_trials(optuna_trials(findings, findings.records, histories))
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def trials(
+def optuna_trials(
     findings: Findings,
     records: Sequence[TrialRecord],
     histories: Mapping[str, Mapping[int, float]],

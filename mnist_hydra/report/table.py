@@ -10,12 +10,24 @@ from collections.abc import Mapping, Sequence
 from mnist_hydra.report.page import Table
 from mnist_hydra.report.questions import Contrast
 from mnist_hydra.report.read import Findings
-from mnist_hydra.report.results import SEED, Row, exact, grid
+from mnist_hydra.report.results import (
+    SEED,
+    Results,
+    Row,
+    TrialRecord,
+    exact,
+    grid,
+    trial_command,
+)
 from mnist_hydra.report.statistics import Difference
 from mnist_hydra.report.wording import gain, interval, short, value, width
+from mnist_hydra.tracking.provenance import COMMAND_TAG, COMMIT_TAG, DATA_TAG, DIRTY_TAG
+from mnist_hydra.tracking.tracker import PARENT_TAG
 
 MAX_ROWS = 300
 """Of a table on the page; the CSV has all."""
+COMPUTED_WITH = ("precision", "threads")
+UNKNOWN = "not read"
 Cell = str | int | float | None
 
 
@@ -65,6 +77,43 @@ def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> Tabl
     return Table(header, rows)
 
 
+def origin_of(record: TrialRecord, results: Results) -> dict[str, str]:
+    """What made a trial: code, data, libraries, machine, command, and what it was selected on."""
+    tags = record.tags
+    command = trial_command(record)
+    if not tags:
+        return {"commit": UNKNOWN, "command": command}
+    if PARENT_TAG not in tags:  # else it is the sweep's command, or its worker's
+        command = tags.get(COMMAND_TAG, command)
+    commit = tags.get(COMMIT_TAG, "")
+    dirty = " with uncommitted changes" if tags.get(DIRTY_TAG) == "true" else ""
+    return {
+        "selected on": "test set" if results.on_test_set else "hold-out (val)",
+        "commit": commit + dirty or "unknown",
+        "data SHA-256": tags.get(DATA_TAG, "unknown"),
+        "versions": tags.get("versions", "unknown"),
+        "hardware": ", ".join(
+            [tags.get("device", "unknown")]
+            + [f"{key} {record.params[key]}" for key in COMPUTED_WITH if key in record.params]
+        ),
+        "machine": tags.get("host", "unknown"),
+        "command": command,
+    }
+
+
+def shared_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Facts that all rows have in common, and the names of those that differ."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    common, differing = {}, []
+    for name in names:
+        values = {row.get(name, "") for row in rows}
+        if len(values) == 1:
+            common[name] = values.pop()
+        else:
+            differing.append(name)
+    return common, differing
+
+
 def every_trial(
     findings: Findings, origins: Sequence[Mapping[str, str]]
 ) -> tuple[list[str], list[dict[str, Cell]]]:
@@ -74,7 +123,7 @@ def every_trial(
     another epoch, is told apart from it as `lr_last`.
 
     Args:
-        origins: what made each of the trials, see `origin.facts`.
+        origins: what made each of the trials, see `origin_of`.
     """
     found, records = findings.results, findings.records
     ranks = {record.run_id: row.rank for row in found.rows for record in row.finished}
@@ -116,7 +165,7 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> str:
     return file.getvalue()
 
 
-def trials(
+def trial_table(
     findings: Findings, rows: Sequence[Mapping[str, Cell]], differing: Sequence[str]
 ) -> Table:
     """What tells the trials apart, of `every_trial`.

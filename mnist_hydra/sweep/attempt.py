@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeAlias, cast
+from typing import Any, Protocol, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import TimedOut
@@ -25,9 +25,7 @@ from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FAILED, TIMEOUT, Trial
 from mnist_hydra.secrets import hide_in_error
-
-if TYPE_CHECKING:
-    from mnist_hydra.trainer import StopReason
+from mnist_hydra.stopping import Hooks, StopReason
 
 ASK_S = 1.0
 """How often the ledger is asked whether the trial is to stop."""
@@ -107,8 +105,8 @@ def _free_memory() -> None:
             torch.cuda.empty_cache()
 
 
-class Watch:
-    """The sweep's part in one attempt, as the `Hooks` of a training and as a context.
+class Watch(Hooks):
+    """The sweep's part in one attempt, as the hooks of a training and as a context.
 
     Args:
         ledger: of the sweep.
@@ -155,8 +153,6 @@ class Watch:
         interrupted = self._asked_to_stop or self.stop.is_set()
         if not (interrupted or is_late):
             return None
-        from mnist_hydra.trainer import StopReason  # torch; whoever trains has it
-
         return StopReason.INTERRUPTED if interrupted else StopReason.TIMEOUT
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
@@ -165,8 +161,6 @@ class Watch:
         if epoch == self.epochs:
             return None
         if reason is None and self._prune is not None and self._prune(epoch, metrics):
-            from mnist_hydra.trainer import StopReason
-
             return StopReason.PRUNED
         return reason
 

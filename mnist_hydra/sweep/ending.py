@@ -45,7 +45,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
     Of two that train the same and came out the same the earlier one counts, as in the report.
     """
     twins = command.trials.twins()
-    axes = [results.plain(axis.key) for axis in command.arguments.axes]
+    axes = [results.bare_key(axis.key) for axis in command.arguments.axes]
     objective, at, flags = command.objective, command.objective_at, command.flags
     minimize = is_minimized(objective)
     records = []
@@ -64,12 +64,6 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         overrides = command.arguments.overrides(swept)
         records.append(results.record_of_trial(trial, swept, overrides, reached, flags))
     return results.ranked(records, axes, objective, minimize=minimize, at=at)
-
-
-def print_results(found: Results) -> None:
-    """Print the table, and the best configuration as a command line."""
-    results.print_table(found)
-    print("\n".join(results.footer(found)))
 
 
 def record_results(

@@ -21,16 +21,18 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from rich.console import Console
 
+from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import settle
-from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, first_line
+from mnist_hydra.errors import Stopped, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import Planned, plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.metrics import is_minimized
-from mnist_hydra.secrets import hide_in_error
+from mnist_hydra.report import results
+from mnist_hydra.stopping import OF_SIGNAL, on_signals
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
@@ -41,8 +43,6 @@ from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow
 MAX_IDLE_LAUNCHES = 3
 """The command ends after so many launches in a row that changed nothing."""
 SUCCESS, FAILURE = 0, 1
-OF_SIGNAL = 128
-"""Added to a signal's number to give the exit code: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
@@ -51,21 +51,18 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    # While it checks and completes trials, a user's own code may run.
-    before = signal.signal(signal.SIGINT, _leave)
     try:
-        code = run_sweep(job, arguments)
+        # While it checks and completes trials, a user's own code may run.
+        with on_signals(_leave, [signal.SIGINT]):
+            code = run_sweep(job, arguments)
     except UserError as error:
-        print(f"error: {hide_in_error(str(error))}", file=sys.stderr)
-        code = BAD_INPUT
+        entry.leave(error)
     except Exception as error:
         if not is_away(error):
             raise
         print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
         print(f"go on with the same command:\n  {same_command()}", file=sys.stderr)
         code = FAILURE
-    finally:
-        signal.signal(signal.SIGINT, before)
     if code != SUCCESS:
         raise SystemExit(code)
 
@@ -142,16 +139,12 @@ class Sweep:
         """Train what is missing, wait for what others train, show the results."""
         self._begin()
         display = Display(self.console, self.command.total, self.command.trials.epochs)
-        before = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with on_signals(self._on_signal):
             ledger = Ledger(self.tracker.client, self.parent_id)
             wanted = partial(wanted_of, self.command)
             following = Follower(ledger, display, wanted, self.token, self.stop)
             with display, following as self.follower:
                 self._run_what_is_missing()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return self._end()
 
     def _begin(self) -> None:
@@ -173,7 +166,8 @@ class Sweep:
         found = ending.results_of(self.command, ledger, view, wanted)
         interrupted = bool(self.signals)
         _say(self.console, show.outcome(actions))
-        ending.print_results(found)
+        results.print_table(found)
+        print("\n".join(results.footer(found)))
         try:
             ending.record_results(self.tracker, self.parent, found, actions, interrupted)
         except Exception as error:  # the ledger has them: the same command records them again

@@ -11,11 +11,11 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import Config, SweepConfig, settle
@@ -25,6 +25,7 @@ from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, working
 from mnist_hydra.ledger.plan import Plan, Planned, plan_file, read_plan
 from mnist_hydra.ledger.trial import INTERRUPTED, RUNNING, Trial
+from mnist_hydra.stopping import on_signals
 from mnist_hydra.sweep.attempt import Train, Watch, attempt
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.tracking.tracker import Tracker, is_away
@@ -180,16 +181,10 @@ def _stop_at_end_of_stdin(stop: threading.Event) -> None:
     stop.set()
 
 
-@contextmanager
-def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+def stopping_on_signals(stop: threading.Event) -> AbstractContextManager[None]:
     """A context in which SIGTERM and Ctrl-C, unless ignored, ask the trial to stop."""
-    before: dict[int, Any] = {}
+    numbers: list[int] = []
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, lambda *_: stop.set())
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, signal.SIG_DFL if handler is None else handler)
+        both = (signal.SIGTERM, signal.SIGINT)
+        numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
+    return on_signals(lambda *_: stop.set(), numbers)

@@ -86,7 +86,7 @@ def compare_evaluations(trainer: Trainer, *_: object) -> None:
         trainer.model.eval()
         with torch.inference_mode(), trainer._autocast():
             for batch in batches:
-                trainer.ready.evaluate(batch)
+                trainer.runnable.evaluate(batch)
 
     seconds: dict[str, list[float]] = {"evaluation_s": [], "bare_forward_s": []}
     for _ in range(EVALUATIONS):

