@@ -7,7 +7,7 @@ Ito (2008), which can be told apart with any colour vision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,10 +36,12 @@ def only_words(title: str, words: str) -> Figure:
     return blank(5.2, 1.0, title, words)
 
 
-def share(box: Sequence[float], width: float, height: float) -> tuple[float, float, float, float]:
-    """Convert left, bottom, width and height from inches to shares of the figure."""
-    left, bottom, wide, high = box
-    return left / width, bottom / height, wide / width, high / height
+def axes_at(
+    figure: Figure, left: float, bottom: float, wide: float, high: float, **more: Any
+) -> Axes:
+    """New axes, measured in inches from the figure's lower left."""
+    width, height = figure.get_size_inches()
+    return figure.add_axes((left / width, bottom / height, wide / width, high / height), **more)
 
 
 def no_frame(axes: Axes) -> None:

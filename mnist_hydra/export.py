@@ -34,15 +34,12 @@ def log_pictures_and_model(trainer: Trainer, spool: Spool) -> None:
     test = trainer.dataset.test
     figures = {
         "learning_curves": pictures.learning_curves(trainer.position.history),
-        "confusion_matrix": pictures.confusion_matrix(
-            counts.view(classes, classes).numpy(), "test images"
-        ),
+        "confusion_matrix": pictures.confusion_matrix(counts.view(classes, classes).numpy()),
         "misclassified": pictures.misclassified_grid(
             test.images[test.index[wrong.numpy()], 0],
             truth[wrong].numpy(),
             predicted[wrong].numpy(),
             confidence[wrong].numpy(),
-            "test images",
         ),
         "augmentation": pictures.augmentation_grid(*_augmented_examples(trainer)),
     }

@@ -24,11 +24,11 @@ from mnist_hydra.canvas import (
     PALE,
     VERMILLION,
     Sheet,
+    axes_at,
     blank,
     captioned_sheet,
     no_frame,
     only_words,
-    share,
 )
 
 Floats = NDArray[np.floating[Any]]
@@ -79,25 +79,22 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     subtitle += "; beside each name its last value"
     if any(np.isnan(values).any() for _, lines in panels for _, values in lines.values()):
         subtitle += "; × is a value that is not finite"
-    width, height = 4.5 * len(panels) + 0.3, 4.4
-    figure = blank(width, height, "Learning curves", subtitle)
+    figure = blank(4.5 * len(panels) + 0.3, 4.4, "Learning curves", subtitle)
     for column, (kind, lines) in enumerate(panels):
-        box = (4.5 * column + 0.85, 0.62, 3.55, 2.6)
-        axes = figure.add_axes(share(box, width, height))
+        axes = axes_at(figure, 4.5 * column + 0.85, 0.62, 3.55, 2.6)
         _curves(axes, kind, lines)
         _epoch_axis(axes, np.concatenate([epochs for epochs, _ in lines.values()]))
     return figure
 
 
-def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
-    """Draw which class was taken for which, with every count written out.
+def confusion_matrix(counts: Integers) -> Figure:
+    """Draw which class test images were taken for, with every count written out.
 
     Only mistakes are coloured by their number, since the right answers outnumber them a hundred
     to one. A class that never occurs has no recall and one never predicted no precision: a dash.
 
     Args:
         counts: integers [C, C], a row for each true class, a column for each predicted one.
-        of: what was classified.
     """
     counts = np.asarray(counts)
     classes = len(counts)
@@ -108,10 +105,9 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
 
     cell = 0.58
     side = cell * (classes + 1)
-    width, height = side + 1.95, side + 1.7
-    subtitle = f"{right:,} of {total:,} {of} right ({_share_text(right, total, 2)})"
-    figure = blank(width, height, "Confusion matrix", subtitle)
-    axes = figure.add_axes(share((0.9, 0.25, side, side), width, height))
+    subtitle = f"{right:,} of {total:,} test images right ({_share_text(right, total, 2)})"
+    figure = blank(side + 1.95, side + 1.7, "Confusion matrix", subtitle)
+    axes = axes_at(figure, 0.9, 0.25, side, side)
     edges = np.arange(classes + 1) - 0.5
     heat = axes.pcolormesh(
         edges,
@@ -154,7 +150,7 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
     axes.set_ylabel("true class", fontsize=11, color=INK)
     no_frame(axes)
 
-    beside = figure.add_axes(share((side + 1.05, 0.25 + cell, 0.15, cell * classes), width, height))
+    beside = axes_at(figure, side + 1.05, 0.25 + cell, 0.15, cell * classes)
     bar = figure.colorbar(heat, cax=beside, ticks=MaxNLocator(integer=True, nbins=8))
     bar.set_label("mistakes", fontsize=10, color=INK)
     beside.tick_params(labelsize=9, color=PALE, labelcolor=INK)
@@ -163,13 +159,9 @@ def confusion_matrix(counts: Integers, of: str = "images") -> Figure:
 
 
 def misclassified_grid(
-    images: Pixels,
-    true: Integers,
-    predicted: Integers,
-    confidence: Floats,
-    of: str = "images",
+    images: Pixels, true: Integers, predicted: Integers, confidence: Floats
 ) -> Figure:
-    """Draw the images that were taken for another class, the most confident mistakes first.
+    """Draw the test images that were taken for another class, the most confident mistakes first.
 
     At most 60 are drawn, and the title says of how many; with none it says so. A confidence that
     is not finite is a dash and comes last.
@@ -179,11 +171,10 @@ def misclassified_grid(
         true: integers [K].
         predicted: integers [K].
         confidence: float [K], the probability (0 to 1) that the model gave to its prediction.
-        of: what was classified.
     """
     mistakes = len(images)
     if not mistakes:
-        return only_words(f"Misclassified {of}", "Every image was classified correctly.")
+        return only_words("Misclassified test images", "Every image was classified correctly.")
     order = np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")[:MOST_MISTAKES]
     shown = len(order)
     if shown < mistakes:
@@ -198,7 +189,7 @@ def misclassified_grid(
         list(images[order]),
         captions,
         min(max(shown, 5), 10),
-        f"Misclassified {of}",
+        "Misclassified test images",
         f"{count}, the most confident first: true class → prediction, and its confidence",
     )
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ BAR_WIDTH = 40
 GAP = 2
 
 
+@dataclass
 class Progress:
     """A training's progress, from the `with` block's begin to its end.
 
@@ -32,40 +34,25 @@ class Progress:
     rich is not imported.
     """
 
-    def __init__(
-        self,
-        epochs: int,
-        steps_per_epoch: int,
-        images_per_epoch: int,
-        label: str = "",
-        *,
-        done_steps: int = 0,
-        enabled: bool = True,
-    ) -> None:
-        """Describe the training; nothing is shown before the `with` block begins.
-
-        Args:
-            epochs: of the whole training, those of an earlier process included.
-            steps_per_epoch: optimizer steps.
-            images_per_epoch: training images.
-            label: what is trained, in a word or two.
-            done_steps: where a resumed training goes on.
-            enabled: false shows nothing at all.
-        """
-        self._epochs = epochs
-        self._steps_per_epoch = steps_per_epoch
-        self._images_per_step = images_per_epoch / steps_per_epoch
-        self._label = label
-        self._steps = done_steps
-        self._metrics: Mapping[str, float] = {}
-        self._marks: tuple[tuple[float, int], ...] = ()  # time and steps, oldest first
-        self._enabled = enabled
-        self._output: _Output | None = None
-        self._live: Live | None = None
+    epochs: int
+    """Of the whole training, those of an earlier process included."""
+    steps_per_epoch: int
+    images_per_epoch: int
+    label: str = ""
+    """What is trained, in a word or two."""
+    done_steps: int = 0
+    """So far; more than 0 at the begin where a training is resumed."""
+    enabled: bool = True
+    """False shows nothing at all."""
+    _metrics: Mapping[str, float] = field(default_factory=dict)
+    _marks: tuple[tuple[float, int], ...] = ()
+    """Time and steps done, oldest first."""
+    _output: _Output | None = None
+    _live: Live | None = None
 
     def step(self, n: int = 1) -> None:
         """Count `n` steps more; nothing is drawn by it."""
-        self._steps += n
+        self.done_steps += n
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Report a finished epoch.
@@ -75,9 +62,9 @@ class Progress:
             metrics: `<split>/loss`, `<split>/acc` (0 to 1), `lr` and `images_per_s`, whichever
                 there are; others are not shown.
         """
-        self._steps = epoch * self._steps_per_epoch
+        self.done_steps = epoch * self.steps_per_epoch
         self._metrics = dict(metrics)
-        self._marks = (*self._marks[-3:], (time.monotonic(), self._steps))
+        self._marks = (*self._marks[-3:], (time.monotonic(), self.done_steps))
         words = self._epoch_words(epoch)
         if self._live is not None:
             line = fit_words(words, self._live.console.width)
@@ -88,12 +75,12 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start the bar, where output is a terminal."""
-        self._marks = ((time.monotonic(), self._steps),)
-        if self._enabled and sys.stdout is not None:
+        self._marks = ((time.monotonic(), self.done_steps),)
+        if self.enabled and sys.stdout is not None:
             self._output = _Output(sys.stdout)
-            label = self._label.encode(self._output.encoding, "replace")
+            label = self.label.encode(self._output.encoding, "replace")
             label_shown = label.decode(self._output.encoding)
-            self._label = "".join(c if c.isprintable() else "?" for c in label_shown)
+            self.label = "".join(c if c.isprintable() else "?" for c in label_shown)
             if self._output.can_be_redrawn():
                 from rich.console import Console
                 from rich.live import Live
@@ -120,22 +107,22 @@ class Progress:
 
         words = fit_words(self._bar_words(), options.max_width)
         room = options.max_width - len(words) - GAP
-        label = self._label if len(self._label) + GAP + 10 <= room else ""
+        label = self.label if len(self.label) + GAP + 10 <= room else ""
         room = min(room - (len(label) + GAP if label else 0), BAR_WIDTH)
         if room < 4:
             yield Text(words, no_wrap=True, overflow="crop")
             return
         line = Table.grid(padding=(0, GAP, 0, 0))
-        total = self._epochs * self._steps_per_epoch
+        total = self.epochs * self.steps_per_epoch
         cells = [Text(label, style="bold")] if label else []
-        bar = ProgressBar(total=total, completed=self._steps, width=room)
+        bar = ProgressBar(total=total, completed=self.done_steps, width=room)
         line.add_row(*cells, bar, Text(words, no_wrap=True))
         yield line
 
     def _epoch_words(self, epoch: int) -> list[tuple[int, str]]:
         """The words of an epoch's line, each with a rank: lower ones are left out first."""
         metrics = self._metrics
-        words = [(4, self._label), (9, f"epoch {epoch:{len(str(self._epochs))}}/{self._epochs}")]
+        words = [(4, self.label), (9, f"epoch {epoch:{len(str(self.epochs))}}/{self.epochs}")]
         for rank, split in ((5, "train"), (8, "val"), (8, "test")):
             if f"{split}/loss" in metrics:
                 words.append((rank - 1, f"{split}/loss {_loss(metrics[f'{split}/loss'])}"))
@@ -145,7 +132,7 @@ class Progress:
             words.append((1, f"lr {metrics['lr']:<8.4g}"))
         if "images_per_s" in metrics:
             words.append((2, f"{metrics['images_per_s']:,.0f} images/s"))
-        if epoch < self._epochs:
+        if epoch < self.epochs:
             words.append((3, f"{clock(self._left_s())} left"))
         else:  # as wide, so that the last line leaves out what the others do
             words.append((3, " " * len("0:00 left")))
@@ -154,8 +141,8 @@ class Progress:
     def _bar_words(self) -> list[tuple[int, str]]:
         """The words beside the bar, with ranks as in an epoch's line."""
         metrics = self._metrics
-        epoch = min(self._steps // self._steps_per_epoch + 1, self._epochs)
-        words = [(9, f"epoch {epoch}/{self._epochs}")]
+        epoch = min(self.done_steps // self.steps_per_epoch + 1, self.epochs)
+        words = [(9, f"epoch {epoch}/{self.epochs}")]
         if "train/loss" in metrics:
             words.append((5, f"loss {_loss(metrics['train/loss'])}"))
         for name in ("val/acc", "test/acc", "train/acc"):
@@ -171,11 +158,12 @@ class Progress:
     def _images_per_s(self) -> float:
         began, before = self._marks[-1]
         elapsed = time.monotonic() - began
-        return (self._steps - before) * self._images_per_step / elapsed if elapsed > 0 else 0.0
+        images = (self.done_steps - before) * self.images_per_epoch / self.steps_per_epoch
+        return images / elapsed if elapsed > 0 else 0.0
 
     def _left_s(self) -> float | None:
-        total = self._epochs * self._steps_per_epoch
-        return time_left_s(self._marks, time.monotonic(), self._steps, total, self._steps_per_epoch)
+        total, now = self.epochs * self.steps_per_epoch, time.monotonic()
+        return time_left_s(self._marks, now, self.done_steps, total, self.steps_per_epoch)
 
 
 def fit_words(words: Iterable[tuple[int, str]], width: int) -> str:

@@ -278,7 +278,7 @@ def test_a_confusion_matrix_states_accuracy_recall_and_precision() -> None:
     counts = np.diag(np.full(10, 8))
     counts[0, 1] = 2
     shown = texts(pictures.confusion_matrix(counts))
-    assert "80 of 82 images right (97.56 %)" in shown
+    assert "80 of 82 test images right (97.56 %)" in shown
     assert shown.count("80.0 %") == 2  # class 0 is found 8 times of 10, and 8 of 10 ones are ones
     assert shown.count("100.0 %") == 18
 

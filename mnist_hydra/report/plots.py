@@ -24,10 +24,10 @@ from mnist_hydra.canvas import (
     INK,
     PALE,
     VERMILLION,
+    axes_at,
     blank,
     captioned_sheet,
     no_frame,
-    share,
 )
 from mnist_hydra.report.hard import HardImage
 from mnist_hydra.report.questions import MAX_CELLS, Layout
@@ -142,7 +142,7 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         left, top = 0.95 + column * (wide + 0.35), height - 1.2 - row * (high + 0.95)
-        axes_ = _axes(figure, left, top - high, wide, high, sharex=first, sharey=first)
+        axes_ = axes_at(figure, left, top - high, wide, high, sharex=first, sharey=first)
         first = axes_ if as_points else None  # cells fill their panel
         inside: dict[tuple[str, str], list[float]] = {}
         for point, mean in means.items():
@@ -162,7 +162,7 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
             axes_.set_ylabel(chosen.rows)
         elif not as_points:
             axes_.set_yticklabels([])
-    beside = _axes(figure, width - 0.85, height - 1.2 - high, 0.13, high)
+    beside = axes_at(figure, width - 0.85, height - 1.2 - high, 0.13, high)
     bar = figure.colorbar(image, cax=beside)
     bar.ax.tick_params(labelsize=8.5, color=PALE)
     no_frame(bar.ax)
@@ -192,7 +192,7 @@ def main_effects(
     figure = blank(width, 3.45, "What each setting does", how)
     first: Axes | None = None
     for place, (axis, values) in enumerate(effects.items()):
-        axes_ = _axes(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
+        axes_ = axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
         axes_.set_title(axis)
         means = [_shown(objective, found.mean) for found in values.values()]
         errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
@@ -222,7 +222,7 @@ def main_effects(
     if first is not None:
         first.set_ylabel(_label(objective))
     if importance:
-        _bars(_axes(figure, width - 2.45, 0.45, 2.0, 1.95), importance)
+        _bars(axes_at(figure, width - 2.45, 0.45, 2.0, 1.95), importance)
     return figure
 
 
@@ -249,7 +249,7 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
     if shown is not None:
         subtitle += "; the first epochs lie below the picture"
     figure = blank(7.4, 4.3, f"{metric} by epoch", subtitle)
-    axes_ = _axes(figure, 0.85, 0.6, 3.9, 2.85)
+    axes_ = axes_at(figure, 0.85, 0.6, 3.9, 2.85)
     for place, one in enumerate(curves):
         colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
         values = _shown(metric, one.values)
@@ -288,7 +288,7 @@ def against_cost(
     width = 0.95 + len(costs) * (wide + 0.45) + 1.5
     figure = blank(width, 3.9, "What accuracy costs", "each point is a configuration, its mean")
     for place, (kind, points) in enumerate(costs.items()):
-        axes_ = _axes(figure, 0.95 + place * (wide + 0.45), 0.65, wide, 2.35)
+        axes_ = axes_at(figure, 0.95 + place * (wide + 0.45), 0.65, wide, 2.35)
         for index, group in enumerate(dict.fromkeys(group for _, _, group in points)):
             mine = [(cost, score) for cost, score, named in points if named == group]
             axes_.plot(
@@ -338,7 +338,7 @@ def parallel_coordinates(
     width = max(1.35 * (len(values) + 1) + 1.5, 6.4)
     subtitle = f"{len(lines)} of {len(records)} trials; the stronger the colour, the better"
     figure = blank(width, 3.9, "Every trial, setting by setting", subtitle)
-    axes_ = _axes(figure, 0.6, 0.35, width - 1.35, 2.75)
+    axes_ = axes_at(figure, 0.6, 0.35, width - 1.35, 2.75)
     weights = np.array([1 - line[-1] if minimize else line[-1] for line in lines])
     axes_.add_collection(
         LineCollection(
@@ -380,13 +380,6 @@ def hard_sheet(images: Sequence[HardImage]) -> Figure:
         "Test images that most models get wrong",
         f"true class → what it is taken for, and by how many of {images[0].asked} models",
     )
-
-
-def _axes(
-    figure: Figure, left: float, bottom: float, wide: float, high: float, **more: Any
-) -> Axes:
-    """New axes, measured in inches from the figure's lower left."""
-    return figure.add_axes(share((left, bottom, wide, high), *figure.get_size_inches()), **more)
 
 
 def _cells(

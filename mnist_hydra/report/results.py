@@ -313,7 +313,7 @@ def answer(results: Results) -> str:
     return told
 
 
-def grid(results: Results, limit: int | None) -> list[list[str]]:
+def grid(results: Results, limit: int) -> list[list[str]]:
     """The ranking as cells, the columns' names first; at most `limit` configurations."""
     names = ["rank", *results.axes, "n", results.objective]
     names += [INTERVAL] if results.over_seed else []
@@ -341,11 +341,10 @@ def heading(results: Results) -> str:
     return f"Configurations by {results.objective}{where} ({how}{when}){warning}"
 
 
-def table(results: Results, limit: int | None = MAX_LINES, *, boxed: bool) -> Group:
+def table(results: Results, *, boxed: bool) -> Group:
     """The ranking for people: what it is ranked by, and a rich table.
 
     Args:
-        limit: how many configurations at most; `None` for all.
         boxed: with lines and folded to the terminal; else in plain columns, as for a file.
     """
     from rich import box
@@ -353,7 +352,7 @@ def table(results: Results, limit: int | None = MAX_LINES, *, boxed: bool) -> Gr
     from rich.table import Table
     from rich.text import Text
 
-    names, *rows = grid(results, limit)
+    names, *rows = grid(results, MAX_LINES)
     shown = Table(box=box.HEAVY_HEAD if boxed else None, pad_edge=boxed)
     for column in names:
         justify: Literal["left", "right"] = "left" if column in results.axes else "right"
@@ -375,26 +374,21 @@ def print_table(results: Results) -> None:
         console.print(table(results, boxed=console.is_terminal))
 
 
-def footer(results: Results, limit: int | None = MAX_LINES) -> list[str]:
-    """What stands below the ranking: what it leaves out, its caveats, and the best as a command.
-
-    Args:
-        limit: how many configurations were shown, and how many trials without a rank are listed.
-    """
+def footer(results: Results) -> list[str]:
+    """What stands below the ranking: what it leaves out, its caveats, and the best as a command."""
     told = []
     rows, apart = results.rows, results.apart
-    hidden = len(rows) - len(rows[:limit])
-    if hidden:
-        told.append(f"{hidden} more in results.csv")
+    if len(rows) > MAX_LINES:
+        told.append(f"{len(rows) - MAX_LINES} more in results.csv")
     ties = sum(row.rank == 1 for row in rows)
     if ties > 1:
         told.append(f"{ties} configurations share the first rank")
     if any(len(row.finished) < row.trials for row in rows):
         told.append("some means are of fewer trials than others: see n")
-    for record in sorted(apart, key=lambda record: record.state == PRUNED)[:limit]:
+    for record in sorted(apart, key=lambda record: record.state == PRUNED)[:MAX_LINES]:
         told.append(_without_rank(record, results.objective))
-    if len(apart) > len(apart[:limit]):
-        told.append(f"{len(apart) - len(apart[:limit])} more without a rank in results.csv")
+    if len(apart) > MAX_LINES:
+        told.append(f"{len(apart) - MAX_LINES} more without a rank in results.csv")
     command = best_command(results)
     if command is None:
         return [*told, "no trial finished, so there is no best configuration"]

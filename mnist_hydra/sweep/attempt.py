@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol, TextIO, TypeAlias, cast
 
@@ -105,36 +106,28 @@ def _free_memory() -> None:
             torch.cuda.empty_cache()
 
 
+@dataclass
 class Watch(Hooks):
-    """The sweep's part in one attempt, as the hooks of a training and as a context.
+    """The sweep's part in one attempt, as the hooks of a training and as a context."""
 
-    Args:
-        ledger: of the sweep.
-        trial: as `Ledger.claim` returned it.
-        settings: of the sweep.
-        stop: set when this process is asked to stop.
-        prune: decides whether to give the trial up; `None` never does.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        trial: Trial,
-        settings: SweepConfig,
-        stop: threading.Event,
-        prune: Prune | None = None,
-    ) -> None:
-        self._ledger, self._trial, self._prune, self.stop = ledger, trial, prune, stop
-        self._sweeper, self._timeout_s = str(settings.by), settings.trial_timeout_s
-        self.epochs: int | None = None
-        """How many the trial has; set by the training."""
-        self._began = time.monotonic()
-        self._asked_to_stop = False
-        self._lost = False
-        self._over = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
-        self._watchdog: threading.Timer | None = None
-        self._alarm_before: object = None
+    ledger: Ledger
+    """Of the sweep."""
+    trial: Trial
+    """As `Ledger.claim` returned it."""
+    settings: SweepConfig
+    """Of the sweep."""
+    stop: threading.Event
+    """Set when this process is asked to stop."""
+    prune: Prune | None = None
+    """Decides whether to give the trial up; `None` never does."""
+    epochs: int | None = None
+    """How many the trial has; set by the training."""
+    _began: float = field(default_factory=time.monotonic)
+    _asked_to_stop: bool = False
+    _lost: bool = False
+    _over: threading.Event = field(default_factory=threading.Event)
+    _watchdog: threading.Timer | None = None
+    _alarm_before: object = None
 
     @property
     def seconds(self) -> float:
@@ -148,8 +141,9 @@ class Watch(Hooks):
             ClaimLost: so that nothing more is written.
         """
         if self._lost:
-            raise ClaimLost(f"{self._trial.name}: it was deleted, or another process took it over")
-        is_late = self._timeout_s is not None and self.seconds > self._timeout_s
+            raise ClaimLost(f"{self.trial.name}: it was deleted, or another process took it over")
+        limit_s = self.settings.trial_timeout_s
+        is_late = limit_s is not None and self.seconds > limit_s
         interrupted = self._asked_to_stop or self.stop.is_set()
         if not (interrupted or is_late):
             return None
@@ -160,18 +154,19 @@ class Watch(Hooks):
         reason = self.should_stop()
         if epoch == self.epochs:
             return None
-        if reason is None and self._prune is not None and self._prune(epoch, metrics):
+        if reason is None and self.prune is not None and self.prune(epoch, metrics):
             return StopReason.PRUNED
         return reason
 
     def timeout_text(self) -> str:
         """The recorded error of a trial that took too long."""
-        return f"took longer than sweep.trial_timeout_s={self._timeout_s:g}"
+        return f"took longer than sweep.trial_timeout_s={self.settings.trial_timeout_s:g}"
 
     def __enter__(self) -> Watch:
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self._beating.start()
-        if self._timeout_s is not None:
-            forced_after_s = self._timeout_s + GRACE_S
+        if self.settings.trial_timeout_s is not None:
+            forced_after_s = self.settings.trial_timeout_s + GRACE_S
             if threading.current_thread() is threading.main_thread():
                 self._alarm_before = signal.signal(signal.SIGALRM, self._raise_timed_out)
                 signal.setitimer(signal.ITIMER_REAL, forced_after_s)
@@ -192,20 +187,20 @@ class Watch(Hooks):
 
     def _beat(self) -> None:
         """Ask every `ASK_S` whether to stop, and change the heartbeat every few times."""
-        warned = False
+        warned, sweeper = False, str(self.settings.by)
         for count in itertools.count(1):
             if self._over.wait(ASK_S):
                 return
             try:
-                self._asked_to_stop = self._asked_to_stop or self._ledger.stopped(self._sweeper)
+                self._asked_to_stop = self._asked_to_stop or self.ledger.stopped(sweeper)
                 beats, asks_since = divmod(count, ASKS_PER_BEAT)
-                if asks_since == 0 and not self._ledger.beat(self._trial, beats):
+                if asks_since == 0 and not self.ledger.beat(self.trial, beats):
                     self._lost = True
                     return
                 warned = False
             except Exception as error:  # the store may come back; training goes on
                 if not warned:
-                    log.warning("no heartbeat of %s: %s", self._trial.name, error)
+                    log.warning("no heartbeat of %s: %s", self.trial.name, error)
                 warned = True
 
     def _raise_timed_out(self, number: int, frame: FrameType | None) -> None:
@@ -218,9 +213,9 @@ class Watch(Hooks):
             return
         text = self.timeout_text() + "; it hung, so its process was ended"
         try:
-            self._ledger.end(self._trial, TIMEOUT, seconds=self.seconds, error=text)
+            self.ledger.end(self.trial, TIMEOUT, seconds=self.seconds, error=text)
         finally:
-            print(f"{self._trial.name}: {text}", file=sys.stderr, flush=True)
+            print(f"{self.trial.name}: {text}", file=sys.stderr, flush=True)
             os._exit(HUNG_EXIT_CODE)
 
 

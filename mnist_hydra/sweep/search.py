@@ -134,29 +134,27 @@ def is_to_prune(
     return _would_prune(study, own)
 
 
+@dataclass
 class Search:
-    """Proposes a search's trials, and decides which of them to prune.
+    """Proposes a search's trials, and decides which of them to prune."""
 
-    Args:
-        ledger: holds the points and the metrics.
-        arguments: of the sweep; their axes are searched.
-        composer: composes a point, for its fingerprint.
-        settings: of the search.
-        seed: of the search.
-    """
+    ledger: Ledger
+    """Holds the points and the metrics."""
+    arguments: Arguments
+    """Of the sweep; their axes are searched."""
+    composer: Composer
+    """Composes a point, for its fingerprint."""
+    settings: SweepConfig
+    """Of the search."""
+    seed: int
+    """Of the search."""
+    _histories: dict[tuple[str, int], Mapping[int, float]] = field(default_factory=dict)
+    """The objective by epoch of trials that have ended, by run and attempt."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        arguments: Arguments,
-        composer: Composer,
-        settings: SweepConfig,
-        seed: int,
-    ) -> None:
-        self._ledger, self._composer = ledger, composer
-        self._arguments, self._settings, self._seed = arguments, settings, seed
-        self._minimize = is_minimized(settings.objective)
-        self._histories: dict[tuple[str, int], Mapping[int, float]] = {}
+    @property
+    def minimize(self) -> bool:
+        """Whether less of the objective is better."""
+        return is_minimized(self.settings.objective)
 
     def propose(self, view: View) -> bool:
         """Add one more trial to the ledger, unless another process just did.
@@ -165,7 +163,7 @@ class Search:
             False if the search has all its trials.
         """
         number = len(view.points)
-        if number >= self._settings.n_trials:
+        if number >= self.settings.n_trials:
             return False
         taken = {point.fingerprint for point in view.points}
 
@@ -174,44 +172,44 @@ class Search:
             return point is None or point.fingerprint in taken
 
         values = propose(
-            self._arguments.axes,
+            self.arguments.axes,
             [self._result(point, view) for point in view.points],
-            sampler=self._settings.sampler,
-            minimize=self._minimize,
-            seed=self._seed,
+            sampler=self.settings.sampler,
+            minimize=self.minimize,
+            seed=self.seed,
             refused=refused,
         )
         point = None if values is None else self._point(number, values)
         if point is None:
             log.warning("the search has tried every point of its axes: %d of them", number)
             return False
-        self._ledger.propose(point)
+        self.ledger.propose(point)
         return True
 
     def prune(self, trial: Trial) -> Prune | None:
         """What decides after each epoch of a trial whether to give it up; `None` never does."""
-        pruner, objective = self._settings.pruner, self._settings.objective
+        pruner, objective = self.settings.pruner, self.settings.objective
         if pruner == "none":
             return None
-        own = self._ledger.history(trial, objective) if trial.step >= 0 else {}
+        own = self.ledger.history(trial, objective) if trial.step >= 0 else {}
 
         def give_up(epoch: int, metrics: dict[str, float]) -> bool:
             own[epoch] = metrics.get(objective, float("nan"))
-            view = self._ledger.read()
+            view = self.ledger.read()
             others = [
                 self._result(point, view, with_history=True)
                 for point in view.points
                 if point.fingerprint != trial.fingerprint
             ]
-            return is_to_prune(own, others, pruner=pruner, minimize=self._minimize)
+            return is_to_prune(own, others, pruner=pruner, minimize=self.minimize)
 
         return give_up
 
     def _point(self, number: int, values: Mapping[str, Any]) -> Point | None:
         """A proposal as a point; `None` if its configuration is refused."""
-        overrides = [axis.override(values[axis.key]) for axis in self._arguments.axes]
+        overrides = [axis.override(values[axis.key]) for axis in self.arguments.axes]
         try:
-            composed = self._composer.compose(self._arguments.overrides(overrides))
+            composed = self.composer.compose(self.arguments.overrides(overrides))
             key = fingerprint(settle(composed))
         except UserError as error:
             log.warning("the search passes over %s: %s", title(overrides), error)
@@ -223,14 +221,14 @@ class Search:
         if trial is None:
             return Result(point.values, RUNNING)
         state = FAILED if trial.state in FAILURES | {DIED} else trial.state
-        name, at = self._settings.objective, self._settings.objective_at
+        name, at = self.settings.objective, self.settings.objective_at
         history: Mapping[int, float] = {}
         if with_history or state == PRUNED or (state == FINISHED and at == "best"):
             history = self._history(trial)
         objective = None
         if state == FINISHED:
             last = {trial.epoch: trial.metrics[name]} if name in trial.metrics else {}
-            objective = objective_value(history or last, at, self._minimize)
+            objective = objective_value(history or last, at, self.minimize)
         return Result(point.values, state, objective, history)
 
     def _history(self, trial: Trial) -> Mapping[int, float]:
@@ -238,7 +236,7 @@ class Search:
         key = trial.run_id, trial.number
         if key in self._histories:
             return self._histories[key]
-        history = self._ledger.history(trial, self._settings.objective)
+        history = self.ledger.history(trial, self.settings.objective)
         if trial.state != RUNNING:
             self._histories[key] = history
         return history

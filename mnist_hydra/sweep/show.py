@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -257,37 +258,30 @@ def _accuracy(trial: Trial) -> str:
     return "" if accuracy is None else f"{accuracy:.2%}"
 
 
+@dataclass
 class Follower:
     """A thread that shows the ledger on the display, and writes a request to stop into the ledger.
 
     A signal handler cannot do the latter, since it may interrupt MLflow in the middle of a call.
     It is a context manager.
-
-    Args:
-        ledger: used by this object alone.
-        display: where to show it.
-        wanted: the sweep's trials that a view has, in the sweep's order.
-        sweeper: the sweeper's token.
-        stop: is set if the sweep was deleted in MLflow, so that nothing more is begun.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        display: Display,
-        wanted: Callable[[View], Sequence[Planned]],
-        sweeper: str,
-        stop: threading.Event,
-    ) -> None:
-        self._ledger, self._display, self._wanted = ledger, display, wanted
-        self._sweeper, self._stop = sweeper, stop
-        self._wake = threading.Event()
-        self._over = False
-        self._stop_reason: str | None = None
-        self._thread = threading.Thread(target=self._run, name="sweep follower", daemon=True)
+    ledger: Ledger
+    """Used by this object alone."""
+    display: Display
+    wanted: Callable[[View], Sequence[Planned]]
+    """The sweep's trials that a view has, in the sweep's order."""
+    sweeper: str
+    """The sweeper's token."""
+    stop: threading.Event
+    """Is set if the sweep was deleted in MLflow, so that nothing more is begun."""
+    _wake: threading.Event = field(default_factory=threading.Event)
+    _over: bool = False
+    _stop_reason: str | None = None
 
     def __enter__(self) -> Follower:
         self._look(up_to_date=True)
+        self._thread = threading.Thread(target=self._run, name="sweep follower", daemon=True)
         self._thread.start()
         return self
 
@@ -312,16 +306,16 @@ class Follower:
         """Pass on a request to stop, then read the ledger and show it."""
         try:
             if (reason := self._stop_reason) is not None:
-                self._ledger.stop(self._sweeper, reason)
+                self.ledger.stop(self.sweeper, reason)
                 self._stop_reason = None
-                self._display.message(
+                self.display.message(
                     f"{reason}: running trials write a checkpoint; once more to leave at once"
                 )
-            view = self._ledger.read(up_to_date)
-            self._display.update(self._wanted(view), view.trials, time.monotonic())
+            view = self.ledger.read(up_to_date)
+            self.display.update(self.wanted(view), view.trials, time.monotonic())
         except UserError:
-            if not self._stop.is_set():
-                self._stop.set()
+            if not self.stop.is_set():
+                self.stop.set()
                 self.stop_trials("the sweep was deleted in MLflow")
         except Exception as error:  # the store may be away for a while; training goes on
             log.warning("the ledger cannot be read: %s", first_line(error))

@@ -69,9 +69,9 @@ def over_seeds(scores: Mapping[str, Sequence[float | None]]) -> Results:
     return ranked(records, ["model", "seed"], "val/acc")
 
 
-def lines(results: Results, limit: int | None = 20) -> list[str]:
+def lines(results: Results) -> list[str]:
     """What a file would hold."""
-    return printed(table(results, limit, boxed=False), 10_000).splitlines()
+    return printed(table(results, boxed=False), 10_000).splitlines()
 
 
 def printed(what: RenderableType, width: int = 120, encoding: str = "utf-8") -> str:
@@ -299,8 +299,6 @@ def test_a_long_table_is_cut_and_says_where_the_rest_is() -> None:
     assert printed(table(results, boxed=True)).count("%") == 20
     assert "80 more in results.csv" in footer(results)
     assert len(ranking_csv(results).splitlines()) == 101
-    assert len(lines(results, limit=None)) == 102
-    assert not any("more in" in text for text in footer(results, limit=None))
 
 
 def with_markup() -> Results:
