@@ -35,7 +35,7 @@ Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 Integers = NDArray[np.integer[Any]]
 
-LINES = {  # colour, dash and marker: apart without any colour, too
+LINE_STYLES = {  # colour, dash and marker: apart without any colour, too
     "train": (BLUE, "-", "o"),
     "val": (GREEN, "--", "s"),
     "test": (VERMILLION, "-.", "^"),
@@ -268,7 +268,7 @@ def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> N
     axes.tick_params(labelsize=9, color=GREY, labelcolor=INK)
     _value_axis(axes, kind, np.concatenate([values for _, values in lines.values()]))
     for name, (epochs, values) in lines.items():
-        colour, dash, marker = LINES[name]
+        colour, dash, marker = LINE_STYLES[name]
         axes.plot(
             epochs,
             values,

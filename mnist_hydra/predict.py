@@ -16,7 +16,7 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.inference import digit_image
 
 HEAD = ("image", "digit", "probability", "runner_up", "runner_up_probability")
-AT_ONCE = 100
+PRINTED_AT_ONCE = 100
 """Images between which the lines are printed and the bar moves."""
 
 
@@ -56,7 +56,7 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     with Progress(console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("images", total=sum(map(digit_image.count_of, files)))
         done = 0
-        while some := list(islice(images, AT_ONCE)):
+        while some := list(islice(images, PRINTED_AT_ONCE)):
             rows = model(np.stack([image for _, image in some]))
             if not quiet:  # stdout may be the same terminal
                 bar.stop()

@@ -42,10 +42,10 @@ ON_DARK, ON_LIGHT = "#fffffe", "#222223"
 FEW_EPOCHS = 5
 """Of learning curves no longer than this all is shown."""
 SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#A87400", "#7A6FD0")
-LINES = ("#8C8C8C", BLUE)
+WORST_TO_BEST = ("#8C8C8C", BLUE)
 """The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
-RAMP = LinearSegmentedColormap.from_list("lines", LINES)
+RAMP = LinearSegmentedColormap.from_list("lines", WORST_TO_BEST)
 FILL = colormaps["viridis"]
 """Of a heat map's cells: the most is bright, on a white page and on a dark one."""
 STYLE: Any = {

@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
+
+import yaml  # type: ignore[import-untyped]
 
 from mnist_hydra.report.page import Table
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.statistics import number, summary
 from mnist_hydra.report.wording import mean_with_interval, value
 
-COMMON = {
-    "data.name": "mnist",
-    "optimizer.name": "sgd",
-    "batch_size": "512",
-    "epochs": "15",
-    "momentum": "0.95",
-    "weight_decay": "0.0005",
-    "data.val_size": "0",
-    "data.limit": "null",
-}
-ONECYCLE = {
-    "scheduler.name": "onecycle",
-    "scheduler.pct_start": "0.3",
-    "scheduler.div_factor": "25",
-    "scheduler.final_div_factor": "175",
-    "lr": "0.15",
-}
-RECIPES: dict[str, dict[str, str]] = {
-    "exp1": {
-        **COMMON,
-        "model.name": "model1",
-        "dropout": "0",
-        "aug.name": "none",
-        "scheduler.name": "constant",
-        "lr": "0.01",
-    },
-    "exp2": {**COMMON, **ONECYCLE, "model.name": "model2", "dropout": "0", "aug.name": "none"},
-    "exp3": {**COMMON, **ONECYCLE, "model.name": "model3", "dropout": "0.04", "aug.name": "ssr"},
-}
-
 
 def recipe_of(params: Mapping[str, str]) -> str | None:
     """The published recipe that a run's parameters are, but for the seed; `None` for none."""
-    for name, recipe in RECIPES.items():
+    for name, recipe in _recipes().items():
         if all(_same(params.get(key, ""), value) for key, value in recipe.items()):
             return name
     return None
@@ -74,6 +47,14 @@ def beside(findings: Findings) -> Table | None:
         rows.append([*row, str(len(metrics))])
     header = ["recipe", "last epoch, published", "last epoch, here", "best epoch, published"]
     return Table([*header, "best epoch, here (selected on the test set)", "seeds"], rows)
+
+
+@cache
+def _recipes() -> dict[str, dict[str, str]]:
+    """The settings of each published experiment, as a run's parameters."""
+    text = (files("mnist_hydra.report") / "published.yaml").read_text()
+    recipes: dict[str, dict[str, str]] = yaml.safe_load(text)
+    return recipes
 
 
 def _curves() -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ Values = tuple[str, ...]
 """A configuration: one value for each axis, in the order of the axes."""
 Scores = Mapping[Values, Mapping[str, float]]
 """Of each configuration the objective by seed."""
-Outcome = TypeVar("Outcome")
+CameOut = TypeVar("CameOut")
 REAL, HINT, CHANCE = "more than chance", "a hint only", "may be chance"
 UNTOLD, IDENTICAL = "cannot be told", "identical"
 VERDICTS = (REAL, HINT, CHANCE, UNTOLD, IDENTICAL)
@@ -124,8 +124,8 @@ def effect(scores: Scores, place: int, one: str, other: str) -> Difference:
 
 
 def twins(
-    outcomes: Mapping[Values, Mapping[str, Outcome]], place: int, one: str, other: str
-) -> list[tuple[str, Outcome, Outcome]]:
+    outcomes: Mapping[Values, Mapping[str, CameOut]], place: int, one: str, other: str
+) -> list[tuple[str, CameOut, CameOut]]:
     """Seed and outcomes of each two trials that differ in one axis alone.
 
     Args:
@@ -185,7 +185,7 @@ def correct(family: Sequence[Difference]) -> list[Difference]:
 
 
 def same_values(
-    axes: Sequence[str], outcomes: Mapping[Values, Mapping[str, Outcome]]
+    axes: Sequence[str], outcomes: Mapping[Values, Mapping[str, CameOut]]
 ) -> list[tuple[str, str, str]]:
     """Axis, value, and a later value of it that came out exactly the same.
 

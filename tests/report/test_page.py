@@ -32,7 +32,7 @@ def test_the_parallel_plot_is_drawn_in_these_colours() -> None:
     figure = plots.parallel_coordinates(trials, {"lr": ["0.1", "0.2"]}, "val/acc", False, {})
     [lines] = figure.axes[0].collections
     drawn = [to_hex(colour) for colour in lines.get_edgecolor()]
-    assert drawn == [colour.lower() for colour in plots.LINES], "the best on top"
+    assert drawn == [colour.lower() for colour in plots.WORST_TO_BEST], "the best on top"
     assert lines.get_alpha() is None
 
 
