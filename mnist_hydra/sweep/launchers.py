@@ -82,15 +82,6 @@ class CommandLauncher(Launcher):
         self.config = config
         self.log_folder = f"{config.output_dir}/workers"
 
-    def slots(self) -> int:
-        """How many workers are to run side by side.
-
-        Raises:
-            UserError: the engine is not installed or cannot be reached.
-        """
-        room = self.room()
-        return self.workers or room
-
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
@@ -288,11 +279,12 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
 
 
 def count_workers(launcher: Launcher, settings: SweepConfig) -> int:
-    """How many workers there is room for.
+    """How many workers are to run side by side.
 
     Raises:
-        UserError: from the launcher, such as a cluster that does not answer.
+        UserError: the launcher's engine is not installed, or cannot be reached.
     """
     if isinstance(launcher, CommandLauncher):
-        return launcher.slots()
+        room = launcher.room()  # it looks for the engine, too
+        return launcher.workers or room
     return 1 if in_process(launcher) else settings.workers or 1

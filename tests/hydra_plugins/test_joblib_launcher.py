@@ -8,6 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher, placement, visible_gpus
+from mnist_hydra.config import SweepConfig
+from mnist_hydra.sweep.launchers import count_workers
 
 
 def slots(device: str, **settings: int) -> int:
@@ -15,7 +17,7 @@ def slots(device: str, **settings: int) -> int:
     launcher = JoblibLauncher(**settings)
     config = OmegaConf.create({"device": device, "output_dir": "outputs"})
     launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore
-    return launcher.slots()
+    return count_workers(launcher, SweepConfig())
 
 
 def test_without_gpus_there_is_room_for_a_worker_a_core() -> None:

@@ -22,8 +22,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.mnist_hydra import register_plugins
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
+from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.launchers import last_line, make_launcher
+from mnist_hydra.sweep.launchers import count_workers, last_line, make_launcher
 
 SCRIPT = '''
 import os, signal, sys, time
@@ -190,4 +191,4 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
         made: Any = make_launcher(context, lambda cfg: None, config)
         with pytest.raises(UserError, match=rf"pip install 'mnist_hydra\[{name}\]'"):
-            made.slots()
+            count_workers(made, SweepConfig())
