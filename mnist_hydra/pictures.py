@@ -183,7 +183,7 @@ def misclassified_grid(
         count = f"{mistakes} mistake" + "s" * (mistakes > 1)
     captions = [
         (f"{true[i]}→{predicted[i]}", f"{100 * sure:.0f} %" if np.isfinite(sure) else "–")
-        for i, sure in zip(order, confidence[order], strict=True)
+        for i, sure in zip(order, confidence[order].tolist(), strict=True)
     ]
     return captioned_sheet(
         list(images[order]),

@@ -258,7 +258,8 @@ class Trainer:
 
         firsts = range(self.position.step * size, len(index), together)
         several = map(changed, firsts)
-        for first, images in zip(firsts, one_ahead(several) if in_thread else several):
+        ready = one_ahead(several) if in_thread else several
+        for first, images in zip(firsts, ready, strict=True):
             there = labels[first : first + together]
             yield from zip(torch.split(images, size), torch.split(there, size), strict=True)
 

@@ -1,10 +1,9 @@
-"""What several test files share: the real data, fetched once and kept below `outputs/`, a cache
-folder for compiled kernels, and an empty store."""
+"""What several test files share: the real data, fetched once and kept below `outputs/`, and a cache
+folder for compiled kernels."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from omegaconf import OmegaConf
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
 from mnist_hydra.kernel.compile import Unavailable, compiler
-from mnist_hydra.tracking import store
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,25 +24,6 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_empty_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLflow's migrations, 67 of them, run once in this process: the next stores are copies."""
-    empty = tmp_path_factory.mktemp("store") / "mlflow.db"
-    make = store._make_sqlite
-
-    def make_or_copy(path: Path) -> None:
-        if not empty.exists():
-            make(path)
-            os.replace(shutil.copyfile(path, f"{empty}.{path.name}"), empty)
-        else:
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            os.replace(shutil.copyfile(empty, partial), path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_make_sqlite", make_or_copy)
         yield
 
 

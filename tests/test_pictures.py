@@ -114,6 +114,22 @@ def test_drawing_imports_neither_torch_nor_pyplot() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_training_and_sweeping_import_no_matplotlib_before_they_draw() -> None:
+    code = (
+        "import sys\n"
+        "import mnist_hydra.export, mnist_hydra.run, mnist_hydra.sweep.sweeper\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_probability_is_rounded_as_its_exact_value() -> None:
+    blank = np.zeros((1, 28, 28), np.uint8)
+    sure = np.array([0.985], np.float32)  # 0.98500001...; in single precision 100 times it is 98.5
+    figure = pictures.misclassified_grid(blank, np.array([1]), np.array([2]), sure)
+    assert "99 %" in [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_threads_that_draw_at_once_draw_the_same_as_one() -> None:
     alone = [pixels(draw()) for draw in EVERY_PICTURE.values()]
     with ThreadPoolExecutor(4) as pool:

@@ -42,8 +42,8 @@ def group_of(cfg: DictConfig, group: str, kind: type[T]) -> T:
 
 def place_of(cfg: DictConfig) -> Place:
     """The place that a command's settings name; raises as `group_of`."""
-    tracking = group_of(cfg, "tracking", TrackingConfig)
-    return Place(check_setting("output_dir", resolved(cfg).get("output_dir"), Folder), tracking)
+    folder: str = check_setting("output_dir", resolved(cfg).get("output_dir"), Folder)
+    return Place(folder, group_of(cfg, "tracking", TrackingConfig))
 
 
 def file_of(key: str, value: Any) -> Path:

@@ -294,9 +294,10 @@ class Ledger:
         key = end_key(trial.fingerprint, trial.attempts[-1].number)
         if not self.write_once(key, end.text()):
             return False
-        # The process before may have died after the last epoch; no time since is the training's.
-        is_trained = state == FINISHED and step == trial.attempts[-1].from_step
-        at_ms = self._last_epoch_ms(trial.run_id) if is_trained else None
+        # A process before may have died after the last epoch; no time since is the training's.
+        began_ms = 1000 * (time.time() - seconds)
+        last_ms = self._last_epoch_ms(trial.run_id) if state == FINISHED else None
+        at_ms = last_ms if last_ms is not None and last_ms < began_ms else None
         # Also where it stands already: then this is asked again, since the store was away here.
         self.close(trial.run_id, state, error, at_ms)
         return True

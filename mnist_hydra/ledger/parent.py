@@ -146,15 +146,17 @@ def _elect(
     mine: list[str] = []
     if client.get_experiment_by_name(register) is None:
         count = min(-(-trials // TRIALS_PER_PAGE), MAX_PAGES)
-        in_experiment, pages = _make_pages(client, experiment, name, count)
-        tags = {**tags, ENTRIES_TAG: f"{in_experiment}/{','.join(pages)}"}
-        parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-        mine = [parent, *pages]
         try:
+            in_experiment = _make_pages(client, experiment, name, count, mine)
+            tags = {**tags, ENTRIES_TAG: f"{in_experiment}/{','.join(mine)}"}
+            parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+            mine.append(parent)
             client.create_experiment(register, tags={ELECTED_TAG: parent})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                _delete(client, mine)
+        except BaseException as error:  # noqa: B036  Ctrl-C leaves none of them behind, either
+            code = error.error_code if isinstance(error, MlflowException) else None
+            if code != "RESOURCE_ALREADY_EXISTS":
+                with suppress(MlflowException):
+                    _delete(client, mine)
                 raise
     held = client.get_experiment_by_name(register)
     assert held is not None
@@ -174,17 +176,19 @@ def _elect(
 
 
 def _make_pages(
-    client: MlflowClient, experiment: str, name: str, count: int
-) -> tuple[str, list[str]]:
-    """The experiment and the ids of new runs for entries. They measure no time, so are closed."""
+    client: MlflowClient, experiment: str, name: str, count: int, pages: list[str]
+) -> str:
+    """Add the ids of new runs for entries to `pages`; returns their experiment.
+
+    They measure no time, so they are closed at once.
+    """
     note = "The entries by which a sweep knows what is done. Without them it is begun anew."
     in_experiment = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
-    pages = []
     for _ in range(count):
         run = client.create_run(in_experiment, tags={"mlflow.note.content": note}, run_name=name)
-        client.set_terminated(run.info.run_id)
         pages.append(str(run.info.run_id))
-    return in_experiment, pages
+        client.set_terminated(run.info.run_id)
+    return in_experiment
 
 
 def _delete(client: MlflowClient, run_ids: list[str]) -> None:

@@ -63,7 +63,7 @@ def client(store: Path) -> MlflowClient:
 def on_server(store: Path) -> Iterator[list[str]]:
     """The overrides by which a sweep reaches that store through an MLflow server.
 
-    Tests that use it have the mark `xdist_group("on_server")`, so that there is one server.
+    Tests of the short form that use it have the mark `xdist_group("on_server")`, and share it.
     """
     folder = store / "server"
     folder.mkdir()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
+from mlflow.entities import Run, ViewType
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger
@@ -37,6 +38,26 @@ def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
     assert len(store[1].search_runs([books.experiment_id])) == 1, "the losers' are deleted"
     names = [e.name for e in store[1].search_experiments(view_type=ViewType.ACTIVE_ONLY)]
     assert not [name for name in names if ".sweep." in name]
+
+
+def test_a_sweep_that_is_stopped_as_it_begins_leaves_no_run(
+    store: tuple[str, MlflowClient], experiment: str
+) -> None:
+    class Stopping(MlflowClient):
+        made = 0
+
+        def create_run(self, *args: Any, **more: Any) -> Run:
+            Stopping.made += 1
+            if Stopping.made == 3:
+                raise KeyboardInterrupt
+            return super().create_run(*args, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        elect_parent(Stopping(store[0]), experiment, "dead", name="s", tags={}, trials=2_000)
+    name = store[1].get_experiment(experiment).name
+    books = store[1].get_experiment_by_name(f"{name}.ledger")
+    assert books is not None and Stopping.made == 3
+    assert not store[1].search_runs([experiment, books.experiment_id])
 
 
 def test_starting_over_passes_over_the_parent_that_there_is(
