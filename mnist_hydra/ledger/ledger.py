@@ -296,7 +296,8 @@ class Ledger:
             return False
         # A process before may have died after the last epoch; no time since is the training's.
         began_ms = 1000 * (time.time() - seconds)
-        last_ms = self._last_epoch_ms(trial.run_id) if state == FINISHED else None
+        went_on = state == FINISHED and trial.number > 1
+        last_ms = self._last_epoch_ms(trial.run_id) if went_on else None
         at_ms = last_ms if last_ms is not None and last_ms < began_ms else None
         # Also where it stands already: then this is asked again, since the store was away here.
         self.close(trial.run_id, state, error, at_ms)
