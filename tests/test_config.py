@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from hydra import compose, initialize_config_module
 
 from mnist_hydra.config import Config, fingerprint, flatten, settle
 from mnist_hydra.errors import UserError
+from tests.imports import imported_by
 
 
 def settled(*overrides: str) -> Config:
@@ -158,9 +156,8 @@ def test_every_setting_becomes_a_parameter_once_and_what_lies_where_none() -> No
 
 
 def test_the_configuration_alone_imports_nothing_heavy() -> None:
-    code = "import sys, mnist_hydra.config, mnist_hydra.train; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "mlflow", "albumentations", "torchvision"} & set(done.stdout.split())
+    imported = imported_by("import mnist_hydra.config, mnist_hydra.train")
+    assert not {"torch", "mlflow", "albumentations", "torchvision"} & imported
 
 
 @pytest.mark.parametrize(

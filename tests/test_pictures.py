@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from mnist_hydra import pictures
+from tests.imports import imported_by
 
 EPOCHS = 15
 INNER = slice(1, -1)  # of an image: its frame covers part of the rim
@@ -104,23 +103,18 @@ def test_every_picture_can_be_saved_as_png(name: str) -> None:
 
 
 def test_drawing_imports_neither_torch_nor_pyplot() -> None:
-    code = (
-        "import sys, numpy as np\n"
+    imported = imported_by(
+        "import numpy as np\n"
         "from mnist_hydra import pictures\n"
         "pictures.confusion_matrix(np.eye(10, dtype=np.int64)).canvas.draw()\n"
-        "pictures.learning_curves([{'train/loss': 1.0}]).canvas.draw()\n"
-        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "pictures.learning_curves([{'train/loss': 1.0}]).canvas.draw()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not {"torch", "matplotlib.pyplot"} & imported
 
 
 def test_training_and_sweeping_import_no_matplotlib_before_they_draw() -> None:
-    code = (
-        "import sys\n"
-        "import mnist_hydra.export, mnist_hydra.run, mnist_hydra.sweep.sweeper\n"
-        "assert 'matplotlib' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import mnist_hydra.export, mnist_hydra.run, mnist_hydra.sweep.sweeper"
+    assert "matplotlib" not in imported_by(code)
 
 
 def test_a_probability_is_rounded_as_its_exact_value() -> None:

@@ -16,6 +16,7 @@ from mnist_hydra.data import idx
 from mnist_hydra.data.load import load_dataset, split_rows
 from mnist_hydra.errors import UserError
 from tests.data.small import FASHION, TRAIN_IMAGES, TRAIN_LABELS, group_entry, mini, tree, zip_up
+from tests.imports import imported_by
 
 # What is loaded
 
@@ -87,9 +88,7 @@ def test_the_data_hash_follows_from_the_content_alone(tmp_path: Path) -> None:
 
 
 def test_loading_needs_neither_torch_nor_torchvision() -> None:
-    code = "import sys, mnist_hydra.data.load; print({'torch', 'torchvision'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert not {"torch", "torchvision"} & imported_by("import mnist_hydra.data.load")
 
 
 # Where it is found

@@ -8,7 +8,6 @@ import itertools
 import math
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -31,6 +30,7 @@ from mnist_hydra.report.results import (
     values_of,
 )
 from mnist_hydra.report.statistics import summary
+from tests.imports import imported_by
 
 COUNTER = itertools.count()
 
@@ -350,9 +350,5 @@ def test_an_interval_needs_two_values_and_is_zero_for_equal_ones() -> None:
 
 
 def test_no_mlflow_and_no_torch_is_needed() -> None:
-    code = (
-        "import sys; from mnist_hydra.report import results\n"
-        "found = {'mlflow', 'torch', 'scipy', 'hydra', 'rich'} & set(sys.modules)\n"
-        "assert not found, found"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    imported = imported_by("from mnist_hydra.report import results")
+    assert not {"mlflow", "torch", "scipy", "hydra", "rich"} & imported
