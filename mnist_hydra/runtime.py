@@ -50,7 +50,7 @@ class Runtime:
 def capability() -> Capability:
     """Ask torch what this machine has."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    # no public name in torch 2.6; where these are missing, plain float32 it is
+    # no public name; where these are missing, plain float32 it is
     has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return Capability(

@@ -21,7 +21,6 @@ import urllib.request
 import warnings
 import zlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from packaging.version import Version
 from PIL import Image
 
 from mnist_hydra.cli.entry import take_words
@@ -43,9 +41,6 @@ from mnist_hydra.tracking.tracker import Tracker
 ROOT = Path(__file__).parents[1]
 SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep and its champion
 Pixels = npt.NDArray[np.uint8]
-WRITES_ONNX = pytest.mark.skipif(
-    Version(version("torch")) < Version("2.7"), reason="torch 2.6 fails with today's onnxscript"
-)
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +313,6 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
     assert "calibration error" in done.stdout
 
 
-@WRITES_ONNX
 @SWEPT
 def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
     swept: Path, own: list[int], test_images: Pixels, mnist: Path
@@ -338,7 +332,6 @@ def test_a_model_as_onnx_answers_in_onnxruntime_as_torch_does(
         assert answer.argmax(1).tolist() == own[:count]
 
 
-@WRITES_ONNX
 @SWEPT
 def test_what_answers_otherwise_than_torch_is_not_written(
     swept: Path, champion: str, test_images: Pixels, tmp_path: Path

@@ -45,7 +45,7 @@ SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#A87400", "#7A6FD0")
 WORST_TO_BEST = ("#8C8C8C", BLUE)
 """The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
-RAMP = LinearSegmentedColormap.from_list("lines", WORST_TO_BEST)
+RAMP = LinearSegmentedColormap.from_list("lines", list(WORST_TO_BEST))
 FILL = colormaps["viridis"]
 """Of a heat map's cells: the most is bright, on a white page and on a dark one."""
 STYLE: Any = {

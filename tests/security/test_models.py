@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -23,6 +24,8 @@ from tests.security.conftest import Store
 pytestmark = pytest.mark.xdist_group("security")
 
 MARKER = "marker"
+ARCHIVES = ("inputs", "weights", "constants", "old archive")
+"""Where in a program's archive torch unpickles whatever it finds."""
 EVIL = f"import pathlib\npathlib.Path({MARKER!r}).touch()\nfrom pickle import *\n"
 BLANK = np.zeros((1, 28, 28), np.uint8)
 NOWHERE = Place("nowhere", TrackingConfig("local", None, "mnist_hydra"))
@@ -61,15 +64,43 @@ def tamper(model: Path, how: str) -> None:
     if how == "pickle":
         (data / "model.pth").write_bytes(pickle.dumps(Payload()))
         (data / "pickle_module_info.txt").write_text(evil)
-    if how == "archive":
+    if how in ARCHIVES:
         whole = data / "whole.pt2"
         (data / "model.pt2").rename(whole)
-        with zipfile.ZipFile(whole) as old, zipfile.ZipFile(data / "model.pt2", "w") as new:
-            for name in old.namelist():
-                is_pickle = "sample_inputs" in name and name.endswith(".pt")
-                new.writestr(name, archived() if is_pickle else old.read(name))
+        with zipfile.ZipFile(whole) as old:
+            records = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(data / "model.pt2", "w") as new:
+            for name, record in with_payload(records, how).items():
+                new.writestr(name, record)
         whole.unlink()
     about.write_text(yaml.safe_dump(names))
+
+
+def with_payload(records: dict[str, bytes], how: str) -> dict[str, bytes]:
+    """A program's archive in which torch would find the payload."""
+    if how == "inputs":
+        return records | {"model/data/sample_inputs/model.pt": archived()}
+    if how == "old archive":
+        from torch._export.serde.schema import SCHEMA_VERSION
+
+        return {
+            "version": ".".join(map(str, SCHEMA_VERSION)).encode(),
+            "serialized_exported_program.json": records["model/models/model.json"],
+            "serialized_state_dict.pt": archived(),
+            "serialized_constants.pt": archived(),
+            "serialized_example_inputs.pt": archived(),
+        }
+    folder = f"model/data/{how}"
+    path = f"{folder}/model_{how}_config.json"
+    said = json.loads(records[path])
+    first = next(iter(said["config"].values()))
+    first["use_pickle"], payload = True, archived()
+    if how == "constants":
+        first["path_name"], payload = "opaque_obj_0", pickle.dumps(Payload())
+    return records | {
+        path: json.dumps(said).encode(),
+        f"{folder}/{first['path_name']}": payload,
+    }
 
 
 def archived() -> bytes:
@@ -88,7 +119,7 @@ def test_an_exported_model_is_loaded(model: Path) -> None:
     assert found.side == 28 and found(BLANK).shape == (1, 10)
 
 
-@pytest.mark.parametrize("how", ["loader", "code", "pickle", "archive"])
+@pytest.mark.parametrize("how", ["loader", "code", "pickle", *ARCHIVES])
 def test_a_tampered_model_runs_nothing(model: Path, how: str) -> None:
     tamper(model, how)
     with pytest.raises(UserError, match="right: ") as error:
