@@ -153,7 +153,7 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
 def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
     for folder, spooled in spools(Path(config.output_dir).absolute(), name):
-        left = [record for record in records(folder) if record is not None]
+        left = records(folder)
         state = _newest(folder, left)
         if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it
