@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.tracking.provenance import HIDDEN
-from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, SWEEP_TAG, find_experiment
+from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, SWEEP_TAG, find_experiment, tag_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -138,7 +138,6 @@ def _elect(
     trials: int,
 ) -> tuple[Run | None, bool]:
     """One generation's parent (`None` if that was deleted), and whether this call made it."""
-    from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment(experiment_id).name
@@ -170,7 +169,7 @@ def _elect(
     if run is not None and SWEEP_TAG not in run.data.tags:
         # Only the elected run gets the tag by which a parent is found.
         official = {SWEEP_TAG: identity, GENERATION_TAG: str(generation)}
-        client.log_batch(elected, tags=[RunTag(key, value) for key, value in official.items()])
+        tag_run(client, elected, official)
         run = client.get_run(elected)
     return run, elected in mine
 

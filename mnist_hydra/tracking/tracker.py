@@ -177,10 +177,8 @@ class Tracker:
             self.client.log_batch(run_id, params=missing[start : start + 100])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set several tags in one request."""
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in hide_all(tags).items()])
+        """Set several tags, without passwords."""
+        tag_run(self.client, run_id, hide_all(tags))
 
     def log_epochs(self, run_id: str, history: list[dict[str, Any]]) -> None:
         """Record the metrics of epochs, each `{"epoch": int, "timestamp_ms": int, name: value}`.
@@ -405,6 +403,13 @@ def import_mlflow() -> None:
     # Whoever asks the store is told by an exception; these would say it once more, in 40 lines.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def tag_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set several tags in one request."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def each_run(
