@@ -28,11 +28,13 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
-from mnist_hydra.tracking.store import is_busy
+from mnist_hydra.tracking.store import is_busy, shown_address
 from mnist_hydra.tracking.tracker import Tracker, is_away
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from mnist_hydra.config import Place
 
 CHECKPOINTS_KEPT = 2
 """Older ones that the store has not taken make room for newer ones."""
@@ -154,6 +156,29 @@ def deliver_all(
         ) from None
     finally:
         lock.release()
+
+
+def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
+    """Deliver what a dead process of a run could not.
+
+    Args:
+        wait_s: for another process that delivers it just now.
+
+    Raises:
+        Exception: MLflow's, if the store does not take it.
+    """
+    for folder, spooled in journal.spools(place.folder, run):
+        deliver_all(folder, spooled, tracker, wait_s=wait_s)
+
+
+def spooled_run(place: Place, run_id: str, config: str | None = None) -> SpooledRun:
+    """A run that MLflow has, as a spool is of it.
+
+    Args:
+        config: see `SpooledRun`.
+    """
+    store, experiment = shown_address(place.tracking.uri), place.tracking.experiment_name
+    return SpooledRun(run_id, experiment, None, {}, 0, store, run_id, config)
 
 
 class Spool:

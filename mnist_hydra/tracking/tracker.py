@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml  # type: ignore[import-untyped]
 
-from mnist_hydra.config import Config, Place
+from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
@@ -76,10 +76,9 @@ class Tracker:
         UserError: if the server does not answer or the folder cannot be written.
     """
 
-    def __init__(self, place: Config | Place, *, make: bool = True) -> None:
-        output_dir = Path(place.output_dir).absolute()
+    def __init__(self, place: Place, *, make: bool = True) -> None:
         self.experiment_name = place.tracking.experiment_name
-        self.store = store.read_address(place.tracking.uri, output_dir)
+        self.store = store.read_address(place.tracking.uri, place.folder)
         self._last_checkpoint: dict[str, dict[str, Any]] = {}
         """Of the run that was written to last, so that not every checkpoint asks for it."""
         path = self.store.path
@@ -90,7 +89,7 @@ class Tracker:
             raise NothingRecorded(
                 f"{key}={where} holds no runs; right: the one that an earlier run wrote to"
             )
-        store.check_usable(self.store, output_dir)
+        store.check_usable(self.store, place.folder)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(
@@ -98,7 +97,7 @@ class Tracker:
         )
         self.experiment_id = str(experiment.experiment_id)
         if place.tracking.uri is None:
-            check_not_moved(self.experiment_name, experiment.artifact_location, output_dir)
+            check_not_moved(self.experiment_name, experiment.artifact_location, place.folder)
 
     @property
     def uri(self) -> str:
@@ -369,23 +368,22 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
-def check_store(place: Config | Place) -> None:
+def check_store(place: Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:
         StoreAway: the server or the database does not answer.
         UserError: `output_dir` cannot be written, or the store or the experiment cannot be used.
     """
-    output_dir = Path(place.output_dir).absolute()
     name = place.tracking.experiment_name
-    address = store.read_address(place.tracking.uri, output_dir)
-    store.check_usable(address, output_dir)
+    address = store.read_address(place.tracking.uri, place.folder)
+    store.check_usable(address, place.folder)
     found = None if address.path is None else store.experiment_in(address.path, name)
     if found is not None:
         experiment_id, stage, artifacts = found
         check_not_deleted(name, experiment_id, stage)
         if place.tracking.uri is None:
-            check_not_moved(name, artifacts, output_dir)
+            check_not_moved(name, artifacts, place.folder)
 
 
 def import_mlflow() -> None:
