@@ -79,8 +79,10 @@ class Tracker:
     def __init__(self, place: Place, *, make: bool = True) -> None:
         self.experiment_name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
-        self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        """Of the run that was written to last, so that not every checkpoint asks for it."""
+        self._newest: tuple[str, dict[str, Any] | None] = ("", None)
+        """A run and the checkpoint that its next one comes after, as its tag has it: the newest, or
+        the one before where that is damaged and the run went on from there.
+        """
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
             key, where = "output_dir", place.output_dir
@@ -239,7 +241,7 @@ class Tracker:
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         tag = {"slot": slot, **about, "before": older or None}
         self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(tag))
-        self._last_checkpoint = {run_id: tag}
+        self._newest = (run_id, tag)
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """The run's newest whole checkpoint; `None` if it has none.
@@ -249,7 +251,7 @@ class Tracker:
         """
         from mnist_hydra import checkpoint
 
-        self._last_checkpoint.pop(run_id, None)
+        self._newest = ("", None)
         text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
         if text is None:
             return None
@@ -275,14 +277,14 @@ class Tracker:
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
                 print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
-            self._last_checkpoint = {run_id: slot}
+            self._newest = (run_id, slot)
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
     def forget_checkpoint(self, run_id: str) -> None:
         """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
         self.client.delete_tag(run_id, CHECKPOINT_TAG)
-        self._last_checkpoint.pop(run_id, None)
+        self._newest = (run_id, None)
 
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
         """Record an MLflow model as the run's one model, called `model`.
@@ -333,13 +335,10 @@ class Tracker:
         self.client.update_run(run_id, status="RUNNING")
 
     def _checkpoint_tag(self, run_id: str) -> dict[str, Any] | None:
-        if run_id not in self._last_checkpoint:
+        if self._newest[0] != run_id:  # else not every checkpoint asks for it
             text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG, "")
-            tag = read_checkpoint_tag(text)
-            if tag is None:
-                return None
-            self._last_checkpoint = {run_id: tag}
-        return self._last_checkpoint[run_id]
+            self._newest = (run_id, read_checkpoint_tag(text))
+        return self._newest[1]
 
 
 def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
