@@ -63,7 +63,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)
     data = json.dumps(asdict(config.data), sort_keys=True)
-    dataset = _dataset(data, Path(config.output_dir).absolute() / "data")
+    dataset = _dataset(data, config.cache_dir)
     if config.batch_size > len(dataset.train):
         asked = ("limit", "val_size")
         given = ", ".join(f"data.{key}={shown(getattr(config.data, key))}" for key in asked)

@@ -39,15 +39,28 @@ def only_words(title: str, words: str) -> Figure:
 def axes_at(
     figure: Figure, left: float, bottom: float, wide: float, high: float, **more: Any
 ) -> Axes:
-    """New axes, measured in inches from the figure's lower left."""
+    """New axes, measured in inches from the figure's lower left: two lines and a pale grid."""
     width, height = figure.get_size_inches()
-    return figure.add_axes((left / width, bottom / height, wide / width, high / height), **more)
+    place = (left / width, bottom / height, wide / width, high / height)
+    axes = figure.add_axes(place, facecolor="none", axisbelow=True, **more)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.tick_params(color=GREY, labelcolor=INK, labelsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=INK, fontsize=9.5)
+    return axes
 
 
 def no_frame(axes: Axes) -> None:
-    """Hide the four lines around the axes."""
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    """Hide the lines around the axes and their grid."""
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+def name_axes(axes: Axes, name: str, **more: Any) -> None:
+    """Write above the axes, at their left."""
+    axes.set_title(name, loc="left", fontsize=11, color=INK, **more)
 
 
 class Sheet:

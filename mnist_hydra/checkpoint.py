@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read only when their hash is right, never a pickle."""
+"""Checkpoints: never a pickle, and read only when their hash is right."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class DamagedCheckpoint(Exception):
     """The file is not what was written."""
 
 
-def save(path: Path, state: dict[str, Any]) -> str:
-    """Write `state` to `path` by rename and return its SHA-256 (hex).
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path`; once this returns it is on the disk.
 
-    Whoever reads `path` meanwhile finds the file before or the file after, never a part of one.
+    A process that is killed meanwhile leaves a part of it, which has another hash.
 
     Args:
         path: the file; its folder must exist.
@@ -30,14 +30,10 @@ def save(path: Path, state: dict[str, Any]) -> str:
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    data = buffer.getvalue()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(data)
+    with open(path, "wb") as file:
+        file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
-    return hashlib.sha256(data).hexdigest()
 
 
 def load(path: Path, sha256: str) -> dict[str, Any]:

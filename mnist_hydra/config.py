@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -92,10 +92,20 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are kept, for commands that need nothing else of a `Config`."""
+    """Where runs are kept: all that some commands need of a `Config`."""
 
-    output_dir: str
+    output_dir: Folder
     tracking: TrackingConfig
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, absolute."""
+        return Path(self.output_dir).absolute()
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where data is looked for, and kept that was fetched."""
+        return self.folder / "data"
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Place):
     """One run, every default filled in but what `auto` stands for (see `runtime.py`)."""
 
     seed: Seed
@@ -158,14 +168,12 @@ class Config:
     compile: bool | Literal["auto"]
     threads: Annotated[int, Limits(at_least=1, at_most=4096)] | Literal["auto"]
     deterministic: bool
-    output_dir: Folder
     resume: Word | None
     data: DataConfig
     model: Component
     aug: dict[str, Any]
     optimizer: Component
     scheduler: Component
-    tracking: TrackingConfig
     sweep: SweepConfig
     composed: DictConfig = field(repr=False, compare=False)
     """As Hydra composed it, before anything was filled in."""

@@ -28,7 +28,7 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     place = entry.place_of(cfg)
     model = exported.find_model(name, place)
-    images, labels = exported.images_of(data, cfg.split, model, place.output_dir)
+    images, labels = exported.images_of(data, cfg.split, model, place.cache_dir)
     probabilities = model(images)
     classes = probabilities.shape[1]
     if labels.max() >= classes:

@@ -27,6 +27,7 @@ from mnist_hydra.canvas import (
     axes_at,
     blank,
     captioned_sheet,
+    name_axes,
     no_frame,
     only_words,
 )
@@ -139,21 +140,21 @@ def confusion_matrix(counts: Integers) -> Figure:
         write(of_class, classes, _share_text(found, predicted, 1), fontsize=8.5, color=GREY)
 
     names = [str(index) for index in range(classes)]
-    axes.set_xticks(range(classes), names, fontsize=10, color=INK)
-    axes.set_yticks(range(classes), names, fontsize=10, color=INK)
+    axes.set_xticks(range(classes), names, fontsize=10)
+    axes.set_yticks(range(classes), names, fontsize=10)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.text(classes, -0.65, "recall", ha="center", fontsize=8.5, color=GREY)
     axes.text(-0.65, classes, "precision", ha="right", va="center", fontsize=8.5, color=GREY)
     axes.tick_params(length=0)
-    axes.set_xlabel("predicted class", fontsize=11, color=INK)
-    axes.set_ylabel("true class", fontsize=11, color=INK)
+    axes.set_xlabel("predicted class", fontsize=11)
+    axes.set_ylabel("true class", fontsize=11)
     no_frame(axes)
 
     beside = axes_at(figure, side + 1.05, 0.25 + cell, 0.15, cell * classes)
     bar = figure.colorbar(heat, cax=beside, ticks=MaxNLocator(integer=True, nbins=8))
-    bar.set_label("mistakes", fontsize=10, color=INK)
-    beside.tick_params(labelsize=9, color=PALE, labelcolor=INK)
+    bar.set_label("mistakes")
+    beside.tick_params(color=PALE)
     no_frame(beside)
     return figure
 
@@ -257,15 +258,8 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[Floats, F
 
 
 def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> None:
-    axes.set_title(kind.capitalize(), loc="left", fontsize=11, color=INK, pad=24)
-    axes.set_ylabel(VALUE_LABELS[kind], fontsize=10, color=INK)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(GREY)
-    axes.grid(axis="y", color=PALE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, color=GREY, labelcolor=INK)
+    name_axes(axes, kind.capitalize(), pad=24)
+    axes.set_ylabel(VALUE_LABELS[kind])
     _value_axis(axes, kind, np.concatenate([values for _, values in lines.values()]))
     for name, (epochs, values) in lines.items():
         colour, dash, marker = LINE_STYLES[name]
@@ -350,7 +344,7 @@ def _epoch_axis(axes: Axes, epochs: Floats) -> None:
     margin = max(0.03 * (last - first), 0.5 if first == last else 0.2)
     axes.set_xlim(first - margin, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    axes.set_xlabel("epoch", fontsize=10, color=INK)
+    axes.set_xlabel("epoch")
 
 
 def _with_last(name: str, kind: str, values: Floats) -> str:

@@ -70,8 +70,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         start = resumed_run(config, overrides) if resumed else _new_run(config, overrides)
         config = start.config
         trainer = prepare(config, start.state)
-        output_dir = Path(config.output_dir).absolute()
-        spool = Spool(output_dir, start.spooled, start.open_tracker, reopen=resumed)
+        spool = Spool(config.folder, start.spooled, start.open_tracker, reopen=resumed)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         was_trained = hooks.is_trained()
         hooks.go_on = lambda: resume_command(config.composed, spool.run.id)
@@ -106,12 +105,11 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
 
 def _new_run(config: Config, overrides: list[str]) -> Start:
     """A new run, which MLflow gets as soon as it can be reached."""
-    output_dir = Path(config.output_dir).absolute()
     try:
         check_store(config)
     except StoreAway as away:
         print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
-    waiting = [spooled for folder, spooled in spools(output_dir) if not is_in_use(folder)]
+    waiting = [spooled for folder, spooled in spools(config.folder) if not is_in_use(folder)]
     if waiting:
         print(
             f"{_count(len(waiting), 'earlier run')} below {config.output_dir} not wholly recorded; "

@@ -30,7 +30,7 @@ def sync(cfg: DictConfig) -> int:
     """
     given = entry.place_of(cfg)
     stays = 0
-    found = spools(Path(given.output_dir).absolute())
+    found = spools(given.folder)
     for folder, spooled in found:
         try:
             said = _deliver(folder, spooled, given)

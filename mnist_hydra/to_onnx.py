@@ -43,7 +43,7 @@ def to_onnx(cfg: DictConfig, name: str | None) -> int:
     data, place = entry.group_of(cfg, "data", DataConfig), entry.place_of(cfg)
     check_installed()
     model = find_model(name, place)
-    images, _ = images_of(data, "test", model, place.output_dir)
+    images, _ = images_of(data, "test", model, place.cache_dir)
     expected = model(images)
     gap = write_checked(model, images, expected, target)
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def test_the_published_learning_rates_of_exp3_come_out(mnist: Path) -> None:
 
 def test_a_damaged_checkpoint_is_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    sha256 = checkpoint.save(path, {"weights": torch.arange(1000.0)})
+    checkpoint.save(path, {"weights": torch.arange(1000.0)})
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert torch.equal(checkpoint.load(path, sha256)["weights"], torch.arange(1000.0))
     for broken in (path.read_bytes()[:-1], b"", path.read_bytes()[:-9] + b"x" * 9):
         path.write_bytes(broken)
@@ -184,7 +186,6 @@ def test_a_damaged_checkpoint_is_never_loaded(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_a_pickle_of_code_is_not_executed(tmp_path: Path) -> None:
-    import hashlib
     import pickle
 
     class Attack:

@@ -85,6 +85,8 @@ def fit(grey: Grey, side: int) -> Grey:
     if light.shape == (side, side):
         return light
     above = np.maximum(light.astype(np.int16) - int(np.median(_border(light))), 0)
+    from scipy.ndimage import center_of_mass  # type: ignore[import-untyped]
+
     canvas = np.zeros((side, side), np.uint8)
     if above.max() < INK_LEVEL:
         return canvas
@@ -96,13 +98,9 @@ def fit(grey: Grey, side: int) -> Grey:
     if not small.any():  # specks too far apart to be seen at this size
         return canvas
     small = (small * (255 / small.max())).astype(np.uint8)
-    weight = small.astype(float) / small.sum()
-    corner = [
-        round((side - 1) / 2 - float((weight.sum(axis=1 - axis) * np.arange(length)).sum()))
-        for axis, length in enumerate(small.shape)
-    ]
     top, left = (
-        min(max(at, 0), side - length) for at, length in zip(corner, small.shape, strict=True)
+        min(max(round((side - 1) / 2 - float(middle)), 0), side - length)
+        for middle, length in zip(center_of_mass(small), small.shape, strict=True)
     )
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas

@@ -93,20 +93,20 @@ def batches(images: Images) -> Iterator[Images]:
 
 
 def images_of(
-    data: DataConfig, split: str, model: Exported, output_dir: str
+    data: DataConfig, split: str, model: Exported, cache_dir: Path
 ) -> tuple[Images, npt.NDArray[np.int64]]:
     """The images uint8 [N, side, side] of a split and their labels [N], to measure a model on.
 
     Args:
         split: `test`, or `val` of data with a hold-out.
-        output_dir: below which data is kept.
+        cache_dir: where data is looked for, and kept that is fetched.
 
     Raises:
         UserError: there is no such data, or its images are of another size than the model's.
     """
     from mnist_hydra.data.load import load_dataset
 
-    dataset = load_dataset(data, Path(output_dir).absolute() / "data")
+    dataset = load_dataset(data, cache_dir)
     found = dataset.test if split == "test" else dataset.val
     assert found is not None
     images = found.images[found.index, 0]

@@ -50,6 +50,7 @@ from mnist_hydra.tracking.tracker import (
     each_run,
     is_away,
     read_checkpoint_tag,
+    tag_run,
 )
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ class Ledger:
             self.client.update_run(trial.run_id, status="RUNNING")
         if closed or count == 0:
             tags[STATE_TAG] = RUNNING
-        self._tag(trial.run_id, tags)
+        tag_run(self.client, trial.run_id, tags)
         return True
 
     def end(self, trial: Trial, state: str, *, seconds: float = 0.0, error: str = "") -> bool:
@@ -307,7 +308,8 @@ class Ledger:
         self, run_id: str, state: str, error: str = "", at_ms: int | None = None
     ) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
-        self._tag(run_id, {STATE_TAG: state} | ({ERROR_TAG: error} if error else {}))
+        tags = {STATE_TAG: state} | ({ERROR_TAG: error} if error else {})
+        tag_run(self.client, run_id, tags)
         self.client.set_terminated(run_id, STATUS.get(state, "KILLED"), at_ms)
 
     def stop(self, token: str, reason: str) -> None:
@@ -449,11 +451,6 @@ class Ledger:
         which = f"tags.`{PARENT_TAG}` = '{self.parent_id}'"
         which += f" and {condition}" if condition else ""
         return each_run(self.client, [self.experiment_id], which, deleted=deleted)
-
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _deleted(parent_id: str) -> UserError:

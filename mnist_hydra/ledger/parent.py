@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.tracking.pages import NOTE_TAG
 from mnist_hydra.tracking.provenance import HIDDEN
-from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, SWEEP_TAG, find_experiment
+from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, SWEEP_TAG, find_experiment, tag_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +25,7 @@ OBJECTIVE_TAG = "objective"
 ELECTED_TAG = "mnist_hydra.parent"
 ENTRIES_TAG = HIDDEN + "book"
 """On the parent: the experiment and, with commas, the ids of the runs that hold the entries."""
+ENTRIES_NOTE = "The entries by which a sweep knows what is done. Without them it is begun anew."
 TRIALS_PER_PAGE = 500
 """To read a page takes time and memory by its length, and there are several in a larger sweep."""
 MAX_PAGES = 200
@@ -138,19 +140,24 @@ def _elect(
     trials: int,
 ) -> tuple[Run | None, bool]:
     """One generation's parent (`None` if that was deleted), and whether this call made it."""
-    from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment(experiment_id).name
     register = f"{experiment}.sweep.{identity}.{generation}"
     mine: list[str] = []
+
+    def make_run(where: str, tags: dict[str, str]) -> str:
+        mine.append(str(client.create_run(where, tags=tags, run_name=name).info.run_id))
+        return mine[-1]
+
     if client.get_experiment_by_name(register) is None:
         count = min(-(-trials // TRIALS_PER_PAGE), MAX_PAGES)
         try:
-            in_experiment = _make_pages(client, experiment, name, count, mine)
-            tags = {**tags, ENTRIES_TAG: f"{in_experiment}/{','.join(mine)}"}
-            parent = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-            mine.append(parent)
+            entries_in = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
+            for _ in range(count):  # they measure no time, so they are closed at once
+                client.set_terminated(make_run(entries_in, {NOTE_TAG: ENTRIES_NOTE}))
+            entries = {ENTRIES_TAG: f"{entries_in}/{','.join(mine)}"}
+            parent = make_run(experiment_id, {**tags, **entries})
             client.create_experiment(register, tags={ELECTED_TAG: parent})
         except BaseException as error:  # noqa: B036  Ctrl-C leaves none of them behind, either
             code = error.error_code if isinstance(error, MlflowException) else None
@@ -170,25 +177,9 @@ def _elect(
     if run is not None and SWEEP_TAG not in run.data.tags:
         # Only the elected run gets the tag by which a parent is found.
         official = {SWEEP_TAG: identity, GENERATION_TAG: str(generation)}
-        client.log_batch(elected, tags=[RunTag(key, value) for key, value in official.items()])
+        tag_run(client, elected, official)
         run = client.get_run(elected)
     return run, elected in mine
-
-
-def _make_pages(
-    client: MlflowClient, experiment: str, name: str, count: int, pages: list[str]
-) -> str:
-    """Add the ids of new runs for entries to `pages`; returns their experiment.
-
-    They measure no time, so they are closed at once.
-    """
-    note = "The entries by which a sweep knows what is done. Without them it is begun anew."
-    in_experiment = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
-    for _ in range(count):
-        run = client.create_run(in_experiment, tags={"mlflow.note.content": note}, run_name=name)
-        pages.append(str(run.info.run_id))
-        client.set_terminated(run.info.run_id)
-    return in_experiment
 
 
 def _delete(client: MlflowClient, run_ids: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -28,19 +27,18 @@ def report(cfg: DictConfig, query: str | None) -> int:
             f"sweep={shown(cfg.sweep)} filter={shown(query)}: one of the two says what to report; "
             "right: sweep=NAME, a sweep's name or its run's id"
         )
-    store = entry.place_of(cfg)
+    place = entry.place_of(cfg)
     file = entry.file_of("optuna", cfg.optuna) if cfg.optuna is not None else None
     from mnist_hydra.report import make, read, results, study
     from mnist_hydra.tracking.tracker import Tracker
 
-    tracker = Tracker(store, make=False)
+    tracker = Tracker(place, make=False)
     if names:
         findings = read.read_sweeps(tracker, names)
     else:
         findings = read.read_filter(tracker, query or "")
     results.print_table(findings.results)
-    output_dir = Path(store.output_dir).absolute()
-    made = make.make(tracker, findings, output_dir, output_dir / "data")
+    made = make.make(tracker, findings, place.folder, place.cache_dir)
     print("\n".join(["", *made.sentences, "", str(made.page)]))
     if file is not None:
         runs = [record.run_id for record in findings.records if record.params]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -27,6 +27,7 @@ from mnist_hydra.canvas import (
     axes_at,
     blank,
     captioned_sheet,
+    name_axes,
     no_frame,
 )
 from mnist_hydra.report.hard import HardImage
@@ -48,33 +49,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 RAMP = LinearSegmentedColormap.from_list("lines", list(WORST_TO_BEST))
 FILL = colormaps["viridis"]
 """Of a heat map's cells: the most is bright, on a white page and on a dark one."""
-STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": GREY,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9.5,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "grid.color": PALE,
-    "grid.linewidth": 0.6,
-    "legend.borderaxespad": 0,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "legend.labelspacing": 0.9,
-    "xtick.color": GREY,
-    "xtick.labelcolor": INK,
-    "xtick.labelsize": 9,
-    "ytick.color": GREY,
-    "ytick.labelcolor": INK,
-    "ytick.labelsize": 9,
-}
 
 
 @dataclass(frozen=True)
@@ -105,7 +79,6 @@ def range_of_the_end(curves: Sequence[Curve]) -> tuple[float, float] | None:
     return None
 
 
-@rc_context({**STYLE, "axes.grid": False, "axes.titlesize": 10})
 def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str) -> Figure:
     """Draw the mean objective over the two axes that matter most, a panel for a third one's values.
 
@@ -157,7 +130,7 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
         no_frame(axes_)
         axes_.set_xlabel(chosen.columns)
         if panel is not None:
-            axes_.set_title(f"{chosen.panels}={short(panel)}")
+            name_axes(axes_, f"{chosen.panels}={short(panel)}")
         if column == 0:
             axes_.set_ylabel(chosen.rows)
         elif not as_points:
@@ -169,7 +142,6 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     return figure
 
 
-@rc_context(STYLE)
 def main_effects(
     effects: Mapping[str, Mapping[str, Summary]],
     importance: Mapping[str, float],
@@ -193,7 +165,7 @@ def main_effects(
     first: Axes | None = None
     for place, (axis, values) in enumerate(effects.items()):
         axes_ = axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
-        axes_.set_title(axis)
+        name_axes(axes_, axis)
         means = [_shown(objective, found.mean) for found in values.values()]
         errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
         numbers = [found for name in values if (found := number(name)) is not None]
@@ -236,10 +208,9 @@ def _bars(axes_: Axes, importance: Mapping[str, float]) -> None:
     axes_.set_xlim(0, 1.18 * max(shares))
     axes_.set_xticks([])
     axes_.spines["bottom"].set_visible(False)
-    axes_.set_title("share of the differences")
+    name_axes(axes_, "share of the differences")
 
 
-@rc_context(STYLE)
 def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
     """Draw a metric by epoch, a line for each configuration, a band over its seeds."""
     shown = range_of_the_end(curves) if is_share(metric) else None
@@ -270,11 +241,10 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
     axes_.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes_.set_xlabel("epoch")
     axes_.set_ylabel(_label(metric))
-    axes_.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    _legend_beside(axes_)
     return figure
 
 
-@rc_context(STYLE)
 def against_cost(
     costs: Mapping[str, Sequence[tuple[float, float, str]]], objective: str
 ) -> Figure:
@@ -307,7 +277,7 @@ def against_cost(
         axes_.locator_params(axis="x", nbins=4)
         axes_.tick_params(labelleft=place == 0)
     figure.axes[0].set_ylabel(_label(objective))
-    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    _legend_beside(figure.axes[-1])
     return figure
 
 
@@ -448,6 +418,19 @@ def _by_size(axes_: Axes, side: str, scale: str) -> None:
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(MaxNLocator(nbins=4))
+
+
+def _legend_beside(axes_: Axes) -> None:
+    """Name the colours, at the right of the axes."""
+    axes_.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        borderaxespad=0,
+        fontsize=8.5,
+        frameon=False,
+        labelcolor=INK,
+        labelspacing=0.9,
+    )
 
 
 def _position(value: str, values: Sequence[str]) -> float:

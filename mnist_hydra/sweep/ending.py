@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -156,9 +155,8 @@ def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) ->
             return None
         from mnist_hydra.report import make, read
 
-        output_dir = Path(command.config.output_dir).absolute()
         findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
-        made = make.make(tracker, findings, output_dir, output_dir / "data")
+        made = make.make(tracker, findings, command.config.folder, command.config.cache_dir)
     except Exception as error:
         print(f"no report of this sweep: {hide_in_error(first_line(error))}", file=sys.stderr)
         return None

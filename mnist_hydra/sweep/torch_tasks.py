@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,13 +55,12 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
-    from mnist_hydra.tracking.resume import spooled_run
-    from mnist_hydra.tracking.spool import Spool
+    from mnist_hydra.tracking.spool import Spool, spooled_run
     from mnist_hydra.tracking.tracker import Tracker
 
     here = OmegaConf.create(dict(raw))
     config = settle(here)
-    tracker, output_dir = Tracker(config), Path(config.output_dir).absolute()
+    tracker = Tracker(config)
     failed: dict[str, str] = {}
     for run_id in run_ids:
         try:
@@ -71,7 +69,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
             spooled = spooled_run(config, run_id)
-            with Spool(output_dir, spooled, lambda: tracker) as spool:
+            with Spool(config.folder, spooled, lambda: tracker) as spool:
                 log_pictures_and_model(trainer, spool)
             spool.raise_if_refused()
             if spool.left:

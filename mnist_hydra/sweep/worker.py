@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import override_value
@@ -50,8 +49,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
     from mnist_hydra.build import prepare  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import train_run
-    from mnist_hydra.tracking.resume import deliver_left, spooled_run
-    from mnist_hydra.tracking.spool import Spool
+    from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
 
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
@@ -88,8 +86,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
                 log.warning("%s begins anew: %s", planned.name, damage)
                 tracker.forget_checkpoint(run_id)
         trainer = prepare(trial, state)
-        output_dir, spooled = Path(config.output_dir).absolute(), spooled_run(config, run_id)
-        with Spool(output_dir, spooled, lambda: tracker) as spool:
+        with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
             resumed = state is not None
             end = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True).state
             spool.close(watch.stop)  # the ledger reads the run's metrics

@@ -84,31 +84,28 @@ def record_of(line: bytes) -> Record | None:
     return None if text is None else Record(**json.loads(text))
 
 
-def next_line(folder: Path) -> tuple[bytes, int]:
-    """The first line that is not delivered, and where it ends, in bytes.
+def undelivered(folder: Path) -> Iterator[tuple[Record | None, int]]:
+    """The records of a spool that are not delivered, each with where its line ends, in bytes.
 
-    The line is empty where there is none, or only a part that a killed process wrote.
+    They come in order, a damaged one as `None`; part of a line, by a killed process, does not come.
     """
-    start = position(folder)
-    with open(folder / JOURNAL, "rb") as journal:
-        journal.seek(start)
-        line = journal.readline()
-    return (line, start + len(line)) if line.endswith(b"\n") else (b"", start)
-
-
-def records(folder: Path) -> Iterator[Record | None]:
-    """The records of a spool that are not delivered, in order; `None` for a damaged one."""
-    start = position(folder)
+    end = position(folder)
     with suppress(FileNotFoundError), open(folder / JOURNAL, "rb") as journal:
-        journal.seek(start)
+        journal.seek(end)
         for line in journal:
             if line.endswith(b"\n"):
-                yield record_of(line)
+                end += len(line)
+                yield record_of(line), end
+
+
+def records(folder: Path) -> list[Record]:
+    """The records of a spool that are not delivered and not damaged, in order."""
+    return [record for record, _ in undelivered(folder) if record is not None]
 
 
 def warn_of_lost_records(folder: Path, run: str) -> None:
     """Say it if the journal of a run's spool must have been longer: files are in no record."""
-    told = {str(record.number) for record in records(folder) if record is not None}
+    told = {str(record.number) for record in records(folder)}
     files = [p for p in folder.glob("*/*") if p.parent.name.isdecimal()]
     untold = sum(file.parent.name not in told for file in files)
     if untold > 1:  # one alone was written as its process was killed
@@ -161,44 +158,45 @@ def sha256_of(path: Path) -> str:
 
 def position(folder: Path) -> int:
     """Up to where the journal is delivered, in bytes; damaged, all of it is delivered again."""
-    try:
-        return int(_checked((folder / POSITION).read_bytes()) or 0)
-    except FileNotFoundError:
-        return 0
+    return int(_read(folder / POSITION) or 0)
 
 
 def set_position(folder: Path, end: int) -> None:
     """Write down that the journal is delivered up to `end`, in bytes."""
-    write_whole(folder / POSITION, _with_checksum(str(end).encode()))
+    _write(folder / POSITION, str(end).encode())
 
 
 def read_run(folder: Path) -> SpooledRun | None:
     """The run that a spool is of; `None` if that is damaged or missing."""
-    try:
-        text = _checked((folder / RUN_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
+    text = _read(folder / RUN_FILE)
     return None if text is None else SpooledRun(**json.loads(text))
 
 
 def write_run(folder: Path, spooled: SpooledRun) -> None:
     """Write down which run a spool is of."""
-    write_whole(folder / RUN_FILE, _with_checksum(json.dumps(asdict(spooled)).encode()))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _write(folder / RUN_FILE, json.dumps(asdict(spooled)).encode())
 
 
 def say(line: str) -> None:
     """Print a line on stderr at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _read(path: Path) -> bytes | None:
+    """The text of a small file; `None` if that is missing, or not as it was written."""
+    with suppress(FileNotFoundError):
+        return _checked(path.read_bytes())
+    return None
+
+
+def _write(path: Path, text: bytes) -> None:
+    """Write a small file, with its checksum, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(_with_checksum(text))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _with_checksum(text: bytes) -> bytes:

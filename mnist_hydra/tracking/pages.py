@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
+from mnist_hydra.config import GROUPS
+
 VIEW_TAG = "mlflow.sharedViewState."
 """On an experiment, with a name behind it: a view of the list of runs that MLflow opens by name."""
 NOTE_TAG = "mlflow.note.content"
@@ -19,7 +21,6 @@ WORKFLOW = "workflowType=machine_learning"
 """Without it MLflow 3.17 opens any experiment on the pages for GenAI, whatever its kind:
 https://github.com/mlflow/mlflow/issues/24498
 """
-NAMED_GROUPS = ("data", "model", "aug", "optimizer", "scheduler")
 
 
 def runs_page(experiment_id: str, view: str | None = None) -> str:
@@ -59,7 +60,7 @@ def trials_view(parent_id: str, objective: str, minimize: bool, axes: Sequence[s
 def parameter_of(axis: str) -> str:
     """The parameter that a swept key is recorded as."""
     plain = axis.lstrip("+~")
-    return f"{plain}.name" if plain in NAMED_GROUPS else plain
+    return f"{plain}.name" if plain in GROUPS else plain
 
 
 def sweep_note(

@@ -23,8 +23,7 @@ from mnist_hydra.tracking.journal import (
     warn_of_lost_records,
 )
 from mnist_hydra.tracking.provenance import COMMAND_TAG
-from mnist_hydra.tracking.spool import deliver_all
-from mnist_hydra.tracking.store import shown_address
+from mnist_hydra.tracking.spool import deliver_left, spooled_run
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
     PARENT_TAG,
@@ -98,25 +97,6 @@ def resumed_run(config: Config, overrides: list[str]) -> Start:
     return start
 
 
-def spooled_run(config: Config, run_id: str, text: str | None = None) -> SpooledRun:
-    """A run that MLflow has, which began with a configuration of that text."""
-    store = shown_address(config.tracking.uri)
-    return SpooledRun(run_id, config.tracking.experiment_name, None, {}, 0, store, run_id, text)
-
-
-def deliver_left(config: Config, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
-    """Deliver what a dead process of a run could not.
-
-    Args:
-        wait_s: for another process that delivers it just now.
-
-    Raises:
-        Exception: MLflow's, if the store does not take it.
-    """
-    for folder, spooled in spools(Path(config.output_dir).absolute(), run):
-        deliver_all(folder, spooled, tracker, wait_s=wait_s)
-
-
 def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
     tracker = Tracker(config, make=False)
     deliver_left(config, tracker, name)
@@ -124,8 +104,7 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
     _refuse_what_is_no_run_of_its_own(tracker, run)
     if config.tracking.uri is None:
         experiment = tracker.client.get_experiment(run.info.experiment_id)
-        output_dir = Path(config.output_dir).absolute()
-        check_not_moved(experiment.name, experiment.artifact_location, output_dir)
+        check_not_moved(experiment.name, experiment.artifact_location, config.folder)
     run_id = str(run.info.run_id)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={name}: that run has finished; right: one that has not")
@@ -152,8 +131,8 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
 
 def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
-    for folder, spooled in spools(Path(config.output_dir).absolute(), name):
-        left = [record for record in records(folder) if record is not None]
+    for folder, spooled in spools(config.folder, name):
+        left = records(folder)
         state = _newest(folder, left)
         if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it

@@ -28,11 +28,13 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
-from mnist_hydra.tracking.store import is_busy
+from mnist_hydra.tracking.store import is_busy, shown_address
 from mnist_hydra.tracking.tracker import Tracker, is_away
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from mnist_hydra.config import Place
 
 CHECKPOINTS_KEPT = 2
 """Older ones that the store has not taken make room for newer ones."""
@@ -57,10 +59,9 @@ def deliver_next(
     Args:
         recorded: epochs that MLflow knows already, perhaps trained again elsewhere.
     """
-    line, end = journal.next_line(folder)
-    if not line:
+    record, end = next(journal.undelivered(folder), (None, 0))
+    if end == 0:
         return False
-    record = journal.record_of(line)
     if record is None:
         where = folder / journal.JOURNAL
         journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
@@ -72,8 +73,7 @@ def deliver_next(
 
 def skip_next(folder: Path) -> None:
     """Leave out the next record, which MLflow refuses, with its file."""
-    line, end = journal.next_line(folder)
-    _pass_by(folder, journal.record_of(line), end)
+    _pass_by(folder, *next(journal.undelivered(folder)))
 
 
 def _pass_by(folder: Path, record: Record | None, end: int) -> None:
@@ -158,6 +158,29 @@ def deliver_all(
         lock.release()
 
 
+def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
+    """Deliver what a dead process of a run could not.
+
+    Args:
+        wait_s: for another process that delivers it just now.
+
+    Raises:
+        Exception: MLflow's, if the store does not take it.
+    """
+    for folder, spooled in journal.spools(place.folder, run):
+        deliver_all(folder, spooled, tracker, wait_s=wait_s)
+
+
+def spooled_run(place: Place, run_id: str, config: str | None = None) -> SpooledRun:
+    """A run that MLflow has, as a spool is of it.
+
+    Args:
+        config: see `SpooledRun`.
+    """
+    store, experiment = shown_address(place.tracking.uri), place.tracking.experiment_name
+    return SpooledRun(run_id, experiment, None, {}, 0, store, run_id, config)
+
+
 class Spool:
     """The way of one run's records to MLflow.
 
@@ -204,7 +227,7 @@ class Spool:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=LOCK_WAIT_S)
             journal.write_run(self.folder, self.run)
-            waiting = [record for record in journal.records(self.folder) if record is not None]
+            waiting = journal.records(self.folder)
             self._numbers = count(max((record.number for record in waiting), default=-1) + 1)
             self._holds_training = any(record.kind == "checkpoint" for record in waiting)
             path = self.folder / journal.JOURNAL
@@ -229,7 +252,7 @@ class Spool:
     @property
     def left(self) -> int:
         """How many records are not delivered yet."""
-        return sum(1 for _ in journal.records(self.folder))
+        return sum(1 for _ in journal.undelivered(self.folder))
 
     def raise_if_refused(self) -> None:
         """Raise what MLflow refuses for good, such as to write to a run that was deleted."""
@@ -262,7 +285,7 @@ class Spool:
     def log_text(self, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
         content = hide(text).encode()
-        self._append_artifact(name, lambda path: journal.write_whole(path, content))
+        self._append_artifact(name, lambda path: path.write_bytes(content))
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a picture as an artifact called `name`, a PNG."""

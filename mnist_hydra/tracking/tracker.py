@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml  # type: ignore[import-untyped]
 
-from mnist_hydra.config import Config, Place
+from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
@@ -76,12 +76,13 @@ class Tracker:
         UserError: if the server does not answer or the folder cannot be written.
     """
 
-    def __init__(self, place: Config | Place, *, make: bool = True) -> None:
-        output_dir = Path(place.output_dir).absolute()
+    def __init__(self, place: Place, *, make: bool = True) -> None:
         self.experiment_name = place.tracking.experiment_name
-        self.store = store.read_address(place.tracking.uri, output_dir)
-        self._last_checkpoint: dict[str, dict[str, Any]] = {}
-        """Of the run that was written to last, so that not every checkpoint asks for it."""
+        self.store = store.read_address(place.tracking.uri, place.folder)
+        self._newest: tuple[str, dict[str, Any] | None] = ("", None)
+        """A run and the checkpoint that its next one comes after, as its tag has it: the newest, or
+        the one before where that is damaged and the run went on from there.
+        """
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
             key, where = "output_dir", place.output_dir
@@ -90,7 +91,7 @@ class Tracker:
             raise NothingRecorded(
                 f"{key}={where} holds no runs; right: the one that an earlier run wrote to"
             )
-        store.check_usable(self.store, output_dir)
+        store.check_usable(self.store, place.folder)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(
@@ -98,7 +99,7 @@ class Tracker:
         )
         self.experiment_id = str(experiment.experiment_id)
         if place.tracking.uri is None:
-            check_not_moved(self.experiment_name, experiment.artifact_location, output_dir)
+            check_not_moved(self.experiment_name, experiment.artifact_location, place.folder)
 
     @property
     def uri(self) -> str:
@@ -177,10 +178,8 @@ class Tracker:
             self.client.log_batch(run_id, params=missing[start : start + 100])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set several tags in one request."""
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in hide_all(tags).items()])
+        """Set several tags, without passwords."""
+        tag_run(self.client, run_id, hide_all(tags))
 
     def log_epochs(self, run_id: str, history: list[dict[str, Any]]) -> None:
         """Record the metrics of epochs, each `{"epoch": int, "timestamp_ms": int, name: value}`.
@@ -242,7 +241,7 @@ class Tracker:
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         tag = {"slot": slot, **about, "before": older or None}
         self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(tag))
-        self._last_checkpoint = {run_id: tag}
+        self._newest = (run_id, tag)
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """The run's newest whole checkpoint; `None` if it has none.
@@ -252,7 +251,7 @@ class Tracker:
         """
         from mnist_hydra import checkpoint
 
-        self._last_checkpoint.pop(run_id, None)
+        self._newest = ("", None)
         text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
         if text is None:
             return None
@@ -278,14 +277,14 @@ class Tracker:
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
                 print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
-            self._last_checkpoint = {run_id: slot}
+            self._newest = (run_id, slot)
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
     def forget_checkpoint(self, run_id: str) -> None:
         """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
         self.client.delete_tag(run_id, CHECKPOINT_TAG)
-        self._last_checkpoint.pop(run_id, None)
+        self._newest = (run_id, None)
 
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
         """Record an MLflow model as the run's one model, called `model`.
@@ -336,13 +335,10 @@ class Tracker:
         self.client.update_run(run_id, status="RUNNING")
 
     def _checkpoint_tag(self, run_id: str) -> dict[str, Any] | None:
-        if run_id not in self._last_checkpoint:
+        if self._newest[0] != run_id:  # else not every checkpoint asks for it
             text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG, "")
-            tag = read_checkpoint_tag(text)
-            if tag is None:
-                return None
-            self._last_checkpoint = {run_id: tag}
-        return self._last_checkpoint[run_id]
+            self._newest = (run_id, read_checkpoint_tag(text))
+        return self._newest[1]
 
 
 def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
@@ -371,23 +367,22 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
-def check_store(place: Config | Place) -> None:
+def check_store(place: Place) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
 
     Raises:
         StoreAway: the server or the database does not answer.
         UserError: `output_dir` cannot be written, or the store or the experiment cannot be used.
     """
-    output_dir = Path(place.output_dir).absolute()
     name = place.tracking.experiment_name
-    address = store.read_address(place.tracking.uri, output_dir)
-    store.check_usable(address, output_dir)
+    address = store.read_address(place.tracking.uri, place.folder)
+    store.check_usable(address, place.folder)
     found = None if address.path is None else store.experiment_in(address.path, name)
     if found is not None:
         experiment_id, stage, artifacts = found
         check_not_deleted(name, experiment_id, stage)
         if place.tracking.uri is None:
-            check_not_moved(name, artifacts, output_dir)
+            check_not_moved(name, artifacts, place.folder)
 
 
 def import_mlflow() -> None:
@@ -405,6 +400,13 @@ def import_mlflow() -> None:
     # Whoever asks the store is told by an exception; these would say it once more, in 40 lines.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def tag_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set several tags in one request."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def each_run(

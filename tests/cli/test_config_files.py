@@ -16,7 +16,7 @@ from mnist_hydra.cli.config_files import refused_settings
         {"mode": "MULTIRUN"},
         {"sweeper": {"params": {"seed": "1,2", "+model.width": "choice(1,2)"}}},
         {"sweeper": {"params": {"seed": [1, 2], "epochs": 1, "lr": None}}},
-        {"sweeper": {"_target_": "hydra_plugins.mnist_hydra.sweepers.SearchSweeper"}},
+        {"sweeper": {"_target_": "hydra_plugins.mnist_hydra.SearchSweeper"}},
         {"launcher": {"workers": 4, "slurm_partition": "long", "slurm_account": "me"}},
         {"launcher": {"folder": "${output_dir}/slurm", "workers": "${sweep.workers}"}},
         {"run": {"dir": "${output_dir}/hydra"}},

@@ -24,7 +24,7 @@ from mlflow.entities import Metric, Param, Run
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from mnist_hydra.config import TrackingConfig, flatten, settle
+from mnist_hydra.config import Place, TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import STATE_TAG
 from mnist_hydra.report import answer, plots, questions, read, study, table
@@ -52,12 +52,9 @@ FAR = Difference(3, 0.1, 0.1, 0.5)
 SETTINGS = ("model=model1", "data.limit=512", "data.val_size=500", "epochs=2", "threads=1")
 
 
-@dataclass(frozen=True)
-class Place:
-    """The sweep's folder, as a tracker asks for it."""
-
-    output_dir: str
-    tracking: TrackingConfig = TrackingConfig("local", None, "mnist_hydra")
+def place_in(folder: Path) -> Place:
+    """Where the runs of commands are kept that were started in a folder."""
+    return Place(str(folder / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Swept:
 
     @property
     def tracker(self) -> Tracker:
-        return Tracker(Place(str(self.folder / "outputs")), make=False)
+        return Tracker(place_in(self.folder), make=False)
 
     def runs(self) -> tuple[Run, list[Run]]:
         """The parent and its trials."""
@@ -351,7 +348,7 @@ def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) ->
 def test_a_pruned_run_that_a_filter_finds_is_not_said_to_have_failed(
     swept: Swept, tmp_path: Path
 ) -> None:
-    tracker = Tracker(Place(str(tmp_path / "outputs")))
+    tracker = Tracker(place_in(tmp_path))
     _, (of_real, *_) = swept.runs()
     for lr, state, status in (("0.1", "finished", "FINISHED"), ("0.2", "pruned", "KILLED")):
         tags = {**of_real.data.tags, FINGERPRINT_TAG: lr, STATE_TAG: state}
@@ -367,7 +364,7 @@ def test_a_pruned_run_that_a_filter_finds_is_not_said_to_have_failed(
 
 
 def test_a_page_of_200_trials_is_small(swept: Swept, tmp_path: Path) -> None:
-    place = Place(str(tmp_path / "outputs"))
+    place = place_in(tmp_path)
     tracker = Tracker(place)
     _, (of_real, *_) = swept.runs()
     draw = random.Random(0)

@@ -171,7 +171,9 @@ def test_a_worker_gets_hydras_own_flags_and_settings_of_the_command_line(tmp_pat
     assert rest == ["hydra/launcher=joblib", "seed=1", "++sweep.ends_with_stdin=true"]
 
 
-@pytest.mark.parametrize("name", ["ray_launcher.LOCAL", "joblib_launcher.Ended", "sweepers.None"])
+@pytest.mark.parametrize(
+    "name", ["ray_launcher.LOCAL", "joblib_launcher.Ended", "ray_launcher.None"]
+)
 def test_what_is_no_launcher_is_refused_in_one_line(launcher: Any, name: str) -> None:
     chosen = [f"hydra.launcher._target_=hydra_plugins.mnist_hydra.{name}"]
     config = compose("config", chosen, return_hydra_config=True)
