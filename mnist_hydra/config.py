@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, cast
@@ -240,7 +240,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: naming the key that is missing, or whose interpolation leads nowhere.
     """
-    if "hydra" in cfg:
+    if "hydra" in cfg.keys():  # `in cfg` makes an error of many words, and drops it
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
         return cast(dict[str, Any], _plain(cfg))
@@ -321,10 +321,10 @@ def _same_numbers(value: Any) -> Any:
 
 def _as_dict(config: Config, without: Sequence[str]) -> dict[str, Any]:
     """All settings as plain values, but those `without`, which are dotted names."""
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "composed"}
-    plain: dict[str, Any] = {
-        key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        for key, value in values.items()
+    plain = {
+        key: dict(vars(value)) if is_dataclass(value) else value
+        for key, value in vars(config).items()
+        if key != "composed"
     }
     for name in without:
         group, _, key = name.rpartition(".")
@@ -335,7 +335,10 @@ def _as_dict(config: Config, without: Sequence[str]) -> dict[str, Any]:
 def _plain(node: Any) -> Any:
     if not OmegaConf.is_config(node):
         return node
-    remember_variables(node)
+    written = OmegaConf.to_container(node, resolve=False)
+    if not re.search(r"\$\{|\?\?\?", str(written)):
+        return written  # nothing to resolve, nothing missing
+    remember_variables(written)
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 

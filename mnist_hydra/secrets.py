@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
 HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
 """Characters of a value that is looked for in a text: shorter ones are in too many words."""
@@ -34,8 +32,12 @@ def address_without_password(uri: str) -> str:
 
 
 def remember_variables(composed: Any) -> None:
-    """Have `hide_in_error` leave out the values of all variables that a configuration reads."""
-    READ.update(_variables(str(OmegaConf.to_container(composed, resolve=False))))
+    """Have `hide_in_error` leave out the values of all variables that a configuration reads.
+
+    Args:
+        composed: the configuration, its interpolations as they are written.
+    """
+    READ.update(_variables(str(composed)))
 
 
 def hide_in_error(text: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.garbage import no_garbage_collection
 from mnist_hydra.inference.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
 from mnist_hydra.report import answer, hard, page, plots, published, questions, read, table
@@ -38,18 +37,6 @@ class Report:
     def page(self) -> Path:
         """The page."""
         return self.folder / "report.html"
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Python's own is off meanwhile: over all that MLflow holds it takes a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @no_garbage_collection()

@@ -52,7 +52,11 @@ class Composer:
         self._parser = OverridesParser.create()
         self._parse = lru_cache(1_000)(self._parse_anew)  # a search never repeats itself
         self._of_groups = cache(self._compose_anew)
-        self._is_group = cache(lambda name: bool(self._entries(name, None)))
+        # Hydra's own `get_group_options` reads `config.yaml` anew for each name that it is asked.
+        self._files = loader._parse_overrides_and_create_caching_repo(
+            self._config_name, self._hydra_overrides
+        )[1]
+        self._is_group = cache(lambda name: bool(self._files.get_group_options(name, None)))
 
     @classmethod
     def here(cls) -> Composer:
@@ -63,7 +67,7 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """The entries of a config group; none where there is no such group."""
-        return self._entries(group, ObjectType.CONFIG)
+        return self._files.get_group_options(group, ObjectType.CONFIG)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one trial, without Hydra's own node.
@@ -94,11 +98,6 @@ class Composer:
     def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
         words = [*self._hydra_overrides, *overrides]
         return self._loader.load_configuration(self._config_name, words, run_mode=mode)
-
-    def _entries(self, group: str, kind: ObjectType | None) -> list[str]:
-        return self._loader.get_group_options(
-            group, kind, config_name=self._config_name, overrides=self._hydra_overrides
-        )
 
     def _parse_anew(self, text: str) -> tuple[Override, bool]:
         """An override, and whether Hydra applies it after composition, not in the defaults list."""

@@ -137,18 +137,20 @@ class Sweep:
 
     def run(self) -> int:
         """Train what is missing, wait for what others train, show the results."""
-        self._begin()
-        display = Display(self.console, self.command.total, self.command.trials.epochs)
-        with on_signals(self._on_signal):
-            ledger = Ledger(self.tracker.client, self.parent_id)
-            wanted = partial(wanted_of, self.command)
-            following = Follower(ledger, display, wanted, self.token, self.stop)
-            with display, following as self.follower:
-                self._run_what_is_missing()
+        actions = self._begin()
+        if len(actions) < self.command.total or set(actions.values()) - {Action.DONE}:
+            display = Display(self.console, self.command.total, self.command.trials.epochs)
+            with on_signals(self._on_signal):
+                ledger = Ledger(self.tracker.client, self.parent_id)
+                wanted = partial(wanted_of, self.command)
+                following = Follower(ledger, display, wanted, self.token, self.stop)
+                with display, following as self.follower:
+                    self._run_what_is_missing()
+            self.ledger = Ledger(self.tracker.client, self.parent_id)  # runs may have been deleted
         return self._end()
 
-    def _begin(self) -> None:
-        """Print which sweep it is and what will be done."""
+    def _begin(self) -> dict[str, Action]:
+        """Print which sweep it is and what will be done; returns the latter."""
         view = self.ledger.mark_dead(self.observer)
         actions = self._actions(view)
         known = {key: view.trials[key] for key in actions if key in view.trials}
@@ -157,13 +159,13 @@ class Sweep:
         warning = show.other_origin(known, provenance.origin(self.command.config.data))
         if warning is not None:
             _say(self.console, warning)
+        return actions
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
-        ledger = Ledger(self.tracker.client, self.parent_id)
-        view = wait_for_store(self.stop, ledger.read)
+        view = wait_for_store(self.stop, self.ledger.read)
         wanted, actions = wanted_of(self.command, view), self._actions(view)
-        found = ending.results_of(self.command, ledger, view, wanted)
+        found = ending.results_of(self.command, self.ledger, view, wanted)
         interrupted = bool(self.signals)
         _say(self.console, show.outcome(actions))
         results.print_table(found)
@@ -175,7 +177,7 @@ class Sweep:
         report, anew = None, self.plan_is_written
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
-            ending.complete_best(self.command, ledger, found, in_process)
+            ending.complete_best(self.command, self.ledger, found, in_process)
             if self.command.settings.report and found.rows:
                 report = ending.report_on(self.command, self.tracker, self.parent, anew)
         if anew or pages.NOTE_TAG not in self.parent.tags:
