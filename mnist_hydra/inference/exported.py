@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,9 @@ class Exported:
     def _model(self) -> Any:
         import mlflow
 
-        with in_short(f"model={self.name} cannot be read"):
+        with in_short(f"model={self.name} cannot be read"), warnings.catch_warnings():
+            # torch 2.10 says so of the weights that it reads
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
             # on a machine with a GPU MLflow would refuse a program that was exported on a CPU
             return mlflow.pyfunc.load_model(str(self.folder), model_config={"device": "cpu"})
 

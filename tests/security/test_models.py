@@ -94,13 +94,9 @@ def with_payload(records: dict[str, bytes], how: str) -> dict[str, bytes]:
     path = f"{folder}/model_{how}_config.json"
     said = json.loads(records[path])
     first = next(iter(said["config"].values()))
-    first["use_pickle"], payload = True, archived()
-    if how == "constants":
-        first["path_name"], payload = "opaque_obj_0", pickle.dumps(Payload())
-    return records | {
-        path: json.dumps(said).encode(),
-        f"{folder}/{first['path_name']}": payload,
-    }
+    first["use_pickle"] = True
+    changed = {path: json.dumps(said).encode(), f"{folder}/{first['path_name']}": archived()}
+    return records | changed
 
 
 def archived() -> bytes:
