@@ -31,8 +31,6 @@ OBJECT_STORE_BYTES = 100 * 2**20  # only commands and how they ended pass throug
 SUFFIXES = (".yaml", ".yml", ".py")
 MAX_BYTES = 10 * 2**20
 MAX_FILES = 2000
-Files = dict[str, bytes]
-"""File below a folder, with forward slashes -> content."""
 
 
 class RayLauncher(CommandLauncher):
@@ -109,8 +107,14 @@ class RayLauncher(CommandLauncher):
         joined(self.address).shutdown()
 
 
-def _run_worker(head: list[str], rest: list[str], folders: dict[str, Files], cwd: str) -> Ended:
-    """Run a worker's command on this node, with the sweep's own configuration folders."""
+def _run_worker(
+    head: list[str], rest: list[str], folders: dict[str, dict[str, bytes]], cwd: str
+) -> Ended:
+    """Run a worker's command on this node, with the sweep's own configuration folders.
+
+    Args:
+        folders: each as `pack_folder` packed it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="mnist_hydra_config_") as spare:
         for number, (folder, files) in enumerate(folders.items()):
@@ -119,13 +123,16 @@ def _run_worker(head: list[str], rest: list[str], folders: dict[str, Files], cwd
         return followed(start_process([*head, *rest], subprocess.PIPE, {}, cwd))
 
 
-def pack_folder(folder: Path) -> Files:
+def pack_folder(folder: Path) -> dict[str, bytes]:
     """The configuration and code files of a folder, hidden folders left out.
+
+    Returns:
+        Name below the folder, with forward slashes -> content.
 
     Raises:
         UserError: the folder holds more than configuration and code would.
     """
-    files: Files = {}
+    files: dict[str, bytes] = {}
     for here, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith((".", "__"))]
         for path in (Path(here, name) for name in names if name.endswith(SUFFIXES)):
@@ -139,7 +146,7 @@ def pack_folder(folder: Path) -> Files:
     return files
 
 
-def unpack_folder(files: Files, folder: Path, spare: Path) -> Path:
+def unpack_folder(files: dict[str, bytes], folder: Path, spare: Path) -> Path:
     """The folder that holds the files: the original one, or `spare`, where they are written now.
 
     Args:
