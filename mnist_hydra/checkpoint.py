@@ -1,4 +1,4 @@
-"""Checkpoints: never a pickle, and read only when their hash is right."""
+"""Checkpoints: written whole or not at all, read only when their hash is right, never a pickle."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class DamagedCheckpoint(Exception):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`; once this returns it is on the disk.
+    """Write `state` to `path` by rename; once this returns it is on the disk.
 
-    A process that is killed meanwhile leaves a part of it, which has another hash.
+    Whoever reads `path` meanwhile finds the file before or the file after, never a part of one.
 
     Args:
         path: the file; its folder must exist.
@@ -30,10 +30,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    with open(path, "wb") as file:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def load(path: Path, sha256: str) -> dict[str, Any]:
