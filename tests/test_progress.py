@@ -191,7 +191,7 @@ def test_a_terminal_that_hangs_up_does_not_stop_the_training(tmp_path: Path) -> 
 
 def test_an_error_passes_through_and_the_bar_is_gone_before_its_traceback() -> None:
     code = CHILD.replace("sys.stdin.readline()", "raise RuntimeError('the training failed')")
-    with Terminal(120, 24, code) as terminal:
+    with Terminal(120, 24, code, PYTHON_COLORS="0") as terminal:  # of Python 3.13's tracebacks
         assert terminal.end() == 1
     assert "RuntimeError: the training failed" in terminal.written
     assert "━" not in terminal.written[terminal.written.index("Traceback") :]
