@@ -196,7 +196,8 @@ def insist_on_program(about: Model, folder: Path, name: str) -> None:
     """Refuse a model that is more than a `torch.export` program.
 
     MLflow imports the loader and the code that an `MLmodel` file names, and unpickles; here it is
-    let do neither.
+    let do neither. A program's archive may hold pickles, too: that MLflow refuses those, as it is
+    told here, is why `setup.cfg` admits no older one.
 
     Args:
         about: what the `MLmodel` file says.
