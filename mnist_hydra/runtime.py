@@ -122,12 +122,15 @@ def apply(runtime: Runtime) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if runtime.device.startswith("cuda:"):
         torch.cuda.set_device(runtime.device)
-    if runtime.device == "cpu" and not runtime.compile:
-        _spare_dynamo()
-    else:  # on the CPU every eager kernel that a model here uses is deterministic
+    if runtime.compile:
         torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
-        # or it writes NaN into every new tensor, to find the one that is read too early
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    else:
+        _spare_dynamo()
+        if runtime.device != "cpu":  # there every eager kernel that a model here uses is it anyway
+            # as above, but torch's compiler is not imported to be told of it: 1 to 8 s
+            torch.set_deterministic_debug_mode("warn" if runtime.deterministic else "default")
+    # or it writes NaN into every new tensor, to find the one that is read too early
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def without_dynamo(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:

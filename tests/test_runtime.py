@@ -131,19 +131,27 @@ def test_the_kernel_computes_in_float32_whatever_the_cpu_multiplies() -> None:
 STEP_ALONE = """
 import sys, torch
 from mnist_hydra import runtime
-runtime._spare_dynamo()
+runtime.apply(
+    runtime.Runtime(
+        "{device}", "fp32", compile=False, kernel=False, replay=False, threads=1, deterministic=True
+    )
+)
+assert torch.are_deterministic_algorithms_enabled() == ("{device}" != "cpu")
+assert torch.is_deterministic_algorithms_warn_only_enabled() == ("{device}" != "cpu")
 weight = torch.nn.Parameter(torch.ones(3))
 optimizer = runtime.without_dynamo(torch.optim.{name})([weight], lr=0.1)
 weight.sum().backward()
 optimizer.step()
 optimizer.zero_grad()
-assert "torch._dynamo" not in sys.modules
+assert not {{"torch._dynamo", "torch._inductor"}} & set(sys.modules)
 """
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_an_eager_step_imports_no_compiler(name: str) -> None:
-    subprocess.run([sys.executable, "-c", STEP_ALONE.format(name=name)], check=True, timeout=120)
+def test_an_eager_step_imports_no_compiler(name: str, device: str) -> None:
+    script = STEP_ALONE.format(name=name, device=device)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.garbage import no_garbage_collection
 from mnist_hydra.inference.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
 from mnist_hydra.report import answer, hard, page, plots, published, questions, read, table
@@ -39,7 +38,6 @@ class Report:
         return self.folder / "report.html"
 
 
-@no_garbage_collection()
 def make(tracker: Tracker, findings: Findings, output_dir: Path, data_dir: Path) -> Report:
     """Write a report below `output_dir` and record it with its sweep, where it is of one.
 

@@ -24,7 +24,6 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 
 from mnist_hydra.errors import StoreAway, UserError
-from mnist_hydra.garbage import no_garbage_collection
 from mnist_hydra.secrets import address_without_password, without_password
 
 if TYPE_CHECKING:
@@ -375,7 +374,6 @@ def revisions() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(known), frozenset(known - before)
 
 
-@no_garbage_collection()
 def open_store(store: Store) -> MlflowClient:
     """MLflow's client of a store, which is made where it is SQLite's and not there.
 

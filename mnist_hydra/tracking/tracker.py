@@ -21,7 +21,6 @@ import yaml  # type: ignore[import-untyped]
 
 from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
-from mnist_hydra.garbage import no_garbage_collection
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
 from mnist_hydra.tracking.pages import VIEW_TAG
@@ -386,7 +385,6 @@ def check_store(place: Place) -> None:
             check_not_moved(name, artifacts, place.folder)
 
 
-@no_garbage_collection()
 def import_mlflow() -> None:
     """Import MLflow, which takes more than a second, and keep it quiet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
