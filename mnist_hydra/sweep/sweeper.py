@@ -278,9 +278,12 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
         return
     elsewhere = not launchers.trains_here(launcher)
     here = launchers.in_process(launcher)
+    importing = threading.Thread(target=import_mlflow, args=[command.config], daemon=True)
     if not here:
-        threading.Thread(target=import_mlflow, daemon=True).start()  # it is needed next
+        importing.start()  # while another process checks: it is needed next
     torch_tasks.run(torch_tasks.check_trials, samples, elsewhere, here=here)
+    if not here:
+        importing.join()  # two threads that import parts of a library may each see half of it
 
 
 def _list(command: Command, view: View) -> None:

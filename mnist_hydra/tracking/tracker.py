@@ -385,8 +385,12 @@ def check_store(place: Place) -> None:
             check_not_moved(name, artifacts, place.folder)
 
 
-def import_mlflow() -> None:
-    """Import MLflow, which takes more than a second, and keep it quiet."""
+def import_mlflow(place: Place | None = None) -> None:
+    """Import MLflow, which takes more than a second, and keep it quiet.
+
+    Args:
+        place: whose store is opened next; what that takes is imported, too.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -400,6 +404,8 @@ def import_mlflow() -> None:
     # Whoever asks the store is told by an exception; these would say it once more, in 40 lines.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    if place is not None and store.read_address(place.tracking.uri, place.folder).path is not None:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def tag_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
