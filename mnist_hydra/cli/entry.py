@@ -30,7 +30,7 @@ NEW_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 """For Python's collector of garbage, which by itself waits for 700 at most.
 
 What torch, MLflow and pandas make as they are imported stays, and was looked through again and
-again: a sixth of a short command's time. A training's own memory is freed without the collector.
+again: a sixth of a short command's time. A worker has it look after each trial besides.
 """
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 

@@ -76,6 +76,7 @@ def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch:
     except BaseException:  # noqa: B036  a user's own code may raise what it likes
         end, error = FAILED, traceback.format_exc()
     seconds = watch.seconds
+    gc.collect(1)  # what the training made, before it counts among what stays
     if error:
         error = hide_in_error(error)
         _keep_evidence(ledger, planned, trial, error, transcript.text())
