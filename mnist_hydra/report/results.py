@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
@@ -119,6 +119,11 @@ class Results:
     """Whether less of the objective is better."""
 
     @property
+    def swept(self) -> tuple[str, ...]:
+        """The axes, the seed among them where it was one."""
+        return (*self.axes, SEED) if self.over_seed else self.axes
+
+    @property
     def on_test_set(self) -> bool:
         """Whether the objective is of the test set, so that it must not be used to choose."""
         return self.objective.startswith("test/")
@@ -196,16 +201,16 @@ def ranked(
         groups.setdefault(tuple(record.values.get(axis, "") for axis in others), []).append(record)
     scored = []
     for values, group in groups.items():
-        finished = tuple(record for record in group if record.counts)
-        if finished:
+        if finished := tuple(record for record in group if record.counts):
             scored.append((summary([r.score for r in finished]), values, finished, len(group)))
     scored.sort(key=lambda entry: entry[0].mean if minimize else -entry[0].mean)
-    rows: list[Row] = []
-    for place, (score, values, finished, trials) in enumerate(scored, start=1):
-        rank = rows[-1].rank if rows and rows[-1].score.mean == score.mean else place
-        rows.append(Row(rank, values, finished, trials, score))
+    ranks: dict[float, int] = {}
+    rows = tuple(
+        Row(ranks.setdefault(score.mean, place), values, finished, trials, score)
+        for place, (score, values, finished, trials) in enumerate(scored, start=1)
+    )
     apart = tuple(record for record in records if not record.counts)
-    return Results(objective, at, others, SEED in axes, tuple(rows), apart, minimize)
+    return Results(objective, at, others, SEED in axes, rows, apart, minimize)
 
 
 def best_command(results: Results) -> str | None:
@@ -245,25 +250,25 @@ def ranking_csv(results: Results) -> str:
     Accuracies are shares (0 to 1). Beyond the table's columns it has each row's state, runs and
     seeds; several in one cell are separated by spaces.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     head = ["rank", *results.axes, SEED, "n", results.objective, "half_width_95"]
-    writer.writerow([*head, "state", "run_id"])
+    rows: list[list[Any]] = [[*head, "state", "run_id"]]
     for row in results.rows:
         seeds = " ".join(record.seed for record in row.finished)
-        score = [row.score.n, repr(row.score.mean), exact(row.score.half_width)]
         runs = " ".join(record.run_id for record in row.finished)
-        writer.writerow([row.rank, *row.values, seeds, *score, FINISHED, runs])
+        score = [row.score.n, row.score.mean, row.score.half_width]
+        rows.append([row.rank, *row.values, seeds, *score, FINISHED, runs])
     for record in results.apart:
         values = [record.values.get(axis, "") for axis in results.axes]
-        score = [0, exact(record.objective), ""]
-        writer.writerow(["", *values, record.seed, *score, record.state, record.run_id])
+        score = [0, record.objective, None]
+        rows.append([None, *values, record.seed, *score, record.state, record.run_id])
+    return as_csv(rows)
+
+
+def as_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV: numbers with all of their digits, nothing for `None`."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
-
-
-def exact(number: float | None) -> str:
-    """A number with all of its digits; empty for `None`."""
-    return "" if number is None else repr(number)
 
 
 def sweep_metrics(results: Results) -> dict[str, float]:
@@ -315,20 +320,15 @@ def answer(results: Results) -> str:
 
 def grid(results: Results, limit: int) -> list[list[str]]:
     """The ranking as cells, the columns' names first; at most `limit` configurations."""
-    names = ["rank", *results.axes, "n", results.objective]
-    names += [INTERVAL] if results.over_seed else []
-    return [names, *(_cells(results, row) for row in results.rows[:limit])]
-
-
-def _cells(results: Results, row: Row) -> list[str]:
-    n, score = len(row.finished), row.score
-    return [
-        str(row.rank),
-        *map(short, row.values),
-        str(n) if n == row.trials else f"{n} of {row.trials}",
-        value(results.objective, score.mean),
-        *([width(results.objective, score.half_width)] if results.over_seed else []),
-    ]
+    cells = [["rank", *results.axes, "n", results.objective]]
+    for row in results.rows[:limit]:
+        n = f"{row.score.n}" if row.score.n == row.trials else f"{row.score.n} of {row.trials}"
+        reached = value(results.objective, row.score.mean)
+        cells.append([str(row.rank), *map(short, row.values), n, reached])
+    if results.over_seed:
+        halves = [width(results.objective, row.score.half_width) for row in results.rows]
+        cells = [[*row, half] for row, half in zip(cells, [INTERVAL, *halves])]
+    return cells
 
 
 def heading(results: Results) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +13,7 @@ from mnist_hydra.report.results import (
     Results,
     Row,
     TrialRecord,
-    exact,
+    as_csv,
     grid,
     trial_command,
 )
@@ -156,13 +154,8 @@ def every_trial(
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> str:
     """`every_trial` as CSV; accuracies are shares (0 to 1)."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(column.replace(" ", "_") for column in columns)
-    for row in rows:
-        cells = [row.get(column) for column in columns]
-        writer.writerow(exact(cell) if isinstance(cell, float) else cell for cell in cells)
-    return file.getvalue()
+    names = [column.replace(" ", "_") for column in columns]
+    return as_csv([names, *([row.get(column) for column in columns] for row in rows)])
 
 
 def trial_table(
