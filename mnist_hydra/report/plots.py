@@ -17,21 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mnist_hydra.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    PALE,
-    VERMILLION,
-    axes_at,
-    blank,
-    count_epochs,
-    label_round_numbers,
-    name_axes,
-    no_frame,
-    sheet,
-)
+from mnist_hydra import canvas
+from mnist_hydra.canvas import BLUE, GREEN, GREY, INK, PALE, VERMILLION
 from mnist_hydra.report.hard import HardImage
 from mnist_hydra.report.questions import MAX_CELLS, Layout
 from mnist_hydra.report.results import TrialRecord
@@ -101,10 +88,11 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     panels = (None,) if chosen.panels is None else chosen.values[chosen.panels]
     means = {p: _shown(objective, statistics.fmean(seeds.values())) for p, seeds in scores.items()}
     inside: dict[str | None, Cells] = {panel: {} for panel in panels}
+    x, y = axes.index(chosen.columns), axes.index(chosen.rows)
+    at = None if chosen.panels is None else axes.index(chosen.panels)
     for point, mean in means.items():
-        settings: dict[str | None, str | None] = {**dict(zip(axes, point, strict=True)), None: None}
-        cell = str(settings[chosen.columns]), str(settings[chosen.rows])
-        inside[settings[chosen.panels]].setdefault(cell, []).append(mean)
+        panel = None if at is None else point[at]
+        inside[panel].setdefault((point[x], point[y]), []).append(mean)
     colours = Normalize(min(means.values()), max(means.values()))
     by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
     as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS
@@ -119,29 +107,29 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     each = "each point is a trial" if as_points else "mean over seeds" if many else "one seed each"
     averaged = f"; averaged over {', '.join(chosen.averaged)}" if chosen.averaged else ""
     title = f"{objective} over {chosen.rows} and {chosen.columns}"
-    figure = blank(width, height, title, f"{unit}{each}{averaged}")
+    figure = canvas.blank(width, height, title, f"{unit}{each}{averaged}")
     draw = _points if as_points else _cells
     first: Axes | None = None
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         left, top = 0.95 + column * (wide + 0.35), height - 1.2 - row * (high + 0.95)
-        axes_ = axes_at(figure, left, top - high, wide, high, sharex=first, sharey=first)
+        axes_ = canvas.axes_at(figure, left, top - high, wide, high, sharex=first, sharey=first)
         first = axes_ if as_points else None  # cells fill their panel
         image = draw(axes_, inside[panel], xs, ys, colours)
         for side, axis in (("x", chosen.columns), ("y", chosen.rows)):
             _by_size(axes_, side, chosen.scales.get(axis))
-        no_frame(axes_)
+        canvas.no_frame(axes_)
         axes_.set_xlabel(chosen.columns)
         if panel is not None:
-            name_axes(axes_, f"{chosen.panels}={short(panel)}")
+            canvas.name_axes(axes_, f"{chosen.panels}={short(panel)}")
         if column == 0:
             axes_.set_ylabel(chosen.rows)
         elif not as_points:
             axes_.set_yticklabels([])
-    beside = axes_at(figure, width - 0.85, height - 1.2 - high, 0.13, high)
+    beside = canvas.axes_at(figure, width - 0.85, height - 1.2 - high, 0.13, high)
     figure.colorbar(image, cax=beside)
     beside.tick_params(labelsize=8.5, color=PALE)
-    no_frame(beside)
+    canvas.no_frame(beside)
     return figure
 
 
@@ -164,19 +152,18 @@ def main_effects(
     how = "dot: mean, all other axes averaged"
     over_seeds = any(found.n > 1 for values in effects.values() for found in values.values())
     how += "; bar: 95 % interval over seeds" if over_seeds else "; one seed, so no interval"
-    figure = blank(width, 3.45, "What each setting does", how)
+    figure = canvas.blank(width, 3.45, "What each setting does", how)
     first: Axes | None = None
     for place, (axis, values) in enumerate(effects.items()):
-        axes_ = axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
-        name_axes(axes_, axis)
+        axes_ = canvas.axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
+        canvas.name_axes(axes_, axis)
         means = [_shown(objective, found.mean) for found in values.values()]
         errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
-        numbers = [found for name in values if (found := number(name)) is not None]
-        places = numbers if axis in scales else range(len(values))
+        places = [float(v) for v in values] if axis in scales else range(len(values))
         if axis in scales or len(values) > MAX_CELLS:
             axes_.plot(places, means, "o", color=BLUE, markersize=3)
         else:
-            style = "o-" if len(numbers) == len(values) else "o"
+            style = "o" if None in map(number, values) else "o-"
             axes_.errorbar(places, means, errors, fmt=style, color=BLUE, **DOTS)
             axes_.set_xticks(places, [short(name) for name in values])
             axes_.set_xlim(-0.5, len(values) - 0.5)
@@ -186,7 +173,7 @@ def main_effects(
     if first is not None:
         first.set_ylabel(_label(objective))
     if importance:
-        _bars(axes_at(figure, width - 2.45, 0.45, 2.0, 1.95), importance)
+        _bars(canvas.axes_at(figure, width - 2.45, 0.45, 2.0, 1.95), importance)
     return figure
 
 
@@ -200,7 +187,7 @@ def _bars(axes_: Axes, importance: Mapping[str, float]) -> None:
     axes_.set_xlim(0, 1.18 * max(shares))
     axes_.set_xticks([])
     axes_.spines["bottom"].set_visible(False)
-    name_axes(axes_, "share of the differences")
+    canvas.name_axes(axes_, "share of the differences")
 
 
 def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
@@ -211,8 +198,8 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
         subtitle = "line: mean over seeds; band: from the lowest to the highest seed"
     if shown is not None:
         subtitle += "; the first epochs lie below the picture"
-    figure = blank(7.4, 4.3, f"{metric} by epoch", subtitle)
-    axes_ = axes_at(figure, 0.85, 0.6, 3.9, 2.85)
+    figure = canvas.blank(7.4, 4.3, f"{metric} by epoch", subtitle)
+    axes_ = canvas.axes_at(figure, 0.85, 0.6, 3.9, 2.85)
     for place, one in enumerate(curves):
         values, style = _shown(metric, one.values), _style(place)
         name = one.name.replace(", ", ",\n") if len(one.name) > 30 else one.name
@@ -221,7 +208,7 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
         axes_.fill_between(one.epochs, values.min(0), values.max(0), **band)
     if shown is not None:
         axes_.set_ylim(*_shown(metric, np.array(shown)))
-    count_epochs(axes_)
+    canvas.count_epochs(axes_)
     axes_.set_ylabel(_label(metric))
     _legend_beside(axes_)
     return figure
@@ -238,9 +225,10 @@ def against_cost(
     """
     wide = 2.9
     width = 0.95 + len(costs) * (wide + 0.45) + 1.5
-    figure = blank(width, 3.9, "What accuracy costs", "each point is a configuration, its mean")
+    subtitle = "each point is a configuration, its mean"
+    figure = canvas.blank(width, 3.9, "What accuracy costs", subtitle)
     for place, (kind, points) in enumerate(costs.items()):
-        axes_ = axes_at(figure, 0.95 + place * (wide + 0.45), 0.65, wide, 2.35)
+        axes_ = canvas.axes_at(figure, 0.95 + place * (wide + 0.45), 0.65, wide, 2.35)
         for index, group in enumerate(dict.fromkeys(group for _, _, group in points)):
             mine = [(cost, _shown(objective, score)) for cost, score, g in points if g == group]
             (dots,) = axes_.plot(*zip(*mine), **_style(index), linestyle="", label=group or "all")
@@ -255,24 +243,21 @@ def against_cost(
 
 
 def parallel_coordinates(
-    records: Sequence[TrialRecord],
-    values: Mapping[str, Sequence[str]],
-    objective: str,
-    minimize: bool,
-    scales: Mapping[str, str],
+    records: Sequence[TrialRecord], layout: Layout, objective: str, minimize: bool
 ) -> Figure:
     """Draw every trial as a line through its settings to its objective, the best the strongest.
 
     Args:
         records: of trials that count.
-        values: of each axis that is to be drawn, in order.
-        scales: as in `Layout`.
+        layout: all of whose axes are drawn.
     """
-    best_first = sorted(records, key=lambda record: record.score, reverse=not minimize)
-    low, high = sorted([best_first[0].score, best_first[-1].score])
-    chosen = best_first
-    if len(best_first) > MOST_CURVES:
-        chosen = [best_first[place] for place in _spread(len(best_first), MOST_CURVES)]
+    values, scales = layout.values, layout.scales
+    chosen = sorted(records, key=lambda record: record.score, reverse=not minimize)
+    low, high = sorted([chosen[0].score, chosen[-1].score])
+    if len(chosen) > MOST_CURVES:  # a tenth of them the best, the rest evenly from the others
+        first = MOST_CURVES // 10
+        others = np.linspace(first, len(chosen) - 1, MOST_CURVES - first).astype(int)
+        chosen = [*chosen[:first], *(chosen[place] for place in others)]
     spots = {axis: _spots(of_axis, scales.get(axis)) for axis, of_axis in values.items()}
     lines = []
     for record in reversed(chosen):  # the best on top
@@ -280,8 +265,8 @@ def parallel_coordinates(
         lines.append([*settings, (record.score - low) / ((high - low) or 1.0)])
     width = max(1.35 * (len(values) + 1) + 1.5, 6.4)
     subtitle = f"{len(lines)} of {len(records)} trials; the stronger the colour, the better"
-    figure = blank(width, 3.9, "Every trial, setting by setting", subtitle)
-    axes_ = axes_at(figure, 0.6, 0.35, width - 1.35, 2.75)
+    figure = canvas.blank(width, 3.9, "Every trial, setting by setting", subtitle)
+    axes_ = canvas.axes_at(figure, 0.6, 0.35, width - 1.35, 2.75)
     weights = np.array([1 - line[-1] if minimize else line[-1] for line in lines])
     paths = [list(enumerate(line)) for line in lines]
     drawn = LineCollection(paths, colors=RAMP(weights), linewidths=0.4 + 1.4 * weights)
@@ -290,9 +275,8 @@ def parallel_coordinates(
         ticks = [(spot, short(value)) for value, spot in of_axis.items()]
         few = axis not in scales and len(ticks) <= MAX_CELLS
         _upright(axes_, column, axis, ticks if few else [ticks[0], ticks[-1]])
-    ends = [(0.0, low), (1.0, high)]
-    ticks = [(spot, f"{_shown(objective, score):.4g}") for spot, score in ends]
-    _upright(axes_, len(values), _label(objective), ticks)
+    ends = [(float(end), f"{_shown(objective, s):.4g}") for end, s in enumerate((low, high))]
+    _upright(axes_, len(values), _label(objective), ends)
     axes_.set_xlim(-0.1, len(values) + 0.3)
     axes_.set_ylim(-0.05, 1.12)
     axes_.set_axis_off()
@@ -312,7 +296,7 @@ def _upright(
 
 def hard_sheet(images: Sequence[HardImage]) -> Figure:
     """Draw the test images that most models get wrong, at least one."""
-    return sheet(
+    return canvas.sheet(
         [image.pixels for image in images],
         min(8, len(images)),
         "Test images that most models get wrong",
@@ -352,7 +336,7 @@ def _points(
     """Draw each configuration as a point; as `_cells`."""
     points = [(x, y, mean) for (x, y), inside in means.items() for mean in inside]
     for values, set_ticks in ((xs, axes_.set_xticks), (ys, axes_.set_yticks)):
-        if any(number(value) is None for value in values):
+        if None in map(number, values):
             set_ticks(range(len(values)), values)
     across = [_position(x, xs) for x, _, _ in points]
     up = [_position(y, ys) for _, y, _ in points]
@@ -364,7 +348,7 @@ def _by_size(axes_: Axes, side: str, scale: str | None) -> None:
     axis = axes_.xaxis if side == "x" else axes_.yaxis
     if scale == "log":
         axes_.set(**{f"{side}scale": scale})
-        label_round_numbers(axis)
+        canvas.label_round_numbers(axis)
     elif scale is not None:
         axis.set_major_locator(MaxNLocator(nbins=4))
 
@@ -376,15 +360,8 @@ def _style(place: int) -> dict[str, Any]:
 
 def _legend_beside(axes_: Axes) -> None:
     """Name the colours, at the right of the axes."""
-    axes_.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.0),
-        borderaxespad=0,
-        fontsize=8.5,
-        frameon=False,
-        labelcolor=INK,
-        labelspacing=0.9,
-    )
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    axes_.legend(**place, fontsize=8.5, frameon=False, labelcolor=INK, labelspacing=0.9)
 
 
 def _position(value: str, values: Sequence[str]) -> float:
@@ -400,12 +377,6 @@ def _spots(values: Sequence[str], scale: str | None) -> dict[str, float]:
         places = [math.log(float(v)) if scale == "log" else float(v) for v in values]
     low, high = places[0], places[-1]
     return {v: (p - low) / ((high - low) or 1) for v, p in zip(values, places, strict=True)}
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """The first tenth of what is wanted, and the rest evenly from the others."""
-    first = wanted // 10
-    return [*range(first), *map(int, np.linspace(first, count - 1, wanted - first))]
 
 
 def _shown(metric: str, value: Any) -> Any:

@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.report import wording
 from mnist_hydra.report.statistics import Summary, summary
-from mnist_hydra.report.wording import (
-    configuration,
-    listed,
-    mean_with_interval,
-    short,
-    value,
-    width,
-)
 from mnist_hydra.secrets import hide
 
 if TYPE_CHECKING:
@@ -127,6 +120,11 @@ class Results:
     def on_test_set(self) -> bool:
         """Whether the objective is of the test set, so that it must not be used to choose."""
         return self.objective.startswith("test/")
+
+    @property
+    def accuracy(self) -> str:
+        """The accuracy on the images that the objective is of."""
+        return f"{self.objective.partition('/')[0]}/acc"
 
     @property
     def ranked(self) -> list[TrialRecord]:
@@ -287,7 +285,7 @@ def sweep_metrics(results: Results) -> dict[str, float]:
 
 def question(results: Results) -> str:
     """What a sweep asked, in a sentence."""
-    swept = listed(results.axes or [SEED])
+    swept = wording.listed(results.axes or [SEED])
     most = "lowest" if results.minimize else "highest"
     gives = "give" if len(results.axes) > 1 else "gives"
     return f"Which {swept} {gives} the {most} {results.objective}?"
@@ -296,13 +294,13 @@ def question(results: Results) -> str:
 def first_place(results: Results) -> str:
     """Which configuration is first, of at least one, and what it reaches, in a sentence."""
     first, count = results.rows[0], len(results.rows)
-    what = configuration(results.axes, first.values) or "The one configuration"
+    what = wording.configuration(results.axes, first.values) or "The one configuration"
     ties = sum(row.rank == 1 for row in results.rows)
     place = f" comes first of {count}" if count > 1 else ""
     if ties > 1:
         place = f" shares the first place of {count} with {ties - 1} more"
     over = f", the mean of {first.score.n} seeds and its 95 % interval" * (first.score.n > 1)
-    reached = mean_with_interval(results.objective, first.score)
+    reached = wording.mean_with_interval(results.objective, first.score)
     return f"{what}{place}: {results.objective} {reached}{over}."
 
 
@@ -323,10 +321,10 @@ def grid(results: Results, limit: int) -> list[list[str]]:
     cells = [["rank", *results.axes, "n", results.objective]]
     for row in results.rows[:limit]:
         n = f"{row.score.n}" if row.score.n == row.trials else f"{row.score.n} of {row.trials}"
-        reached = value(results.objective, row.score.mean)
-        cells.append([str(row.rank), *map(short, row.values), n, reached])
+        reached = wording.value(results.objective, row.score.mean)
+        cells.append([str(row.rank), *map(wording.short, row.values), n, reached])
     if results.over_seed:
-        halves = [width(results.objective, row.score.half_width) for row in results.rows]
+        halves = [wording.width(results.objective, row.score.half_width) for row in results.rows]
         cells = [[*row, half] for row, half in zip(cells, [INTERVAL, *halves])]
     return cells
 
