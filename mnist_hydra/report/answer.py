@@ -176,7 +176,7 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
             if verdict != IDENTICAL:
                 (worse if verdict == REAL else behind).append(f"{axis}={short(value)}")
         if overall and strongest(overall) in (REAL, HINT):
-            beyond += _at_the_edge(axis, best, answers.layout.values.get(axis, ()))
+            beyond += _at_the_edge(axis, best, answers.layout.values[axis])
     told = [f"Use {', '.join(use)}."]
     if worse:
         told.append(f"{listed(worse)} did worse, by more than chance.")
@@ -187,13 +187,11 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
 
 def _at_the_edge(axis: str, best: str, values: Sequence[str]) -> list[str]:
     """Whether the best value of a setting is its largest or smallest: it was tried no further."""
-    if None in map(number, values) or number(best) == 0:
+    edges = {values[0]: ("smallest", "smaller"), values[-1]: ("largest", "larger")}
+    if None in map(number, values) or number(best) == 0 or best not in edges:
         return []
-    for end, edge, further in ((-1, "largest", "larger"), (0, "smallest", "smaller")):
-        if values and best == values[end]:
-            tried = f"{axis}={short(best)} is the {edge} value tried"
-            return [f"{tried}: a {further} one may do better."]
-    return []
+    edge, further = edges[best]
+    return [f"{axis}={short(best)} is the {edge} value tried: a {further} one may do better."]
 
 
 def _can_be_told(answers: Answers) -> bool:

@@ -318,15 +318,14 @@ def answer(results: Results) -> str:
 
 def grid(results: Results, limit: int) -> list[list[str]]:
     """The ranking as cells, the columns' names first; at most `limit` configurations."""
-    cells = [["rank", *results.axes, "n", results.objective]]
+    cells = [["rank", *results.axes, "n", results.objective, INTERVAL]]
     for row in results.rows[:limit]:
-        n = f"{row.score.n}" if row.score.n == row.trials else f"{row.score.n} of {row.trials}"
-        reached = wording.value(results.objective, row.score.mean)
-        cells.append([str(row.rank), *map(wording.short, row.values), n, reached])
-    if results.over_seed:
-        halves = [wording.width(results.objective, row.score.half_width) for row in results.rows]
-        cells = [[*row, half] for row, half in zip(cells, [INTERVAL, *halves])]
-    return cells
+        n, score = len(row.finished), row.score
+        of_all = f"{n}" if n == row.trials else f"{n} of {row.trials}"
+        reached = wording.value(results.objective, score.mean)
+        half = wording.width(results.objective, score.half_width)
+        cells.append([str(row.rank), *map(wording.short, row.values), of_all, reached, half])
+    return cells if results.over_seed else [row[:-1] for row in cells]
 
 
 def heading(results: Results) -> str:
