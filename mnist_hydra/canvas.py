@@ -7,18 +7,21 @@ Ito (2008), which can be told apart with any colour vision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 INK, GREY, PALE = "#222222", "#666666", "#d9d9d9"
 BLUE, GREEN, VERMILLION = "#0072B2", "#009E73", "#D55E00"
 DPI = 150
+ROUND = (1.0, 2.0, 5.0)
 
 
 def blank(width: float, height: float, title: str, subtitle: str) -> Figure:
@@ -58,104 +61,80 @@ def no_frame(axes: Axes) -> None:
     axes.grid(False)
 
 
+def count_epochs(axes: Axes) -> None:
+    """Let whole epochs stand along the axes."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+
+
+def label_round_numbers(axis: Axis) -> None:
+    """Name 1, 2 and 5 of each power of ten, on an axis that goes by ratio."""
+    axis.set_major_locator(LogLocator(subs=ROUND))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def name_axes(axes: Axes, name: str, **more: Any) -> None:
     """Write above the axes, at their left."""
     axes.set_title(name, loc="left", fontsize=11, color=INK, **more)
 
 
-class Sheet:
-    """A figure of equal images in rows and columns, measured in its own pixels from the top left.
+def sheet(
+    images: Sequence[NDArray[np.uint8]],
+    columns: int,
+    title: str,
+    subtitle: str,
+    *,
+    captions: Sequence[tuple[str, str]] = (),
+    headers: Sequence[str] = (),
+    marked: Sequence[bool] = (),
+) -> Figure:
+    """Draw images, at least one, in rows: dark ink on white, their range always 0 to 255.
 
-    Images are magnified by a whole number, so that each of their pixels is a sharp square.
+    They are magnified by a whole number, so that each of their pixels is a sharp square. Measures
+    are in the figure's own pixels from the top left.
+
+    Args:
+        images: uint8 [H, W] each, of one size.
+        columns: images in a row.
+        captions: of each image what stands below it, in ink at its left and in red at its right.
+        headers: what stands above each column; the first column is set apart then.
+        marked: of each image whether it has a blue frame.
     """
-
-    def __init__(
-        self,
-        rows: int,
-        columns: int,
-        shape: Sequence[int],
-        title: str,
-        subtitle: str,
-        *,
-        header: int = 0,
-        caption: int = 0,
-        apart: int = 0,
-    ) -> None:
-        """Lay out the sheet; `header`, `caption` and `apart` (after column 0) are in pixels."""
-        self.times = max(1, round(112 / max(shape)))
-        self.height, self.width = shape[0] * self.times, shape[1] * self.times
-        self.left, self.gap, self.apart = 36, 16, apart
-        self.top = 132 + header
-        self.row_height = self.height + self.gap + caption
-        wide = 2 * self.left + columns * (self.width + self.gap) - self.gap + apart
-        wide = max(wide, 1020)  # room for the title
-        high = self.top + rows * self.row_height - self.gap + 30
-        self.figure = blank(wide / DPI, high / DPI, title, subtitle)
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set_axis_off()
-        self.axes.set_xlim(0, wide)  # which no image that is drawn changes any more
-        self.axes.set_ylim(high, 0)
-
-    def image(
-        self, row: int, column: int, pixels: NDArray[np.uint8], *, marked: bool = False
-    ) -> None:
-        """Draw uint8 [H, W] as dark ink on white, its range always 0 to 255."""
-        x, y = self._place(row, column)
-        self.axes.imshow(
+    times = max(1, round(112 / max(images[0].shape)))
+    high, wide = (times * side for side in images[0].shape)
+    left, gap, apart = 36, 16, 28 if headers else 0
+    top = 166 if headers else 132
+    row_height = high + gap + (30 if captions else 0)
+    width = 2 * left + columns * (wide + gap) - gap + apart
+    width = max(width, 1020)  # room for the title
+    height = top + -(-len(images) // columns) * row_height - gap + 30
+    figure = blank(width / DPI, height / DPI, title, subtitle)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, width)  # which no image that is drawn changes any more
+    axes.set_ylim(height, 0)
+    for place, pixels in enumerate(images):
+        row, column = divmod(place, columns)
+        x, y = left + column * (wide + gap) + apart * (column > 0), top + row * row_height
+        axes.imshow(
             pixels,
             cmap="gray_r",
             vmin=0,
             vmax=255,
-            extent=(x, x + self.width, y + self.height, y),
+            extent=(x, x + wide, y + high, y),
             origin="upper",
             interpolation="nearest",
             aspect="auto",
         )
-        colour, line_width = (BLUE, 1.8) if marked else (PALE, 1.0)
-        frame = Rectangle((x, y), self.width, self.height, fill=False)
-        frame.set(edgecolor=colour, linewidth=line_width)
-        self.axes.add_patch(frame)
-
-    def caption(
-        self, row: int, column: int, text: str, side: Literal["left", "right"], colour: str
-    ) -> None:
-        """Write below an image, at its left or right side."""
-        x, y = self._place(row, column)
-        if side == "right":
-            x += self.width
-        self.axes.text(x, y + self.height + 6, text, ha=side, va="top", fontsize=8.5, color=colour)
-
-    def header(self, column: int, text: str) -> None:
-        """Write above a column."""
-        x, y = self._place(0, column)
-        self.axes.text(
-            x + self.width / 2, y - 9, text, ha="center", va="bottom", fontsize=9, color=INK
-        )
-
-    def _place(self, row: int, column: int) -> tuple[int, int]:
-        x = self.left + column * (self.width + self.gap) + (self.apart if column else 0)
-        return x, self.top + row * self.row_height
-
-
-def captioned_sheet(
-    images: Sequence[NDArray[np.uint8]],
-    captions: Sequence[tuple[str, str]],
-    columns: int,
-    title: str,
-    subtitle: str,
-) -> Figure:
-    """Draw images, at least one, each with a caption at its left in ink and one at its right.
-
-    Args:
-        images: uint8 [H, W] each, of one size.
-        captions: of each image the two.
-        columns: images in a row.
-    """
-    rows = -(-len(images) // columns)
-    sheet = Sheet(rows, columns, images[0].shape, title, subtitle, caption=30)
-    for place, (pixels, (left, right)) in enumerate(zip(images, captions, strict=True)):
-        row, column = divmod(place, columns)
-        sheet.image(row, column, pixels)
-        sheet.caption(row, column, left, "left", INK)
-        sheet.caption(row, column, right, "right", VERMILLION)
-    return sheet.figure
+        colour, line_width = (BLUE, 1.8) if marked and marked[place] else (PALE, 1.0)
+        frame = Rectangle((x, y), wide, high, fill=False, edgecolor=colour, linewidth=line_width)
+        axes.add_patch(frame)
+        if headers and row == 0:
+            centred: dict[str, Any] = {"ha": "center", "va": "bottom"}
+            axes.text(x + wide / 2, y - 9, headers[column], fontsize=9, color=INK, **centred)
+        if captions:
+            below: dict[str, Any] = {"y": y + high + 6, "va": "top", "fontsize": 8.5}
+            axes.text(x, s=captions[place][0], ha="left", color=INK, **below)
+            axes.text(x + wide, s=captions[place][1], ha="right", color=VERMILLION, **below)
+    return figure

@@ -13,39 +13,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from mnist_hydra.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    PALE,
-    VERMILLION,
-    Sheet,
-    axes_at,
-    blank,
-    captioned_sheet,
-    name_axes,
-    no_frame,
-    only_words,
-)
+from mnist_hydra import canvas
+from mnist_hydra.canvas import BLUE, GREEN, GREY, INK, PALE, VERMILLION
 
 Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 Integers = NDArray[np.integer[Any]]
 
-LINE_STYLES = {  # colour, dash and marker: apart without any colour, too
-    "train": (BLUE, "-", "o"),
-    "val": (GREEN, "--", "s"),
-    "test": (VERMILLION, "-.", "^"),
-    "lr": (BLUE, "-", "o"),
+PANELS = {  # of each what stands beside it, and which metrics it shows
+    "loss": ("loss", {split: f"{split}/loss" for split in ("train", "val", "test")}),
+    "accuracy": ("accuracy (%)", {split: f"{split}/acc" for split in ("train", "val", "test")}),
+    "learning rate": ("at the epoch's first step", {"lr": "lr"}),
 }
-VALUE_LABELS = {
-    "loss": "loss",
-    "accuracy": "accuracy (%)",
-    "learning rate": "at the epoch's first step",
+LINE_STYLES = {  # colour, dash and marker: apart without any colour, too
+    "train": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "val": {"color": GREEN, "linestyle": "--", "marker": "s"},
+    "test": {"color": VERMILLION, "linestyle": "-.", "marker": "^"},
+    "lr": {"color": BLUE, "linestyle": "-", "marker": "o"},
 }
 MOST_MISTAKES = 60
 MOST_IMAGES = 12
@@ -64,25 +51,21 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
             and `lr`, whichever there are; other keys are ignored. The first record is epoch 1
             unless the records have an `epoch`.
     """
-    panels: list[tuple[str, dict[str, tuple[Floats, Floats]]]] = []
-    for kind, keys in (
-        ("loss", {split: f"{split}/loss" for split in ("train", "val", "test")}),
-        ("accuracy", {split: f"{split}/acc" for split in ("train", "val", "test")}),
-        ("learning rate", {"lr": "lr"}),
-    ):
+    panels: dict[str, dict[str, tuple[Floats, Floats]]] = {}
+    for kind, (_, keys) in PANELS.items():
         lines = {name: _series(history, key) for name, key in keys.items()}
         lines = {name: line for name, line in lines.items() if line[0].size}
         if lines:
-            panels.append((kind, lines))
+            panels[kind] = lines
     if not panels:
-        return only_words("Learning curves", "No epoch was recorded.")
+        return canvas.only_words("Learning curves", "No epoch was recorded.")
     subtitle = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
     subtitle += "; beside each name its last value"
-    if any(np.isnan(values).any() for _, lines in panels for _, values in lines.values()):
+    if any(np.isnan(values).any() for lines in panels.values() for _, values in lines.values()):
         subtitle += "; × is a value that is not finite"
-    figure = blank(4.5 * len(panels) + 0.3, 4.4, "Learning curves", subtitle)
-    for column, (kind, lines) in enumerate(panels):
-        axes = axes_at(figure, 4.5 * column + 0.85, 0.62, 3.55, 2.6)
+    figure = canvas.blank(4.5 * len(panels) + 0.3, 4.4, "Learning curves", subtitle)
+    for column, (kind, lines) in enumerate(panels.items()):
+        axes = canvas.axes_at(figure, 4.5 * column + 0.85, 0.62, 3.55, 2.6)
         _curves(axes, kind, lines)
         _epoch_axis(axes, np.concatenate([epochs for epochs, _ in lines.values()]))
     return figure
@@ -107,8 +90,8 @@ def confusion_matrix(counts: Integers) -> Figure:
     cell = 0.58
     side = cell * (classes + 1)
     subtitle = f"{right:,} of {total:,} test images right ({_share_text(right, total, 2)})"
-    figure = blank(side + 1.95, side + 1.7, "Confusion matrix", subtitle)
-    axes = axes_at(figure, 0.9, 0.25, side, side)
+    figure = canvas.blank(side + 1.95, side + 1.7, "Confusion matrix", subtitle)
+    axes = canvas.axes_at(figure, 0.9, 0.25, side, side)
     edges = np.arange(classes + 1) - 0.5
     heat = axes.pcolormesh(
         edges,
@@ -149,13 +132,13 @@ def confusion_matrix(counts: Integers) -> Figure:
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class", fontsize=11)
     axes.set_ylabel("true class", fontsize=11)
-    no_frame(axes)
+    canvas.no_frame(axes)
 
-    beside = axes_at(figure, side + 1.05, 0.25 + cell, 0.15, cell * classes)
+    beside = canvas.axes_at(figure, side + 1.05, 0.25 + cell, 0.15, cell * classes)
     bar = figure.colorbar(heat, cax=beside, ticks=MaxNLocator(integer=True, nbins=8))
     bar.set_label("mistakes")
     beside.tick_params(color=PALE)
-    no_frame(beside)
+    canvas.no_frame(beside)
     return figure
 
 
@@ -173,25 +156,23 @@ def misclassified_grid(
         predicted: integers [K].
         confidence: float [K], the probability (0 to 1) that the model gave to its prediction.
     """
-    mistakes = len(images)
+    mistakes, title = len(images), "Misclassified test images"
     if not mistakes:
-        return only_words("Misclassified test images", "Every image was classified correctly.")
+        return canvas.only_words(title, "Every image was classified correctly.")
     order = np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")[:MOST_MISTAKES]
     shown = len(order)
-    if shown < mistakes:
-        count = f"{shown} of {mistakes:,} mistakes"
-    else:
-        count = f"{mistakes} mistake" + "s" * (mistakes > 1)
+    of = f"{shown} of " * (shown < mistakes)
+    count = f"{of}{mistakes:,} mistake" + "s" * (mistakes > 1)
     captions = [
         (f"{true[i]}→{predicted[i]}", f"{100 * sure:.0f} %" if np.isfinite(sure) else "–")
         for i, sure in zip(order, confidence[order].tolist(), strict=True)
     ]
-    return captioned_sheet(
+    return canvas.sheet(
         list(images[order]),
-        captions,
         min(max(shown, 5), 10),
-        "Misclassified test images",
+        title,
         f"{count}, the most confident first: true class → prediction, and its confidence",
+        captions=captions,
     )
 
 
@@ -206,27 +187,19 @@ def augmentation_grid(before: Pixels, after: Pixels) -> Figure:
         after: uint8 [K, R, H, W], R draws of the augmentation for each of them.
     """
     before, after = before[:MOST_IMAGES], after[:MOST_IMAGES]
-    rows, draws = after.shape[:2]
-    if not rows:
-        return only_words("What the augmentation does", "There is no image to show.")
+    title = "What the augmentation does"
+    if not len(before):
+        return canvas.only_words(title, "There is no image to show.")
     changed = (after != before[:, None]).any(axis=(2, 3))
-    sheet = Sheet(
-        rows,
-        draws + 1,
-        before.shape[1:],
-        "What the augmentation does",
-        f"blue frame: changed, {int(changed.sum())} of {changed.size} draws",
-        header=34,
-        apart=28,
+    marked = np.pad(changed, ((0, 0), (1, 0)))  # an original never is
+    return canvas.sheet(
+        [image for row in zip(before, after, strict=True) for image in (row[0], *row[1])],
+        marked.shape[1],
+        title,
+        f"blue frame: changed, {changed.sum()} of {changed.size} draws",
+        headers=["original", *(f"draw {number + 1}" for number in range(changed.shape[1]))],
+        marked=marked.ravel().tolist(),
     )
-    sheet.header(0, "original")
-    for draw in range(draws):
-        sheet.header(draw + 1, f"draw {draw + 1}")
-    for row in range(rows):
-        sheet.image(row, 0, before[row])
-        for draw in range(draws):
-            sheet.image(row, draw + 1, after[row, draw], marked=bool(changed[row, draw]))
-    return sheet.figure
 
 
 def spacing(values: Floats, *, percent: bool) -> str:
@@ -258,18 +231,16 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[Floats, F
 
 
 def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> None:
-    name_axes(axes, kind.capitalize(), pad=24)
-    axes.set_ylabel(VALUE_LABELS[kind])
+    canvas.name_axes(axes, kind.capitalize(), pad=24)
+    axes.set_ylabel(PANELS[kind][0])
     _value_axis(axes, kind, np.concatenate([values for _, values in lines.values()]))
     for name, (epochs, values) in lines.items():
-        colour, dash, marker = LINE_STYLES[name]
+        style: dict[str, Any] = LINE_STYLES[name]
         axes.plot(
             epochs,
             values,
-            color=colour,
-            linestyle=dash,
+            **style,
             linewidth=1.6,
-            marker=marker,
             markersize=4 if len(epochs) <= 40 or np.isnan(values).any() else 0,
             label=_with_last(name, kind, values),
             clip_on=False,
@@ -280,7 +251,7 @@ def _curves(axes: Axes, kind: str, lines: dict[str, tuple[Floats, Floats]]) -> N
                 broken,
                 np.full(len(broken), 0.025),
                 "x",
-                color=colour,
+                color=style["color"],
                 markersize=7,
                 markeredgewidth=2,
                 transform=axes.get_xaxis_transform(),
@@ -314,11 +285,10 @@ def _value_axis(axes: Axes, kind: str, values: Floats) -> None:
         ceiling = 100.0 if kind == "accuracy" else high + margin
         axes.set_ylim(bottom, min(high + margin, ceiling))
         return
-    ticks = LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
     if kind == "loss":
         axes.set_yscale("log")
         axes.set_ylim(low / 1.25, high * 1.25)
-        axes.yaxis.set_major_locator(ticks)
+        canvas.label_round_numbers(axes.yaxis)
     else:
         errors = 100.0 - finite
         perfect = bool((errors <= 0).any())
@@ -332,19 +302,17 @@ def _value_axis(axes: Axes, kind: str, values: Floats) -> None:
 
         axes.set_yscale("function", functions=(place, lambda height: 100.0 - 10.0**-height))
         axes.set_ylim(100.0 - most, 100.0 - least)
-        inside = [error for error in ticks.tick_values(least, most) if 1.2 * least < error < most]
-        labelled = [100.0 - error for error in inside] + [100.0] * perfect
-        axes.yaxis.set_major_locator(FixedLocator(labelled))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ticks = LogLocator(subs=canvas.ROUND).tick_values(least, most)
+        labelled = [100.0 - error for error in ticks if 1.2 * least < error < most]
+        axes.yaxis.set_major_locator(FixedLocator(labelled + [100.0] * perfect))
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _epoch_axis(axes: Axes, epochs: Floats) -> None:
     first, last = float(epochs.min()), float(epochs.max())
     margin = max(0.03 * (last - first), 0.5 if first == last else 0.2)
     axes.set_xlim(first - margin, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    axes.set_xlabel("epoch")
+    canvas.count_epochs(axes)
 
 
 def _with_last(name: str, kind: str, values: Floats) -> str:

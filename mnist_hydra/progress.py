@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DRAWINGS_PER_S = 4
 BAR_WIDTH = 40
 GAP = 2
+RANKS = {"train/loss": 4, "train/acc": 5, "val/loss": 7, "val/acc": 8, "test/loss": 7}
+RANKS |= {"test/acc": 8, "lr": 1, "images_per_s": 2}
+"""What an epoch's line shows in this order; where room is short the lowest are left out first."""
 
 
 @dataclass
@@ -78,9 +81,9 @@ class Progress:
         self._marks = ((time.monotonic(), self.done_steps),)
         if self.enabled and sys.stdout is not None:
             self._output = _Output(sys.stdout)
-            label = self.label.encode(self._output.encoding, "replace")
-            label_shown = label.decode(self._output.encoding)
-            self.label = "".join(c if c.isprintable() else "?" for c in label_shown)
+            encoding = self._output.encoding
+            label = self.label.encode(encoding, "replace").decode(encoding)
+            self.label = "".join(c if c.isprintable() else "?" for c in label)
             if self._output.can_be_redrawn():
                 from rich.console import Console
                 from rich.live import Live
@@ -121,22 +124,13 @@ class Progress:
 
     def _epoch_words(self, epoch: int) -> list[tuple[int, str]]:
         """The words of an epoch's line, each with a rank: lower ones are left out first."""
-        metrics = self._metrics
         words = [(4, self.label), (9, f"epoch {epoch:{len(str(self.epochs))}}/{self.epochs}")]
-        for rank, split in ((5, "train"), (8, "val"), (8, "test")):
-            if f"{split}/loss" in metrics:
-                words.append((rank - 1, f"{split}/loss {_loss(metrics[f'{split}/loss'])}"))
-            if f"{split}/acc" in metrics:
-                words.append((rank, f"{split}/acc {percent(metrics[f'{split}/acc'])}"))
-        if "lr" in metrics:
-            words.append((1, f"lr {metrics['lr']:<8.4g}"))
-        if "images_per_s" in metrics:
-            words.append((2, f"{metrics['images_per_s']:,.0f} images/s"))
-        if epoch < self.epochs:
-            words.append((3, f"{clock(self._left_s())} left"))
-        else:  # as wide, so that the last line leaves out what the others do
-            words.append((3, " " * len("0:00 left")))
-        return words
+        measured = ((key, rank) for key, rank in RANKS.items() if key in self._metrics)
+        words += [(rank, _word(key, self._metrics[key])) for key, rank in measured]
+        left = f"{clock(self._left_s())} left"
+        if epoch >= self.epochs:  # as wide, so that the last line leaves out what the others do
+            left = " " * len("0:00 left")
+        return [*words, (3, left)]
 
     def _bar_words(self) -> list[tuple[int, str]]:
         """The words beside the bar, with ranks as in an epoch's line."""
@@ -144,16 +138,13 @@ class Progress:
         epoch = min(self.done_steps // self.steps_per_epoch + 1, self.epochs)
         words = [(9, f"epoch {epoch}/{self.epochs}")]
         if "train/loss" in metrics:
-            words.append((5, f"loss {_loss(metrics['train/loss'])}"))
-        for name in ("val/acc", "test/acc", "train/acc"):
-            if name in metrics:
-                words.append((8, f"{name} {percent(metrics[name])}"))
-                break
-        speed = metrics.get("images_per_s") or self._images_per_s()
-        if speed:
-            words.append((3, f"{speed:,.0f} images/s"))
-        words.append((7, f"{clock(self._left_s())} left"))
-        return words
+            words.append((5, _word("train/loss", metrics["train/loss"]).removeprefix("train/")))
+        shown = next((n for n in ("val/acc", "test/acc", "train/acc") if n in metrics), None)
+        if shown is not None:
+            words.append((8, _word(shown, metrics[shown])))
+        if speed := metrics.get("images_per_s") or self._images_per_s():
+            words.append((3, _word("images_per_s", speed)))
+        return [*words, (7, f"{clock(self._left_s())} left")]
 
     def _images_per_s(self) -> float:
         began, before = self._marks[-1]
@@ -257,8 +248,14 @@ class _Output:
                     os.close(nowhere)
 
 
-def _loss(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.1e}"
+def _word(key: str, value: float) -> str:
+    if key == "lr":
+        return f"lr {value:<8.4g}"
+    if key == "images_per_s":
+        return f"{value:,.0f} images/s"
+    if key.endswith("/acc"):
+        return f"{key} {percent(value)}"
+    return f"{key} {value:.4f}" if abs(value) < 1000 else f"{key} {value:.1e}"
 
 
 def percent(share: float) -> str:

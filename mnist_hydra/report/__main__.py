@@ -38,7 +38,7 @@ def report(cfg: DictConfig, query: str | None) -> int:
     else:
         findings = read.read_filter(tracker, query or "")
     results.print_table(findings.results)
-    made = make.make(tracker, findings, place.folder, place.cache_dir)
+    made = make.make(tracker, findings, place)
     print("\n".join(["", *made.sentences, "", str(made.page)]))
     if file is not None:
         runs = [record.run_id for record in findings.records if record.params]

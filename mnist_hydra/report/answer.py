@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from mnist_hydra.ledger.trial import PRUNED
+from mnist_hydra.report import page
 from mnist_hydra.report.questions import Answers, Contrast
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Results, TrialRecord, first_place
@@ -54,43 +55,28 @@ UNSURE = {
 
 def in_words(findings: Findings, answers: Answers) -> list[str]:
     """The answer: what won, whether each setting matters, and what to use."""
-    return [
-        *winner(findings, answers.leads),
-        *in_brief(findings, answers),
-        *advice(findings, answers),
-    ]
-
-
-def status(findings: Findings) -> str:
-    """How many trials there are, and what the configurations are ranked by."""
-    found = findings.results
-    counted = sum(len(row.finished) for row in found.rows)
-    twice = findings.finished - counted
-    return (
-        f"{findings.finished} of {findings.planned} trials finished"
-        f"{f', {twice} of them the same as others' * (twice > 0)}: {len(found.rows)} "
-        f"configurations ranked by {found.objective}, {found.at} epoch"
-    )
+    first = winner(findings, answers.leads)
+    return [*first, *in_brief(findings, answers), *advice(findings, answers)]
 
 
 def settings(findings: Findings, answers: Answers) -> dict[str, list[str]]:
     """What each axis does: a sentence over all, then one for each panel."""
     of, told = findings.results.objective, {}
-    for axis, found in answers.contrasts.items():
-        overall = _overall(found)
+    for axis, parts in answers.contrasts.items():
+        overall = parts[None]
         if not overall:
             continue
-        about = [other for other in answers.layout.varied if other != axis]
+        about = [other for other in answers.layout.values if other != axis]
         averaged = f"averaged over {listed(about)}, " if about else ""
         opening = OPENING[strongest(overall)].format(seeds=overall[0].difference.n)
-        lines = [f"{opening}{averaged}{_compared(of, axis, overall)}."]
+        share = ""
         if axis in answers.importance:
-            share = f"{100 * answers.importance[axis]:.0f} %"
-            lines[0] += f" It accounts for {share} of the differences between trials."
-        for within in dict.fromkeys(one.within for one in found if one.within is not None):
-            part = [one for one in found if one.within == within]
-            lines.append(f"For {within}: {_compared(of, axis, part)}.")
-        told[axis] = lines
+            percent = f"{100 * answers.importance[axis]:.0f} %"
+            share = f" It accounts for {percent} of the differences between trials."
+        told[axis] = [f"{opening}{averaged}{_compared(of, axis, overall)}.{share}"]
+        for within, part in parts.items():
+            if within is not None and part:
+                told[axis].append(f"For {within}: {_compared(of, axis, part)}.")
     return told
 
 
@@ -130,15 +116,14 @@ def winner(findings: Findings, leads: Sequence[Difference]) -> list[str]:
 def in_brief(findings: Findings, answers: Answers) -> list[str]:
     """The best value of each setting and whether it is more than chance; where they lead to."""
     found = findings.results
-    best = {axis: one for axis, of in answers.contrasts.items() if (one := _overall(of))}
+    best = {axis: parts[None] for axis, parts in answers.contrasts.items() if parts[None]}
     if len(best) < 2 or not _can_be_told(answers):
         return []
     parts = [f"{axis}={short(of[0].better)} {_how_sure(of)}" for axis, of in best.items()]
     told = [f"Setting by setting, the others averaged: {'; '.join(parts)}."]
-    together = {axis: of[0].better for axis, of in best.items()}
+    together = {(axis, of[0].better) for axis, of in best.items()}
     for row, lead in zip(found.rows[1:], answers.leads, strict=True):
-        values = dict(zip(found.axes, row.values, strict=True))
-        if together.items() <= values.items() and row.rank > 1 and lead.n:
+        if together <= set(zip(found.axes, row.values)) and row.rank > 1 and lead.n:
             rank = f"rank {row.rank} of {len(found.rows)}"
             behind = f"{gain(found.objective, lead.mean)} behind the first: {lead.verdict}"
             told.append(f"The best value of each setting, taken together, has {rank}, {behind}.")
@@ -177,23 +162,21 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
     behind: list[str] = []
     beyond: list[str] = []
     for axis, mine in zip(found.axes, found.rows[0].values, strict=True):
-        overall = _overall(answers.contrasts.get(axis, ()))
+        overall = answers.contrasts.get(axis, {None: []})[None]
         best = overall[0].better if overall else mine
-        as_good = [] if best == mine else [best]
-        for one in overall:
-            if one.worse == mine:
-                continue
-            if one.difference.verdict == IDENTICAL:
-                as_good.append(one.worse)
-            else:
-                real = one.difference.verdict == REAL
-                (worse if real else behind).append(f"{axis}={short(one.worse)}")
+        others = {one.worse: one.difference.verdict for one in overall if one.worse != mine}
+        as_good = [value for value, verdict in others.items() if verdict == IDENTICAL]
+        if best != mine:
+            as_good.insert(0, best)
         use.append(f"{axis}={short(mine)}")
         if as_good:
             also = listed([short(value) for value in as_good])
             use[-1] += f" (or {also}, as good or better, averaged over the rest)"
+        for value, verdict in others.items():
+            if verdict != IDENTICAL:
+                (worse if verdict == REAL else behind).append(f"{axis}={short(value)}")
         if overall and strongest(overall) in (REAL, HINT):
-            beyond += _at_the_edge(axis, best, answers.layout.values.get(axis, ()))
+            beyond += _at_the_edge(axis, best, answers.layout.values[axis])
     told = [f"Use {', '.join(use)}."]
     if worse:
         told.append(f"{listed(worse)} did worse, by more than chance.")
@@ -204,23 +187,16 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
 
 def _at_the_edge(axis: str, best: str, values: Sequence[str]) -> list[str]:
     """Whether the best value of a setting is its largest or smallest: it was tried no further."""
-    if any(number(value) is None for value in values) or number(best) == 0:
+    edges = {values[0]: ("smallest", "smaller"), values[-1]: ("largest", "larger")}
+    if None in map(number, values) or number(best) == 0 or best not in edges:
         return []
-    for end, edge, further in ((-1, "largest", "larger"), (0, "smallest", "smaller")):
-        if values and best == values[end]:
-            tried = f"{axis}={short(best)} is the {edge} value tried"
-            return [f"{tried}: a {further} one may do better."]
-    return []
-
-
-def _overall(found: Sequence[Contrast]) -> list[Contrast]:
-    """The comparisons that are not of one panel alone."""
-    return [one for one in found if one.within is None]
+    edge, further = edges[best]
+    return [f"{axis}={short(best)} is the {edge} value tried: a {further} one may do better."]
 
 
 def _can_be_told(answers: Answers) -> bool:
     """Whether there is any comparison of settings that chance can be judged in."""
-    every = [one for of_axis in answers.contrasts.values() for one in _overall(of_axis)]
+    every = [one for parts in answers.contrasts.values() for one in parts[None]]
     return any(one.difference.p is not None for one in every)
 
 
@@ -249,51 +225,20 @@ def trust(
         leads: what the first configuration gains over each other one.
         rising_at: the last epoch, where the best still improve in it.
     """
-    found = findings.results
-    told = []
-    if found.on_test_set:
-        told.append(selected_on_test_set(findings))
-    elif found.objective.startswith("val/"):
-        told.append(
-            f"The ranking is by {found.objective}, on training images that were held out; the test "
-            f"set had no part in it.{_optimistic(findings, '; its test accuracy is not')}"
-        )
-    seeds = sorted({len(row.finished) for row in found.rows})
-    if seeds[-1] == 1:
-        told.append(NOTHING_APART)
-    else:
-        how = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        told.append(
-            f"Each configuration ran with {how} seeds. Comparisons are paired over shared seeds "
-            "(Student's t); the intervals are not corrected for multiple comparisons."
-        )
-        pairs = [lead.half_width for lead in leads if lead.half_width]
-        if seeds[-1] < FEW_SEEDS:
-            told.append(
-                f"{seeds[-1]} seeds are few. The same command with more values of seed tells more; "
-                "if the sweep has a name (sweep.name), only those are trained that are missing."
-            )
-        if pairs:
-            least = gain(found.objective, statistics.median(pairs))
-            told.append(
-                f"With {'only ' * (seeds[-1] < FEW_SEEDS)}{seeds[-1]} seeds two configurations "
-                f"typically have to differ by about {least} before the interval leaves out 0."
-            )
-        told.append(
-            "More than chance means p < 0.05 after Holm's correction for the number of comparisons "
-            "in a family; a hint only means that p < 0.05 without it. The families are: all pairs "
-            "of one setting's values; all those pairs within the panels; the first configuration "
-            "against each other one."
-        )
-    if rising_at is not None:
-        told.append(STILL_RISING.format(rising_at))
-    missing = findings.planned - findings.finished
-    if missing > 0:
-        told.append(
-            f"{missing} of {findings.planned} trials are not in it: they failed, were pruned, or "
-            "have not ended."
-        )
-    return told
+    of, seeds = findings.results.objective, [len(row.finished) for row in findings.results.rows]
+    widths = [lead.half_width for lead in leads if lead.half_width]
+    told = page.rendered(
+        "trust.txt",
+        findings=findings,
+        selected_on_test_set=selected_on_test_set(findings),
+        optimistic=_optimistic(findings, "; its test accuracy is not"),
+        nothing_apart=NOTHING_APART,
+        seeds=seeds,
+        few=FEW_SEEDS,
+        least=gain(of, statistics.median(widths)) if widths else "",
+        still_rising="" if rising_at is None else STILL_RISING.format(rising_at),
+    )
+    return told.splitlines()
 
 
 def without_result(findings: Findings) -> list[str]:
@@ -326,7 +271,7 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
         return "It shares no seed with the next, so their difference cannot be told from chance."
     if verdict == UNTOLD:
         by = f"The next, {the_next}, reached the same" if gap.mean == 0 else by
-        return f"{by}; with {_count(gap.n, 'shared seed')} that cannot be told from chance."
+        return f"{by}; with {gap.n} shared seed{'s' * (gap.n > 1)} that cannot be told from chance."
     if verdict == IDENTICAL:
         by = f"The next, {the_next}, came out exactly the same"
     else:
@@ -370,8 +315,8 @@ def _on_test_set(findings: Findings) -> list[str]:
         return [
             "It was selected on the test set (no hold-out), so this is no ground for choosing it."
         ]
-    first = [record.metrics.get("test/acc_last") for record in found.rows[0].finished]
-    accuracies = [accuracy for accuracy in first if accuracy is not None]
+    first = [record.metrics for record in found.rows[0].finished]
+    accuracies = [metrics["test/acc_last"] for metrics in first if "test/acc_last" in metrics]
     if not accuracies:
         return []
     reached = mean_with_interval("test/acc", summary(accuracies))
@@ -405,7 +350,3 @@ def _behind(of: str, one: Contrast) -> str:
         return told
     paired = f"paired over {gap.n} seeds, 95 % interval " if gap.verdict == REAL else ""
     return f"{told} ({paired}{interval(of, gap)})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import Split, load_dataset
 from mnist_hydra.report import read
 from mnist_hydra.report.results import TrialRecord
+from mnist_hydra.report.statistics import means_by_name
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import Tracker
 from mnist_hydra.typed import read_settings
@@ -99,12 +99,10 @@ def hardest(mistakes: Mapping[str, Mapping[int, int]]) -> dict[int, Counter[int]
 def hardest_classes(records: Sequence[TrialRecord]) -> str:
     """Which three classes trials miss most, in a sentence; empty where nothing is known."""
     prefix = "test/acc_class/"
-    by_class: dict[str, list[float]] = {}
-    for record in records:
-        for key, accuracy in record.metrics.items():
-            if key.startswith(prefix):
-                by_class.setdefault(key.removeprefix(prefix), []).append(1 - accuracy)
-    missed = {name: statistics.fmean(shares) for name, shares in by_class.items()}
+    every = [metric for record in records for metric in record.metrics.items()]
+    missed = means_by_name(
+        (key.removeprefix(prefix), 1 - share) for key, share in every if key.startswith(prefix)
+    )
     worst = sorted(missed, key=lambda name: -missed[name])[:3]
     told = [f"{name} ({100 * missed[name]:.2f} % of its test images)" for name in worst]
     if not told:

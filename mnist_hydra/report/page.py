@@ -63,17 +63,19 @@ class Table:
         )
 
 
-def html(**content: Any) -> str:
-    """The page's text.
+def rendered(template: str, **content: Any) -> str:
+    """A text of this folder, filled in.
 
     Args:
-        content: each name that `page.html` uses, and no other.
+        template: the file's name; what goes into a page is escaped.
+        content: each name that the text uses.
     """
+    escaped = template.endswith(".html")
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        autoescape=escaped, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    template = (files("mnist_hydra.report") / "page.html").read_text()
-    return environment.from_string(template).render(content)
+    text = (files("mnist_hydra.report") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(content)
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -95,9 +97,8 @@ def svg(figure: Figure, name: str) -> str:
     title.set_visible(True)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'<g id="[a-zA-Z0-9_.]+"', "<g", text)  # the same in every picture
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
     width, height = (POINTS * float(inches) for inches in figure.get_size_inches())

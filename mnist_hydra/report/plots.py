@@ -14,22 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mnist_hydra.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    PALE,
-    VERMILLION,
-    axes_at,
-    blank,
-    captioned_sheet,
-    name_axes,
-    no_frame,
-)
+from mnist_hydra import canvas
+from mnist_hydra.canvas import BLUE, GREEN, GREY, INK, PALE, VERMILLION
 from mnist_hydra.report.hard import HardImage
 from mnist_hydra.report.questions import MAX_CELLS, Layout
 from mnist_hydra.report.results import TrialRecord
@@ -46,9 +35,13 @@ SERIES = (BLUE, VERMILLION, GREEN, "#CC79A7", "#A87400", "#7A6FD0")
 WORST_TO_BEST = ("#8C8C8C", BLUE)
 """The worst trial's and the best one's. As all of `SERIES`, of contrast 3 on both pages' paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DOTS: dict[str, Any] = {"markersize": 5.5, "linewidth": 1.2, "elinewidth": 1.4, "capsize": 3}
+"""Means and their intervals."""
 RAMP = LinearSegmentedColormap.from_list("lines", list(WORST_TO_BEST))
 FILL = colormaps["viridis"]
 """Of a heat map's cells: the most is bright, on a white page and on a dark one."""
+Cells = dict[tuple[str, str], list[float]]
+"""The means of the configurations in a heat map's cell, by its column and row."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,12 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     xs, ys = chosen.values[chosen.columns], chosen.values[chosen.rows]
     panels = (None,) if chosen.panels is None else chosen.values[chosen.panels]
     means = {p: _shown(objective, statistics.fmean(seeds.values())) for p, seeds in scores.items()}
+    inside: dict[str | None, Cells] = {panel: {} for panel in panels}
+    x, y = axes.index(chosen.columns), axes.index(chosen.rows)
+    at = None if chosen.panels is None else axes.index(chosen.panels)
+    for point, mean in means.items():
+        panel = None if at is None else point[at]
+        inside[panel].setdefault((point[x], point[y]), []).append(mean)
     colours = Normalize(min(means.values()), max(means.values()))
     by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
     as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS
@@ -108,37 +107,29 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     each = "each point is a trial" if as_points else "mean over seeds" if many else "one seed each"
     averaged = f"; averaged over {', '.join(chosen.averaged)}" if chosen.averaged else ""
     title = f"{objective} over {chosen.rows} and {chosen.columns}"
-    figure = blank(width, height, title, f"{unit}{each}{averaged}")
+    figure = canvas.blank(width, height, title, f"{unit}{each}{averaged}")
     draw = _points if as_points else _cells
-    image: Any = None
     first: Axes | None = None
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
         left, top = 0.95 + column * (wide + 0.35), height - 1.2 - row * (high + 0.95)
-        axes_ = axes_at(figure, left, top - high, wide, high, sharex=first, sharey=first)
+        axes_ = canvas.axes_at(figure, left, top - high, wide, high, sharex=first, sharey=first)
         first = axes_ if as_points else None  # cells fill their panel
-        inside: dict[tuple[str, str], list[float]] = {}
-        for point, mean in means.items():
-            settings = dict(zip(axes, point, strict=True))
-            if panel is None or settings[str(chosen.panels)] == panel:
-                place = (settings[chosen.columns], settings[chosen.rows])
-                inside.setdefault(place, []).append(mean)
-        image = draw(axes_, inside, xs, ys, colours)
+        image = draw(axes_, inside[panel], xs, ys, colours)
         for side, axis in (("x", chosen.columns), ("y", chosen.rows)):
-            if axis in chosen.scales:
-                _by_size(axes_, side, chosen.scales[axis])
-        no_frame(axes_)
+            _by_size(axes_, side, chosen.scales.get(axis))
+        canvas.no_frame(axes_)
         axes_.set_xlabel(chosen.columns)
         if panel is not None:
-            name_axes(axes_, f"{chosen.panels}={short(panel)}")
+            canvas.name_axes(axes_, f"{chosen.panels}={short(panel)}")
         if column == 0:
             axes_.set_ylabel(chosen.rows)
         elif not as_points:
             axes_.set_yticklabels([])
-    beside = axes_at(figure, width - 0.85, height - 1.2 - high, 0.13, high)
-    bar = figure.colorbar(image, cax=beside)
-    bar.ax.tick_params(labelsize=8.5, color=PALE)
-    no_frame(bar.ax)
+    beside = canvas.axes_at(figure, width - 0.85, height - 1.2 - high, 0.13, high)
+    figure.colorbar(image, cax=beside)
+    beside.tick_params(labelsize=8.5, color=PALE)
+    canvas.no_frame(beside)
     return figure
 
 
@@ -161,40 +152,28 @@ def main_effects(
     how = "dot: mean, all other axes averaged"
     over_seeds = any(found.n > 1 for values in effects.values() for found in values.values())
     how += "; bar: 95 % interval over seeds" if over_seeds else "; one seed, so no interval"
-    figure = blank(width, 3.45, "What each setting does", how)
+    figure = canvas.blank(width, 3.45, "What each setting does", how)
     first: Axes | None = None
     for place, (axis, values) in enumerate(effects.items()):
-        axes_ = axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
-        name_axes(axes_, axis)
+        axes_ = canvas.axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
+        canvas.name_axes(axes_, axis)
         means = [_shown(objective, found.mean) for found in values.values()]
         errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
-        numbers = [found for name in values if (found := number(name)) is not None]
-        style = "o-" if len(numbers) == len(values) else "o"
+        places = [float(v) for v in values] if axis in scales else range(len(values))
         if axis in scales or len(values) > MAX_CELLS:
-            places = numbers if axis in scales else range(len(values))
             axes_.plot(places, means, "o", color=BLUE, markersize=3)
         else:
-            axes_.errorbar(
-                range(len(values)),
-                means,
-                yerr=errors,
-                fmt=style,
-                color=BLUE,
-                markersize=5.5,
-                linewidth=1.2,
-                elinewidth=1.4,
-                capsize=3,
-            )
-            axes_.set_xticks(range(len(values)), [short(name) for name in values])
+            style = "o" if None in map(number, values) else "o-"
+            axes_.errorbar(places, means, errors, fmt=style, color=BLUE, **DOTS)
+            axes_.set_xticks(places, [short(name) for name in values])
             axes_.set_xlim(-0.5, len(values) - 0.5)
-        if axis in scales:
-            _by_size(axes_, "x", scales[axis])
+        _by_size(axes_, "x", scales.get(axis))
         axes_.tick_params(labelleft=first is None)
         first = first or axes_
     if first is not None:
         first.set_ylabel(_label(objective))
     if importance:
-        _bars(axes_at(figure, width - 2.45, 0.45, 2.0, 1.95), importance)
+        _bars(canvas.axes_at(figure, width - 2.45, 0.45, 2.0, 1.95), importance)
     return figure
 
 
@@ -208,7 +187,7 @@ def _bars(axes_: Axes, importance: Mapping[str, float]) -> None:
     axes_.set_xlim(0, 1.18 * max(shares))
     axes_.set_xticks([])
     axes_.spines["bottom"].set_visible(False)
-    name_axes(axes_, "share of the differences")
+    canvas.name_axes(axes_, "share of the differences")
 
 
 def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
@@ -219,27 +198,17 @@ def trial_curves(curves: Sequence[Curve], metric: str) -> Figure:
         subtitle = "line: mean over seeds; band: from the lowest to the highest seed"
     if shown is not None:
         subtitle += "; the first epochs lie below the picture"
-    figure = blank(7.4, 4.3, f"{metric} by epoch", subtitle)
-    axes_ = axes_at(figure, 0.85, 0.6, 3.9, 2.85)
+    figure = canvas.blank(7.4, 4.3, f"{metric} by epoch", subtitle)
+    axes_ = canvas.axes_at(figure, 0.85, 0.6, 3.9, 2.85)
     for place, one in enumerate(curves):
-        colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
-        values = _shown(metric, one.values)
+        values, style = _shown(metric, one.values), _style(place)
         name = one.name.replace(", ", ",\n") if len(one.name) > 30 else one.name
-        axes_.plot(
-            one.epochs,
-            values.mean(0),
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linewidth=1.6,
-            label=name,
-        )
-        low, high = values.min(0), values.max(0)
-        axes_.fill_between(one.epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes_.plot(one.epochs, values.mean(0), **style, markersize=4, linewidth=1.6, label=name)
+        band = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
+        axes_.fill_between(one.epochs, values.min(0), values.max(0), **band)
     if shown is not None:
         axes_.set_ylim(*_shown(metric, np.array(shown)))
-    axes_.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    axes_.set_xlabel("epoch")
+    canvas.count_epochs(axes_)
     axes_.set_ylabel(_label(metric))
     _legend_beside(axes_)
     return figure
@@ -256,22 +225,14 @@ def against_cost(
     """
     wide = 2.9
     width = 0.95 + len(costs) * (wide + 0.45) + 1.5
-    figure = blank(width, 3.9, "What accuracy costs", "each point is a configuration, its mean")
+    subtitle = "each point is a configuration, its mean"
+    figure = canvas.blank(width, 3.9, "What accuracy costs", subtitle)
     for place, (kind, points) in enumerate(costs.items()):
-        axes_ = axes_at(figure, 0.95 + place * (wide + 0.45), 0.65, wide, 2.35)
+        axes_ = canvas.axes_at(figure, 0.95 + place * (wide + 0.45), 0.65, wide, 2.35)
         for index, group in enumerate(dict.fromkeys(group for _, _, group in points)):
-            mine = [(cost, score) for cost, score, named in points if named == group]
-            axes_.plot(
-                [cost for cost, _ in mine],
-                [_shown(objective, score) for _, score in mine],
-                linestyle="",
-                marker=MARKERS[index % len(MARKERS)],
-                color=SERIES[index % len(SERIES)],
-                markersize=5,
-                markeredgecolor="#ffffff",
-                markeredgewidth=0.4,
-                label=group or "all",
-            )
+            mine = [(cost, _shown(objective, score)) for cost, score, g in points if g == group]
+            (dots,) = axes_.plot(*zip(*mine), **_style(index), linestyle="", label=group or "all")
+            dots.set(markersize=5, markeredgecolor="#ffffff", markeredgewidth=0.4)
         axes_.margins(0.08)
         axes_.set_xlabel(kind)
         axes_.locator_params(axis="x", nbins=4)
@@ -282,24 +243,21 @@ def against_cost(
 
 
 def parallel_coordinates(
-    records: Sequence[TrialRecord],
-    values: Mapping[str, Sequence[str]],
-    objective: str,
-    minimize: bool,
-    scales: Mapping[str, str],
+    records: Sequence[TrialRecord], layout: Layout, objective: str, minimize: bool
 ) -> Figure:
     """Draw every trial as a line through its settings to its objective, the best the strongest.
 
     Args:
         records: of trials that count.
-        values: of each axis that is to be drawn, in order.
-        scales: as in `Layout`.
+        layout: all of whose axes are drawn.
     """
-    best_first = sorted(records, key=lambda record: record.score, reverse=not minimize)
-    low, high = sorted([best_first[0].score, best_first[-1].score])
-    chosen = best_first
-    if len(best_first) > MOST_CURVES:
-        chosen = [best_first[place] for place in _spread(len(best_first), MOST_CURVES)]
+    values, scales = layout.values, layout.scales
+    chosen = sorted(records, key=lambda record: record.score, reverse=not minimize)
+    low, high = sorted([chosen[0].score, chosen[-1].score])
+    if len(chosen) > MOST_CURVES:  # a tenth of them the best, the rest evenly from the others
+        first = MOST_CURVES // 10
+        others = np.linspace(first, len(chosen) - 1, MOST_CURVES - first).astype(int)
+        chosen = [*chosen[:first], *(chosen[place] for place in others)]
     spots = {axis: _spots(of_axis, scales.get(axis)) for axis, of_axis in values.items()}
     lines = []
     for record in reversed(chosen):  # the best on top
@@ -307,23 +265,18 @@ def parallel_coordinates(
         lines.append([*settings, (record.score - low) / ((high - low) or 1.0)])
     width = max(1.35 * (len(values) + 1) + 1.5, 6.4)
     subtitle = f"{len(lines)} of {len(records)} trials; the stronger the colour, the better"
-    figure = blank(width, 3.9, "Every trial, setting by setting", subtitle)
-    axes_ = axes_at(figure, 0.6, 0.35, width - 1.35, 2.75)
+    figure = canvas.blank(width, 3.9, "Every trial, setting by setting", subtitle)
+    axes_ = canvas.axes_at(figure, 0.6, 0.35, width - 1.35, 2.75)
     weights = np.array([1 - line[-1] if minimize else line[-1] for line in lines])
-    axes_.add_collection(
-        LineCollection(
-            [list(enumerate(line)) for line in lines],
-            colors=RAMP(weights),
-            linewidths=0.4 + 1.4 * weights,
-        )
-    )
+    paths = [list(enumerate(line)) for line in lines]
+    drawn = LineCollection(paths, colors=RAMP(weights), linewidths=0.4 + 1.4 * weights)
+    axes_.add_collection(drawn)
     for column, (axis, of_axis) in enumerate(spots.items()):
         ticks = [(spot, short(value)) for value, spot in of_axis.items()]
         few = axis not in scales and len(ticks) <= MAX_CELLS
         _upright(axes_, column, axis, ticks if few else [ticks[0], ticks[-1]])
-    ends = [(0.0, low), (1.0, high)]
-    ticks = [(spot, f"{_shown(objective, score):.4g}") for spot, score in ends]
-    _upright(axes_, len(values), _label(objective), ticks)
+    ends = [(float(end), f"{_shown(objective, s):.4g}") for end, s in enumerate((low, high))]
+    _upright(axes_, len(values), _label(objective), ends)
     axes_.set_xlim(-0.1, len(values) + 0.3)
     axes_.set_ylim(-0.05, 1.12)
     axes_.set_axis_off()
@@ -343,26 +296,21 @@ def _upright(
 
 def hard_sheet(images: Sequence[HardImage]) -> Figure:
     """Draw the test images that most models get wrong, at least one."""
-    return captioned_sheet(
+    return canvas.sheet(
         [image.pixels for image in images],
-        [(f"{image.label} → {image.taken_for}", str(image.wrong)) for image in images],
         min(8, len(images)),
         "Test images that most models get wrong",
         f"true class → what it is taken for, and by how many of {images[0].asked} models",
+        captions=[(f"{image.label} → {image.taken_for}", str(image.wrong)) for image in images],
     )
 
 
 def _cells(
-    axes_: Axes,
-    means: Mapping[tuple[str, str], Sequence[float]],
-    xs: Sequence[str],
-    ys: Sequence[str],
-    colours: Normalize,
+    axes_: Axes, means: Cells, xs: Sequence[str], ys: Sequence[str], colours: Normalize
 ) -> Any:
     """Fill a heat map's cells, with their values written in them.
 
     Args:
-        means: of the configurations in a cell, by its column and row.
         xs, ys: names of the columns and of the rows.
     """
     table = np.full((len(ys), len(xs)), np.nan)
@@ -383,54 +331,37 @@ def _cells(
 
 
 def _points(
-    axes_: Axes,
-    means: Mapping[tuple[str, str], Sequence[float]],
-    xs: Sequence[str],
-    ys: Sequence[str],
-    colours: Normalize,
+    axes_: Axes, means: Cells, xs: Sequence[str], ys: Sequence[str], colours: Normalize
 ) -> Any:
     """Draw each configuration as a point; as `_cells`."""
     points = [(x, y, mean) for (x, y), inside in means.items() for mean in inside]
     for values, set_ticks in ((xs, axes_.set_xticks), (ys, axes_.set_yticks)):
-        if any(number(value) is None for value in values):
+        if None in map(number, values):
             set_ticks(range(len(values)), values)
-    return axes_.scatter(
-        [_position(x, xs) for x, _, _ in points],
-        [_position(y, ys) for _, y, _ in points],
-        c=[mean for _, _, mean in points],
-        cmap=RAMP,
-        norm=colours,
-        s=30,
-    )
+    across = [_position(x, xs) for x, _, _ in points]
+    up = [_position(y, ys) for _, y, _ in points]
+    return axes_.scatter(across, up, 30, [mean for *_, mean in points], cmap=RAMP, norm=colours)
 
 
-def _by_size(axes_: Axes, side: str, scale: str) -> None:
-    """Let values of one axis (`x` or `y`) lie by their size.
-
-    Args:
-        scale: `linear` or `log`.
-    """
-    axes_.set(**{f"{side}scale": scale})
+def _by_size(axes_: Axes, side: str, scale: str | None) -> None:
+    """Let values of one axis (`x` or `y`) lie by their size, if `linear` or `log` says how."""
     axis = axes_.xaxis if side == "x" else axes_.yaxis
     if scale == "log":
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
-    else:
+        axes_.set(**{f"{side}scale": scale})
+        canvas.label_round_numbers(axis)
+    elif scale is not None:
         axis.set_major_locator(MaxNLocator(nbins=4))
+
+
+def _style(place: int) -> dict[str, Any]:
+    """Colour and marker of one of several series."""
+    return {"color": SERIES[place % len(SERIES)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def _legend_beside(axes_: Axes) -> None:
     """Name the colours, at the right of the axes."""
-    axes_.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.0),
-        borderaxespad=0,
-        fontsize=8.5,
-        frameon=False,
-        labelcolor=INK,
-        labelspacing=0.9,
-    )
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    axes_.legend(**place, fontsize=8.5, frameon=False, labelcolor=INK, labelspacing=0.9)
 
 
 def _position(value: str, values: Sequence[str]) -> float:
@@ -446,12 +377,6 @@ def _spots(values: Sequence[str], scale: str | None) -> dict[str, float]:
         places = [math.log(float(v)) if scale == "log" else float(v) for v in values]
     low, high = places[0], places[-1]
     return {v: (p - low) / ((high - low) or 1) for v, p in zip(values, places, strict=True)}
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """The first tenth of what is wanted, and the rest evenly from the others."""
-    first = wanted // 10
-    return [*range(first), *map(int, np.linspace(first, count - 1, wanted - first))]
 
 
 def _shown(metric: str, value: Any) -> Any:

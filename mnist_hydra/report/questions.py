@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -31,12 +32,10 @@ MAX_CELLS = 12
 class Layout:
     """Which axes a picture of two dimensions shows."""
 
-    varied: tuple[str, ...]
-    """The axes with at least two values, as they were given."""
     values: Mapping[str, tuple[str, ...]]
-    """Of each of them, in order."""
+    """Of each axis with at least two, in order; the axes as they were given."""
     rows: str | None
-    """The vertical axis; `None` where fewer than two axes are varied."""
+    """The vertical axis; `None` where there are fewer than two axes."""
     columns: str | None
     panels: str | None
     """One panel for each of its values; `None` for a single panel."""
@@ -45,18 +44,25 @@ class Layout:
     scales: Mapping[str, str] = field(default_factory=dict)
     """Of each axis of which values lie by their size, not evenly: `linear` or `log`."""
 
+    @property
+    def group(self) -> str | None:
+        """The axis of which each value has a colour of its own, if there is one."""
+        few = (axis for axis, values in self.values.items() if len(values) <= MAX_PANELS)
+        return self.panels or next(few, None)
+
 
 @dataclass(frozen=True)
 class Contrast:
     """Two values of one axis, all else being equal."""
 
-    axis: str
-    within: str | None
-    """The value of the panels' axis that it is confined to; `None` for all of them."""
     better: str
     worse: str
     difference: Difference
     """Never below 0, in the objective's own unit; for losses too it is what `better` gains."""
+
+
+Contrasts = Mapping[str, Mapping[str | None, Sequence[Contrast]]]
+"""By axis, and by the value of the panels' axis that they are confined to; `None` for all."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,8 @@ class Answers:
     importance: Mapping[str, float]
     """Of each axis its share of the differences between trials; empty where that is not known."""
     layout: Layout
-    contrasts: Mapping[str, Sequence[Contrast]]
-    """Of each axis its best value against the others."""
+    contrasts: Contrasts
+    """Of each axis its best value against the others, the nearest first."""
     leads: Sequence[Difference]
     """What the first configuration gains over each other one, in their order."""
 
@@ -87,24 +93,21 @@ def layout(
         importance: share of each axis, where it is known.
         drawn: the axes that a search took its numbers from, and whether by ratio.
     """
-    values = {axis: tuple(in_order([p[place] for p in scores])) for place, axis in enumerate(axes)}
-    varied = tuple(axis for axis in axes if len(values[axis]) > 1)
-    by_weight = sorted(varied, key=lambda axis: -importance.get(axis, 0.0))
-    panels = None
-    if len(varied) > 2:
-        few = [axis for axis in by_weight if len(values[axis]) <= MAX_PANELS]
-        named = [axis for axis in few if any(number(value) is None for value in values[axis])]
-        panels = next(iter(named), None) or next((a for a in few if a in by_weight[2:]), None)
+    every = {axis: tuple(in_order([p[place] for p in scores])) for place, axis in enumerate(axes)}
+    values = {axis: of_axis for axis, of_axis in every.items() if len(of_axis) > 1}
+    by_weight = sorted(values, key=lambda axis: -importance.get(axis, 0.0))
+    few = [axis for axis in by_weight if len(values[axis]) <= MAX_PANELS]
+    named = [axis for axis in few if None in map(number, values[axis])]
+    for_panels = [*named, *(axis for axis in few if axis in by_weight[2:])]
+    panels = for_panels[0] if for_panels and len(values) > 2 else None
     rest = [axis for axis in by_weight if axis != panels]
-    pair = sorted(rest[:2], key=varied.index) if len(rest) > 1 else [None, None]
-    averaged = tuple(rest[2:]) if len(rest) > 1 else ()
+    pair = sorted(rest[:2], key=axes.index) if len(rest) > 1 else [None, None]
     scales = {}
-    for axis in varied:
-        numbers = [found for value in values[axis] if (found := number(value)) is not None]
-        many = axis in drawn or len(numbers) > MAX_CELLS
-        if many and len(numbers) == len(values[axis]):
-            scales[axis] = "log" if drawn.get(axis) and numbers[0] > 0 else "linear"
-    return Layout(varied, values, pair[0], pair[1], panels, averaged, scales)
+    for axis, of_axis in values.items():
+        many = axis in drawn or len(of_axis) > MAX_CELLS
+        if many and None not in map(number, of_axis):
+            scales[axis] = "log" if drawn.get(axis) and float(of_axis[0]) > 0 else "linear"
+    return Layout(values, pair[0], pair[1], panels, tuple(rest[2:]), scales)
 
 
 def ask(findings: Findings) -> Answers:
@@ -114,12 +117,11 @@ def ask(findings: Findings) -> Answers:
     return Answers(importance, chosen, contrasts(findings, chosen), leads(findings))
 
 
-def contrasts(findings: Findings, chosen: Layout) -> dict[str, list[Contrast]]:
-    """For each axis the comparisons of its values, overall and within each panel.
+def contrasts(findings: Findings, chosen: Layout) -> Contrasts:
+    """As `Answers.contrasts`.
 
     All pairs of one axis's values are one family for Holm's correction, and all those within the
-    panels another one; given are the pairs of the best value with each other one, the nearest
-    first.
+    panels another one.
     """
     scores = gains(findings)
     panels: dict[str | None, Scores] = {}
@@ -127,44 +129,38 @@ def contrasts(findings: Findings, chosen: Layout) -> dict[str, list[Contrast]]:
         at = findings.axes.index(chosen.panels)
         for value in chosen.values[chosen.panels]:
             panels[value] = {point: s for point, s in scores.items() if point[at] == value}
-    found: dict[str, list[Contrast]] = {}
-    for axis in chosen.varied:
-        values, place = chosen.values[axis], findings.axes.index(axis)
+    found = {}
+    for axis, values in chosen.values.items():
+        place = findings.axes.index(axis)
         if axis not in chosen.scales and len(values) <= MAX_VALUES:
-            found[axis] = _family(axis, values, place, {None: scores})
+            found[axis] = _family(values, place, {None: scores})
             if axis != chosen.panels:
-                found[axis] += _family(axis, values, place, panels)
+                found[axis] |= _family(values, place, panels)
     return found
 
 
 def _family(
-    axis: str, values: Sequence[str], place: int, parts: Mapping[str | None, Scores]
-) -> list[Contrast]:
+    values: Sequence[str], place: int, parts: Mapping[str | None, Scores]
+) -> dict[str | None, list[Contrast]]:
     """Within each part the best value against each other one, corrected together.
 
     Args:
+        values: of an axis.
         place: of the axis in a configuration.
         parts: what is gained by each configuration, by what it is confined to.
     """
     pairs = [(part, *pair) for part in parts for pair in itertools.combinations(values, 2)]
     tested = correct([effect(parts[part], place, one, other) for part, one, other in pairs])
-    both_ways: dict[tuple[str | None, str, str], Difference] = {}
-    for (part, one, other), gap in zip(pairs, tested, strict=True):
-        both_ways[part, one, other] = gap
-        both_ways[part, other, one] = replace(gap, mean=-gap.mean)
-    found = []
+    gaps = dict(zip(pairs, tested, strict=True))
+    gaps |= {(part, b, a): replace(gap, mean=-gap.mean) for (part, a, b), gap in gaps.items()}
+    found: dict[str | None, list[Contrast]] = {}
     for part in parts:
-        beaten = {
-            value: sum(both_ways[part, value, other].mean > 0 for other in values if other != value)
-            for value in values
-        }
+        won = (pair for pair, gap in gaps.items() if pair[0] == part and gap.mean > 0)
+        beaten = Counter(better for _, better, _ in won)
         best = max(values, key=lambda value: beaten[value])
-        against = [
-            Contrast(axis, part, best, other, both_ways[part, best, other])
-            for other in values
-            if other != best and both_ways[part, best, other].n
-        ]
-        found += sorted(against, key=lambda contrast: contrast.difference.mean)
+        others = [(other, gaps[part, best, other]) for other in values if other != best]
+        found[part] = [Contrast(best, other, gap) for other, gap in others if gap.n]
+        found[part].sort(key=lambda contrast: contrast.difference.mean)
     return found
 
 
@@ -184,27 +180,21 @@ def gains(findings: Findings) -> Scores:
     }
 
 
-def costs(
-    findings: Findings, chosen: Layout, group: str | None
-) -> dict[str, list[tuple[float, float, str]]]:
+def costs(findings: Findings, chosen: Layout) -> dict[str, list[tuple[float, float, str]]]:
     """What the configurations cost: each kind of cost that differs to (cost, objective, group).
 
-    Args:
-        group: the axis whose values are the groups, in its order; `None` for one group.
+    A group is a value of the axis that has colours of its own, in its order.
     """
-    rows: Sequence[Row] = findings.results.rows
-    groups = {row.values: "" for row in rows}
-    if group is not None:
-        place, order = findings.axes.index(group), chosen.values[group]
-        rows = sorted(rows, key=lambda row: order.index(row.values[place]))
-        groups = {row.values: f"{group}={short(row.values[place])}" for row in rows}
     found: dict[str, list[tuple[float, float, str]]] = {"parameters": [], "seconds of training": []}
+    rows: Sequence[Row] = findings.results.rows
+    groups = dict.fromkeys((row.values for row in rows), "")
+    if chosen.group is not None:
+        place, order = findings.axes.index(chosen.group), chosen.values[chosen.group]
+        rows = sorted(rows, key=lambda row: order.index(row.values[place]))
+        groups = {row.values: f"{chosen.group}={short(row.values[place])}" for row in rows}
     for row in rows:
-        sizes = [record.parameters for record in row.finished if record.parameters is not None]
-        times = [record.seconds for record in row.finished if record.seconds is not None]
-        for kind, numbers in (("parameters", sizes), ("seconds of training", times)):
-            if numbers:
-                point = (statistics.fmean(numbers), row.score.mean, groups[row.values])
-                found[kind].append(point)
-    differ = {kind: len({cost for cost, _, _ in points}) > 1 for kind, points in found.items()}
-    return {kind: points for kind, points in found.items() if differ[kind]}
+        costs = [(record.parameters, record.seconds) for record in row.finished]
+        for points, numbers in zip(found.values(), zip(*costs)):
+            if known := [number for number in numbers if number is not None]:
+                points.append((statistics.fmean(known), row.score.mean, groups[row.values]))
+    return {kind: points for kind, points in found.items() if len({p[0] for p in points}) > 1}

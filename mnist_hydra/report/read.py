@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger
@@ -44,6 +44,7 @@ from mnist_hydra.tracking.tracker import (
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+Found = TypeVar("Found")
 MAX_RUNS = 1_000
 """Of so many trials, the best, the runs are read; of others the ledger says what made them."""
 MAX_MISTAKES = 50
@@ -121,25 +122,28 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         right = "sweeps that are ranked by the same metric"
         raise UserError(f"sweep: ranked by {', '.join(sorted(objectives))}; right: {right}")
     (objective,) = objectives
-    plans = {run.info.run_id: _plans(tracker, run.info.run_id) for run in parents}
-    every = [plan for of_sweep in plans.values() for plan in of_sweep]
+    plans = [_plans(tracker, run.info.run_id) for run in parents]
+    every = [plan for of_sweep in plans for plan in of_sweep]
     axes = {bare_key(axis.key): axis for plan in every for axis in plan.arguments.axes}
-    at = "best" if _by_best_epoch(parents, every) else "last"
+    commands = tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents)
+    said_so = any("sweep.objective_at=best" in command for command in commands)
+    # Plans of 2026-11-25 do not say.
+    at = "best" if said_so or any(plan.at == "best" for plan in every) else "last"
     records: dict[str, TrialRecord] = {}
     planned: set[str] = set()
-    for parent in parents:
-        found, wanted = _read_one(tracker, parent, plans[parent.info.run_id], objective, at)
+    for parent, of_sweep in zip(parents, plans, strict=True):
+        found, wanted = _read_one(tracker, parent, of_sweep, objective, at)
         planned |= wanted
         for key, record in found.items():
             if key not in records or (record.counts and not records[key].counts):
                 records[key] = record
-    completed = [_completed(record, tuple(axes)) for record in records.values()]
+    completed = [_completed(record, axes) for record in records.values()]
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
         tuple(completed),
         ranked(completed, axes, objective, minimize=is_minimized(objective), at=at),
         len(planned),
-        tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents),
+        commands,
         tuple(run.info.run_id for run in parents),
         {key: axis.span.log for key, axis in axes.items() if axis.span and not axis.values},
     )
@@ -179,22 +183,17 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     for run in runs:
         values = {axis: run.data.params.get(key, "") for axis, key in axes.items()}
         done = run.info.status == STATUS[FINISHED]
-        records.append(
-            TrialRecord(
-                values=values,
-                overrides=_overrides(run) or [f"{key}={text}" for key, text in values.items()],
-                state=FINISHED if done else run.data.tags.get(STATE_TAG, run.info.status.lower()),
-                objective=run.data.metrics.get(objective) if done else None,
-                run_id=run.info.run_id,
-                flags=flags.get(run.data.tags.get(PARENT_TAG, ""), ()),
-                seed=run.data.params.get(SEED, ""),
-                metrics=dict(run.data.metrics),
-                params=dict(run.data.params),
-                tags=dict(run.data.tags),
-                began_s=run.info.start_time / 1000,
-                seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
-            )
+        record = TrialRecord(
+            values,
+            _overrides(run) or [f"{key}={text}" for key, text in values.items()],
+            FINISHED if done else run.data.tags.get(STATE_TAG, run.info.status.lower()),
+            run.data.metrics.get(objective) if done else None,
+            run.info.run_id,
+            flags=flags.get(run.data.tags.get(PARENT_TAG, ""), ()),
+            metrics=dict(run.data.metrics),
+            seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
+        records.append(_with_run(record, run))
     results = ranked(records, axes, objective)
     if not results.rows:
         raise UserError(f"filter={query} finds no finished run; right: one that finds some")
@@ -207,27 +206,32 @@ def histories(
 ) -> dict[str, dict[int, float]]:
     """A metric's values by epoch of runs, one request a run, several at once on a server."""
 
-    def read(run_id: str) -> tuple[str, dict[int, float]]:
+    def read(run_id: str) -> dict[int, float]:
         rows = tracker.client.get_metric_history(run_id, metric)
         last = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
-        return run_id, dict(sorted(last.items()))
+        return dict(sorted(last.items()))
 
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(pool.map(read, run_ids))
+    return _of_each(run_ids, read)
 
 
 def mistakes(tracker: Tracker, run_ids: Iterable[str]) -> dict[str, dict[int, int]]:
     """The test images that runs get wrong, and what they take them for; only of those that say."""
 
-    def read(run_id: str) -> tuple[str, dict[int, int] | None]:
+    def read(run_id: str) -> dict[int, int] | None:
         with suppress(Exception):  # whatever a store raises where there is no such artifact
             raw = json.loads(tracker.read_text(run_id, MISTAKES_FILE))
-            return run_id, {int(index): int(taken_for) for index, taken_for in raw.items()}
-        return run_id, None
+            return {int(index): int(taken_for) for index, taken_for in raw.items()}
+        return None
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(pool.map(read, run_ids))
+    found = _of_each(run_ids, read)
     return {run_id: wrong for run_id, wrong in found.items() if wrong is not None}
+
+
+def _of_each(run_ids: Iterable[str], read: Callable[[str], Found]) -> dict[str, Found]:
+    """What is read of each run."""
+    run_ids = list(run_ids)
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(run_ids, pool.map(read, run_ids), strict=True))
 
 
 def _find(there: Sequence[Run], name: str) -> Run:
@@ -248,13 +252,6 @@ def _plans(tracker: Tracker, parent_id: str) -> list[Plan]:
     """What each command of a sweep went over."""
     files = tracker.client.list_artifacts(parent_id, PLANS)
     return [read_plan(tracker.read_text(parent_id, file.path)) for file in files]
-
-
-def _by_best_epoch(parents: Sequence[Run], plans: Sequence[Plan]) -> bool:
-    """Whether sweeps are ranked by their trials' best epochs; plans of 2026-11-25 do not say."""
-    commands = [run.data.tags.get(COMMAND_TAG, "") for run in parents]
-    at_best = any("sweep.objective_at=best" in command for command in commands)
-    return at_best or any(plan.at == "best" for plan in plans)
 
 
 def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
@@ -280,7 +277,11 @@ def _read_one(
         )
     planned = {point.fingerprint: (point.overrides, plans[-1]) for point in view.points}
     planned |= {one.fingerprint: (one.overrides, plan) for plan in plans for one in plan.trials}
-    runs = _trial_runs(tracker, parent, objective, by_rank=len(planned) > MAX_RUNS)
+    best_first = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
+    order = best_first if len(planned) > MAX_RUNS else ()  # it costs minutes of a large store
+    of_parent = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+    found = _search(tracker, [parent.info.experiment_id], of_parent, MAX_RUNS, order)
+    runs = {run.info.run_id: run for run in found}
     begun = {key: view.trials[key] for key in planned if key in view.trials}
     at_best = [trial.run_id for trial in begun.values()] if at == "best" else []
     curves = histories(tracker, at_best, objective)
@@ -292,37 +293,24 @@ def _read_one(
             reached = objective_value(curves[trial.run_id], "best", is_minimized(objective))
         overrides = [*plan.arguments.fixed, *swept]
         record = record_of_trial(trial, swept, overrides, reached, plan.flags)
-        if (run := runs.get(trial.run_id)) is not None:
-            params, tags = dict(run.data.params), dict(run.data.tags)
-            seed = record.seed or params.get(SEED, "")
-            began_s = run.info.start_time / 1000
-            record = replace(record, seed=seed, params=params, tags=tags, began_s=began_s)
-        records[key] = record
+        run = runs.get(trial.run_id)
+        records[key] = record if run is None else _with_run(record, run)
     return records, set(planned)
 
 
-def _trial_runs(
-    tracker: Tracker, parent: Run, objective: str, by_rank: bool
-) -> dict[str, Run]:
-    """The runs of a sweep's trials by their ids, at most `MAX_RUNS`.
-
-    Args:
-        by_rank: take the best; it costs minutes of a large store.
-    """
-    order = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
-    which = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-    experiments = [parent.info.experiment_id]
-    found = _search(tracker, experiments, which, MAX_RUNS, order if by_rank else ())
-    return {run.info.run_id: run for run in found}
+def _with_run(record: TrialRecord, run: Run) -> TrialRecord:
+    """A record with what its run says of it."""
+    params, tags, began_s = dict(run.data.params), dict(run.data.tags), run.info.start_time / 1000
+    seed = record.seed or params.get(SEED, "")
+    return replace(record, seed=seed, params=params, tags=tags, began_s=began_s)
 
 
-def _completed(record: TrialRecord, axes: Sequence[str]) -> TrialRecord:
+def _completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
     """A record with a value for each axis: what its own sweep left fixed is in its parameters."""
     values = dict(record.values)
     for axis in axes:
-        if axis not in values:
-            key = axis.replace("/", ".")
-            values[axis] = record.params.get(key, record.params.get(f"{key}.name", ""))
+        key = axis.replace("/", ".")
+        values.setdefault(axis, record.params.get(key, record.params.get(f"{key}.name", "")))
     return replace(record, values=values)
 
 
@@ -334,7 +322,6 @@ def counted_once(findings: Findings) -> Findings:
     records; in the results are of each seed the trials of the first value that finished.
     """
     old = findings.results
-    axes = (*old.axes, *([SEED] if old.over_seed else []))
     outcomes: dict[Values, dict[str, tuple[float, float | None]]] = {}
     for record in filter(lambda record: record.counts, findings.records):
         values = tuple(record.values[axis] for axis in old.axes)
@@ -346,14 +333,14 @@ def counted_once(findings: Findings) -> Findings:
     instead = {(axis, other): one for axis, one, other in same}
     groups: dict[Values, dict[Values, list[TrialRecord]]] = {}
     for record in findings.records:
-        before = tuple(record.values[axis] for axis in axes)
-        kept = {axis: instead.get((axis, v), v) for axis, v in zip(axes, before, strict=True)}
+        before = tuple(record.values[axis] for axis in old.swept)
+        kept = {axis: instead.get((axis, v), v) for axis, v in zip(old.swept, before, strict=True)}
         equal = groups.setdefault((*kept.values(), record.seed), {})
         equal.setdefault(before, []).append(replace(record, values=kept))
     once: list[TrialRecord] = []
     for equal in groups.values():
         once += max(equal.values(), key=lambda group: any(record.counts for record in group))
-    results = ranked(once, axes, old.objective, minimize=old.minimize, at=old.at)
+    results = ranked(once, old.swept, old.objective, minimize=old.minimize, at=old.at)
     return replace(findings, results=results, same=tuple(same))
 
 

@@ -11,19 +11,12 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.report import wording
 from mnist_hydra.report.statistics import Summary, summary
-from mnist_hydra.report.wording import (
-    configuration,
-    listed,
-    mean_with_interval,
-    short,
-    value,
-    width,
-)
 from mnist_hydra.secrets import hide
 
 if TYPE_CHECKING:
@@ -119,9 +112,19 @@ class Results:
     """Whether less of the objective is better."""
 
     @property
+    def swept(self) -> tuple[str, ...]:
+        """The axes, the seed among them where it was one."""
+        return (*self.axes, SEED) if self.over_seed else self.axes
+
+    @property
     def on_test_set(self) -> bool:
         """Whether the objective is of the test set, so that it must not be used to choose."""
         return self.objective.startswith("test/")
+
+    @property
+    def accuracy(self) -> str:
+        """The accuracy on the images that the objective is of."""
+        return f"{self.objective.partition('/')[0]}/acc"
 
     @property
     def ranked(self) -> list[TrialRecord]:
@@ -196,16 +199,16 @@ def ranked(
         groups.setdefault(tuple(record.values.get(axis, "") for axis in others), []).append(record)
     scored = []
     for values, group in groups.items():
-        finished = tuple(record for record in group if record.counts)
-        if finished:
+        if finished := tuple(record for record in group if record.counts):
             scored.append((summary([r.score for r in finished]), values, finished, len(group)))
     scored.sort(key=lambda entry: entry[0].mean if minimize else -entry[0].mean)
-    rows: list[Row] = []
-    for place, (score, values, finished, trials) in enumerate(scored, start=1):
-        rank = rows[-1].rank if rows and rows[-1].score.mean == score.mean else place
-        rows.append(Row(rank, values, finished, trials, score))
+    ranks: dict[float, int] = {}
+    rows = tuple(
+        Row(ranks.setdefault(score.mean, place), values, finished, trials, score)
+        for place, (score, values, finished, trials) in enumerate(scored, start=1)
+    )
     apart = tuple(record for record in records if not record.counts)
-    return Results(objective, at, others, SEED in axes, tuple(rows), apart, minimize)
+    return Results(objective, at, others, SEED in axes, rows, apart, minimize)
 
 
 def best_command(results: Results) -> str | None:
@@ -245,25 +248,25 @@ def ranking_csv(results: Results) -> str:
     Accuracies are shares (0 to 1). Beyond the table's columns it has each row's state, runs and
     seeds; several in one cell are separated by spaces.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     head = ["rank", *results.axes, SEED, "n", results.objective, "half_width_95"]
-    writer.writerow([*head, "state", "run_id"])
+    rows: list[list[Any]] = [[*head, "state", "run_id"]]
     for row in results.rows:
         seeds = " ".join(record.seed for record in row.finished)
-        score = [row.score.n, repr(row.score.mean), exact(row.score.half_width)]
         runs = " ".join(record.run_id for record in row.finished)
-        writer.writerow([row.rank, *row.values, seeds, *score, FINISHED, runs])
+        score = [row.score.n, row.score.mean, row.score.half_width]
+        rows.append([row.rank, *row.values, seeds, *score, FINISHED, runs])
     for record in results.apart:
         values = [record.values.get(axis, "") for axis in results.axes]
-        score = [0, exact(record.objective), ""]
-        writer.writerow(["", *values, record.seed, *score, record.state, record.run_id])
+        score = [0, record.objective, None]
+        rows.append([None, *values, record.seed, *score, record.state, record.run_id])
+    return as_csv(rows)
+
+
+def as_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV: numbers with all of their digits, nothing for `None`."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
-
-
-def exact(number: float | None) -> str:
-    """A number with all of its digits; empty for `None`."""
-    return "" if number is None else repr(number)
 
 
 def sweep_metrics(results: Results) -> dict[str, float]:
@@ -282,7 +285,7 @@ def sweep_metrics(results: Results) -> dict[str, float]:
 
 def question(results: Results) -> str:
     """What a sweep asked, in a sentence."""
-    swept = listed(results.axes or [SEED])
+    swept = wording.listed(results.axes or [SEED])
     most = "lowest" if results.minimize else "highest"
     gives = "give" if len(results.axes) > 1 else "gives"
     return f"Which {swept} {gives} the {most} {results.objective}?"
@@ -291,13 +294,13 @@ def question(results: Results) -> str:
 def first_place(results: Results) -> str:
     """Which configuration is first, of at least one, and what it reaches, in a sentence."""
     first, count = results.rows[0], len(results.rows)
-    what = configuration(results.axes, first.values) or "The one configuration"
+    what = wording.configuration(results.axes, first.values) or "The one configuration"
     ties = sum(row.rank == 1 for row in results.rows)
     place = f" comes first of {count}" if count > 1 else ""
     if ties > 1:
         place = f" shares the first place of {count} with {ties - 1} more"
     over = f", the mean of {first.score.n} seeds and its 95 % interval" * (first.score.n > 1)
-    reached = mean_with_interval(results.objective, first.score)
+    reached = wording.mean_with_interval(results.objective, first.score)
     return f"{what}{place}: {results.objective} {reached}{over}."
 
 
@@ -315,20 +318,14 @@ def answer(results: Results) -> str:
 
 def grid(results: Results, limit: int) -> list[list[str]]:
     """The ranking as cells, the columns' names first; at most `limit` configurations."""
-    names = ["rank", *results.axes, "n", results.objective]
-    names += [INTERVAL] if results.over_seed else []
-    return [names, *(_cells(results, row) for row in results.rows[:limit])]
-
-
-def _cells(results: Results, row: Row) -> list[str]:
-    n, score = len(row.finished), row.score
-    return [
-        str(row.rank),
-        *map(short, row.values),
-        str(n) if n == row.trials else f"{n} of {row.trials}",
-        value(results.objective, score.mean),
-        *([width(results.objective, score.half_width)] if results.over_seed else []),
-    ]
+    cells = [["rank", *results.axes, "n", results.objective, INTERVAL]]
+    for row in results.rows[:limit]:
+        n, score = len(row.finished), row.score
+        of_all = f"{n}" if n == row.trials else f"{n} of {row.trials}"
+        reached = wording.value(results.objective, score.mean)
+        half = wording.width(results.objective, score.half_width)
+        cells.append([str(row.rank), *map(wording.short, row.values), of_all, reached, half])
+    return cells if results.over_seed else [row[:-1] for row in cells]
 
 
 def heading(results: Results) -> str:

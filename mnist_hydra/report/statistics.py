@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -116,10 +116,8 @@ def effect(scores: Scores, place: int, one: str, other: str) -> Difference:
     Args:
         place: of the axis in a configuration.
     """
-    by_seed: dict[str, list[float]] = {}
-    for seed, mine, its in twins(scores, place, one, other):
-        by_seed.setdefault(seed, []).append(mine - its)
-    means = {seed: statistics.fmean(gaps) for seed, gaps in by_seed.items()}
+    gaps = ((seed, mine - its) for seed, mine, its in twins(scores, place, one, other))
+    means = means_by_name(gaps)
     return difference(means, dict.fromkeys(means, 0.0))
 
 
@@ -154,18 +152,25 @@ def level_means(scores: Scores, place: int, values: Sequence[str]) -> dict[str, 
     """
     others: dict[str, set[tuple[Values, str]]] = {value: set() for value in values}
     for point, seeds in scores.items():
-        rest = point[:place] + point[place + 1 :]
-        others[point[place]] |= {(rest, seed) for seed in seeds}
-    shared = set.intersection(*others.values()) if others else set()
+        others[point[place]] |= {(point[:place] + point[place + 1 :], seed) for seed in seeds}
+    shared = set.intersection(*others.values())
     found = {}
     for value in values:
-        by_seed: dict[str, list[float]] = {}
-        for rest, seed in shared or others[value]:
-            point = rest[:place] + (value,) + rest[place:]
-            by_seed.setdefault(seed, []).append(scores[point][seed])
-        if by_seed:
-            found[value] = summary([statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)])
+        means = means_by_name(
+            (seed, scores[rest[:place] + (value,) + rest[place:]][seed])
+            for rest, seed in shared or others[value]
+        )
+        if means:
+            found[value] = summary(list(means.values()))
     return found
+
+
+def means_by_name(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Of each name the mean of its values."""
+    found: dict[str, list[float]] = {}
+    for name, value in values:
+        found.setdefault(name, []).append(value)
+    return {name: statistics.fmean(of_name) for name, of_name in found.items()}
 
 
 def correct(family: Sequence[Difference]) -> list[Difference]:
@@ -176,11 +181,9 @@ def correct(family: Sequence[Difference]) -> list[Difference]:
     Those without a p value do not count.
     """
     tested = sorted((one.p, index) for index, one in enumerate(family) if one.p is not None)
-    corrected: dict[int, float] = {}
-    highest = 0.0
-    for done, (p, index) in enumerate(tested):
-        highest = max(highest, min(1.0, (len(tested) - done) * p))
-        corrected[index] = highest
+    steps = (min(1.0, (len(tested) - done) * p) for done, (p, _) in enumerate(tested))
+    rising = itertools.accumulate(steps, max)
+    corrected = {index: p for (_, index), p in zip(tested, rising, strict=True)}
     return [replace(one, corrected=corrected.get(i)) for i, one in enumerate(family)]
 
 
@@ -210,10 +213,7 @@ def same_values(
 def in_order(values: Sequence[str]) -> list[str]:
     """Values of an axis, each once: by size where all are numbers, else as they came."""
     unique = list(dict.fromkeys(values))
-    numbers = [number(value) for value in unique]
-    if all(value is not None for value in numbers):
-        return [value for _, value in sorted(zip(numbers, unique), key=lambda pair: pair[0] or 0.0)]
-    return unique
+    return unique if None in map(number, unique) else sorted(unique, key=float)
 
 
 def number(value: str) -> float | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.ledger.trial import PRUNED, RUNNING
 from mnist_hydra.report.read import Findings
-from mnist_hydra.report.results import SEED, TrialRecord
+from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import in_order, number
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ def optuna_trials(
         attributes = {"run": record.run_id, "test/acc": record.metrics.get("test/acc_last")}
         state = TrialState.COMPLETE if record.counts else states.get(record.state, TrialState.FAIL)
         history = histories.get(record.run_id, {})
-        reported = history[max(history)] if history and state == TrialState.PRUNED else math.nan
-        value = record.objective if record.counts else reported
+        value = record.objective if record.counts else None
+        if history and state == TrialState.PRUNED:
+            value = history[max(history)]
         trial = create_trial(
             state=state,
             value=None if value is None or math.isnan(value) else value,
@@ -133,7 +134,7 @@ def _spaces(
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     found: dict[str, BaseDistribution] = {}
-    for axis in (*findings.axes, *([SEED] if findings.results.over_seed else [])):
+    for axis in findings.results.swept:
         values = in_order([record.values[axis] for record in records])
         plain = [_plain_value(value) for value in values]
         numbers = [value for value in plain if isinstance(value, float)]

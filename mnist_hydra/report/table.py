@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 
 from mnist_hydra.report.page import Table
-from mnist_hydra.report.questions import Contrast
+from mnist_hydra.report.questions import Contrasts
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import (
     SEED,
     Results,
     Row,
     TrialRecord,
-    exact,
+    as_csv,
     grid,
     trial_command,
 )
@@ -43,13 +41,12 @@ def configurations(findings: Findings, leads: Sequence[Difference]) -> Table:
     found = findings.results
     names, *ranking = grid(found, MAX_ROWS)
     rows = found.rows[:MAX_ROWS]
-    accuracy = f"{found.objective.partition('/')[0]}/acc"
     more = {
         "on the test set": [_metric("test/acc_last", row) for row in rows],
         "behind the first": ["", *(_behind(found.objective, lead) for lead in leads)],
         "std. dev.": [width(found.objective, row.score.deviation) for row in rows],
-        f"{accuracy} at best epoch": [_metric(f"{accuracy}_best", row) for row in rows],
-        f"{accuracy} at last epoch": [_metric(accuracy, row) for row in rows],
+        f"{found.accuracy} at best epoch": [_metric(f"{found.accuracy}_best", row) for row in rows],
+        f"{found.accuracy} at last epoch": [_metric(found.accuracy, row) for row in rows],
         "seconds": [_mean([record.seconds for record in row.finished]) for row in rows],
         "parameters": [_sizes(row) for row in rows],
     }
@@ -62,18 +59,18 @@ def configurations(findings: Findings, leads: Sequence[Difference]) -> Table:
     )
 
 
-def comparisons(objective: str, found: Mapping[str, Sequence[Contrast]]) -> Table:
+def comparisons(objective: str, found: Contrasts) -> Table:
     """The best value of each setting against its others."""
     header = ["setting", "within", "better", "other", "difference", "95 % interval"]
     header += ["n", "p", "p, corrected", "verdict"]
     rows = []
-    for one in (one for contrasts in found.values() for one in contrasts):
-        gap = one.difference
-        rows.append(
-            [one.axis, one.within or "all", short(one.better), short(one.worse)]
-            + [gain(objective, gap.mean), interval(objective, gap), str(gap.n)]
-            + [_p(gap.p), _p(gap.corrected), gap.verdict]
-        )
+    for axis, parts in found.items():
+        for within, part in parts.items():
+            for one in part:
+                gap, values = one.difference, [short(one.better), short(one.worse)]
+                found_gap = [gain(objective, gap.mean), interval(objective, gap), str(gap.n)]
+                judged = [_p(gap.p), _p(gap.corrected), gap.verdict]
+                rows.append([axis, within or "all", *values, *found_gap, *judged])
     return Table(header, rows)
 
 
@@ -103,15 +100,10 @@ def origin_of(record: TrialRecord, results: Results) -> dict[str, str]:
 
 def shared_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
     """Facts that all rows have in common, and the names of those that differ."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    common, differing = {}, []
-    for name in names:
-        values = {row.get(name, "") for row in rows}
-        if len(values) == 1:
-            common[name] = values.pop()
-        else:
-            differing.append(name)
-    return common, differing
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: {row.get(name, "") for row in rows} for name in names}
+    common = {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
+    return common, [name for name in names if name not in common]
 
 
 def every_trial(
@@ -156,13 +148,8 @@ def every_trial(
 
 def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> str:
     """`every_trial` as CSV; accuracies are shares (0 to 1)."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(column.replace(" ", "_") for column in columns)
-    for row in rows:
-        cells = [row.get(column) for column in columns]
-        writer.writerow(exact(cell) if isinstance(cell, float) else cell for cell in cells)
-    return file.getvalue()
+    names = [column.replace(" ", "_") for column in columns]
+    return as_csv([names, *([row.get(column) for column in columns] for row in rows)])
 
 
 def trial_table(

@@ -156,7 +156,7 @@ def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) ->
         from mnist_hydra.report import make, read
 
         findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
-        made = make.make(tracker, findings, command.config.folder, command.config.cache_dir)
+        made = make.make(tracker, findings, command.config)
     except Exception as error:
         print(f"no report of this sweep: {hide_in_error(first_line(error))}", file=sys.stderr)
         return None

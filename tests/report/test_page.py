@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from mnist_hydra.canvas import blank
 from mnist_hydra.report import page, plots
+from mnist_hydra.report.questions import Layout
 from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import summary
 
@@ -29,7 +30,8 @@ def test_the_parallel_plot_is_drawn_in_these_colours() -> None:
         TrialRecord({"lr": lr}, [], "finished", reached, lr)
         for lr, reached in (("0.1", 0.9), ("0.2", 0.8))
     ]
-    figure = plots.parallel_coordinates(trials, {"lr": ["0.1", "0.2"]}, "val/acc", False, {})
+    layout = Layout({"lr": ("0.1", "0.2")}, None, None, None, ())
+    figure = plots.parallel_coordinates(trials, layout, "val/acc", False)
     [lines] = figure.axes[0].collections
     drawn = [to_hex(colour) for colour in lines.get_edgecolor()]
     assert drawn == [colour.lower() for colour in plots.WORST_TO_BEST], "the best on top"

@@ -386,7 +386,7 @@ def test_a_page_of_200_trials_is_small(swept: Swept, tmp_path: Path) -> None:
             tracker.log_text(run.info.run_id, json.dumps(wrong), MISTAKES_FILE)
     found = read.read_filter(tracker, "")
     assert len(found.results.rows) == 200
-    made = make(tracker, found, tmp_path, tmp_path)
+    made = make(tracker, found, place)
     assert made.page.stat().st_size < 3 * 2**20
 
 
@@ -470,8 +470,9 @@ def test_a_sweep_without_a_finished_trial_is_one_line_until_another_finishes_one
 
 def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path) -> None:
     found = read.read_filter(swept.tracker, "params.lr = '0.15'")
-    made = make(swept.tracker, found, tmp_path, tmp_path)
-    assert made.page.is_file() and not (tmp_path / "data").exists()
+    place = place_in(tmp_path)
+    made = make(swept.tracker, found, place)
+    assert made.page.is_file() and not place.cache_dir.exists()
 
 
 def test_with_one_seed_the_report_says_that_nothing_can_be_told_apart() -> None:
@@ -550,21 +551,22 @@ def test_one_verdict_is_behind_all_that_is_said_of_a_comparison(
     pairs: list[float], word: str, opening: str, brief: str
 ) -> None:
     gap = correct([difference(dict(zip("123", pairs)), dict.fromkeys("123", 0.0)), FAR, FAR])[0]
-    one = questions.Contrast("dropout", None, "0.0", "0.1", gap)
+    one = questions.Contrast("0.0", "0.1", gap)
     findings = of({("0.0",): [0.9, 0.8, 0.7], ("0.1",): [0.8, 0.7, 0.6]})
     assert gap.verdict == word
-    alone = replace(ask(findings), contrasts={"dropout": [one]})
+    alone = replace(ask(findings), contrasts={"dropout": {None: [one]}})
     assert answer.settings(findings, alone)["dropout"][0].startswith(opening)
-    two = replace(alone, contrasts={"dropout": [one], "lr": [one]})
+    two = replace(alone, contrasts={"dropout": {None: [one]}, "lr": {None: [one]}})
     assert answer.in_brief(findings, two)[0].count(brief) == 2
     doubt = "dropout=0.1 did worse, which may be chance." in answer.advice(findings, alone)[0]
     assert doubt == (word != REAL)
 
 
 def test_what_is_averaged_over_stands_before_what_is_compared() -> None:
-    layout = questions.Layout(("dropout", "model", "lr"), {}, None, None, None, ())
-    one = questions.Contrast("model", None, "a", "b", Difference(3, 0.0, 0.0))
-    told = answer.settings(of({("0",): [0.9]}), Answers({}, layout, {"model": [one]}, []))
+    axes: dict[str, tuple[str, ...]] = {"dropout": (), "model": (), "lr": ()}
+    layout = questions.Layout(axes, None, None, None, ())
+    one = questions.Contrast("a", "b", Difference(3, 0.0, 0.0))
+    told = answer.settings(of({("0",): [0.9]}), Answers({}, layout, {"model": {None: [one]}}, []))
     assert told == {
         "model": ["No: averaged over dropout and lr, model=a came out exactly as b did."]
     }
@@ -766,9 +768,10 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
         TrialRecord({"lr": lr}, [], "finished", score, lr)
         for lr, score in (("0.01", 0.7), ("0.1", 0.8), ("1.0", 0.9))
     ]
-    values = {"lr": ["0.01", "0.1", "1.0"]}
+    values = {"lr": ("0.01", "0.1", "1.0")}
     for scale, spot in (("log", 0.5), ("linear", 1 / 11)):
-        figure = plots.parallel_coordinates(trials, values, "val/acc", False, {"lr": scale})
+        layout = questions.Layout(values, None, None, None, (), {"lr": scale})
+        figure = plots.parallel_coordinates(trials, layout, "val/acc", False)
         [lines] = figure.axes[0].collections
         places = [path.vertices[0][1] for path in lines.get_paths()]
         assert places == pytest.approx([0, spot, 1])
