@@ -375,13 +375,19 @@ class Linear(torch.nn.Module):
 
 
 def exported_model(
-    folder: Path, shape: Sequence[int], classes: int = 10, returns: str = "", says: str = ""
+    folder: Path,
+    shape: Sequence[int],
+    classes: int = 10,
+    returns: str = "",
+    says: str = "",
+    requires: str = "torch",
 ) -> Path:
     """A model of torch's in MLflow's form.
 
     Args:
         shape: of an image.
         says: in place of the right dtype and shape, what its signature says of them.
+        requires: its requirement, as pip takes it.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -398,7 +404,7 @@ def exported_model(
             signature=ModelSignature(inputs=inputs, outputs=outputs),
             input_example=np.zeros((2, *shape), np.uint8),
             serialization_format="pt2",
-            pip_requirements=["torch"],
+            pip_requirements=[requires],
         )
     return folder
 
@@ -431,6 +437,24 @@ def test_a_model_may_leave_a_part_of_the_probability_to_other_classes(
     folder = exported_model(tmp_path / "half", (1, 28, 28), classes=20, returns="half")
     found = exported.Exported(folder, "half")(test_images[:3])
     assert found.shape == (3, 10) and 0.1 < found.sum(1).min() and found.sum(1).max() < 0.9
+
+
+def test_the_file_lists_of_the_installed_packages_are_read_for_no_model(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    test_images: Pixels,
+) -> None:
+    import importlib_metadata
+
+    def read() -> None:
+        raise AssertionError("it takes a second")
+
+    monkeypatch.setattr(importlib_metadata, "packages_distributions", read)
+    with exported.without_file_lists():
+        folder = exported_model(tmp_path / "mine", (1, 28, 28), requires="torch==1.0")
+    assert exported.Exported(folder, "mine")(test_images[:3]).shape == (3, 10)
+    assert "required: torch==1.0)" in capfd.readouterr().err, "the check itself is made"
 
 
 def test_a_model_of_another_size_sees_any_picture_and_is_not_measured_on_mnist(
