@@ -13,18 +13,32 @@ from omegaconf import OmegaConf
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
 from mnist_hydra.kernel.compile import Unavailable, compiler
+from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache folder that the workers of a session share: the developer's own is left alone."""
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of a session share."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(shared_folder: Path) -> Iterator[None]:
+    """A cache folder that the workers of a session share: the developer's own is left alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Commands that start fast, forked from a process that has imported everything."""
+    running = Commands(OMP_NUM_THREADS="1")
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")
