@@ -12,10 +12,14 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
-from mnist_hydra.kernel.compile import Unavailable, compiler
 from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
+
+# As the command itself has it (train.py), and as there before torch is loaded, which nothing above
+# does: in processes side by side OpenMP's threads would spend half of all work on waiting actively.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +58,8 @@ def mnist() -> Path:
 @pytest.fixture
 def kernel_possible() -> None:
     """Skips where there is no C compiler; a kernel that fails to compile is a failure."""
+    from mnist_hydra.kernel.compile import Unavailable, compiler
+
     try:
         compiler()
     except Unavailable as error:
