@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from mnist_hydra.cli.entry import share_cores
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
 from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
 
-# As the command itself has it (train.py), and as there before torch is loaded, which nothing above
-# does: in processes side by side OpenMP's threads would spend half of all work on waiting actively.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# As in the commands before torch is loaded, which nothing above does: in tests side by side
+# OpenMP's threads would spend half of all work on waiting actively.
+share_cores()
 
 
 @pytest.fixture(scope="session")
