@@ -40,7 +40,7 @@ from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
-SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep and its champion
+SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep, and what forks commands
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -475,6 +475,7 @@ def test_the_file_lists_of_the_installed_packages_are_read_for_no_model(
     assert "required: torch==1.0)" in capfd.readouterr().err, "the check itself is made"
 
 
+@SWEPT
 def test_a_model_of_another_size_sees_any_picture_and_is_not_measured_on_mnist(
     mnist: Path, tmp_path: Path, test_images: Pixels, fast: Fast
 ) -> None:
