@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mnist_hydra.inference.exported import without_file_lists
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import Trainer
 
@@ -82,7 +83,7 @@ def save_model(trainer: Trainer, path: Path) -> None:
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
     )
     saved = Model()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_file_lists():
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
         pytorch_flavor().save_model(
             classifier,

@@ -67,10 +67,7 @@ def refuse_sweep_settings(overrides: Sequence[str]) -> None:
 def main() -> None:
     """Compose and train; `command` is what a shell calls."""
     entry.show_help("train")
-    # How long OpenMP's threads wait actively for one another, set before torch is loaded: as fast
-    # as the default on an idle machine, and three times as fast on one that others use too.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    entry.share_cores()
     from hydra_plugins.mnist_hydra import register_plugins
 
     register_plugins()

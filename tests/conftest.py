@@ -10,21 +10,39 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from mnist_hydra.cli.entry import share_cores
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
-from mnist_hydra.kernel.compile import Unavailable, compiler
+from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
 
+# As in the commands before torch is loaded, which nothing above does: in tests side by side
+# OpenMP's threads would spend half of all work on waiting actively.
+share_cores()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of a session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache_folder(shared_folder: Path) -> Iterator[None]:
     """A cache folder that the workers of a session share: the developer's own is left alone."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Commands that start fast, forked from a process that has imported everything."""
+    running = Commands(OMP_NUM_THREADS="1")
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +58,8 @@ def mnist() -> Path:
 @pytest.fixture
 def kernel_possible() -> None:
     """Skips where there is no C compiler; a kernel that fails to compile is a failure."""
+    from mnist_hydra.kernel.compile import Unavailable, compiler
+
     try:
         compiler()
     except Unavailable as error:

@@ -27,6 +27,7 @@ from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
 from mnist_hydra.trainer import Listener
+from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
 FINISHED = pytest.mark.xdist_group("finished_run")  # they share a run
@@ -239,7 +240,9 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights_and_metrics(
             assert ours[name] == theirs[name], name
 
 
-def test_a_killed_run_goes_on_in_its_own_mlflow_run(mnist: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_in_its_own_mlflow_run(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
     words = ("epochs=4", "batch_size=64", "data.limit=4096", "threads=1", f"data.root={mnist}")
     running = subprocess.Popen(
         [sys.executable, "-m", "mnist_hydra.train", *words],
@@ -257,10 +260,10 @@ def test_a_killed_run_goes_on_in_its_own_mlflow_run(mnist: Path, tmp_path: Path)
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
     for name in ("train/loss", "test/acc"):
         assert [m.step for m in mlflow.get_metric_history(run_id, name)] == [1, 2, 3, 4]
-    again = command(f"resume={run_id}", cwd=tmp_path)
-    assert again.returncode == 2 and "has finished" in again.stderr
+    again = commands.run(tmp_path, f"resume={run_id}")
+    assert again.code == 2 and "has finished" in again.err
     mlflow.update_run(run_id, status="RUNNING")  # as if it had been killed in its last moment
-    assert command(f"resume={run_id}", cwd=tmp_path).returncode == 0
+    assert commands.run(tmp_path, f"resume={run_id}").code == 0
     trained_ms = max(row.timestamp for row in mlflow.get_metric_history(run_id, "train/loss"))
     assert only_run(tmp_path).info.end_time == trained_ms
 
@@ -464,7 +467,9 @@ def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(
     assert "command" in run.data.tags and run.data.params["lr"] == "1e+30"
 
 
-def test_a_users_own_model_and_augmentation_need_no_fork(mnist: Path, tmp_path: Path) -> None:
+def test_a_users_own_model_and_augmentation_need_no_fork(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
     own = tmp_path / "own"
     (own / "model").mkdir(parents=True)
     (own / "optimizer").mkdir()
@@ -492,10 +497,9 @@ def test_a_users_own_model_and_augmentation_need_no_fork(mnist: Path, tmp_path: 
         "name: invert\nsteps:\n  - {_target_: mine.Invert, p: 0.5}\n"
     )
     words = ("model=linear", "optimizer=plain", "aug=invert", "dropout=0.1")
-    done = command(
-        "--config-dir", str(own), *words, f"data.root={mnist}", *QUICK, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    where = ("--config-dir", str(own), f"data.root={mnist}")
+    done = commands.run(tmp_path, *where, *words, *QUICK)
+    assert done.code == 0, done.said
     assert only_run(tmp_path).data.params["model.name"] == "Linear"
 
 

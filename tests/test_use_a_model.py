@@ -20,7 +20,7 @@ import time
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ from mnist_hydra.export import pytorch_flavor
 from mnist_hydra.inference import digit_image, exported, quality
 from mnist_hydra.to_onnx import write_checked
 from mnist_hydra.tracking.tracker import Tracker
+from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
-SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep and its champion
+SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep, and what forks commands
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -59,9 +60,24 @@ WHERE_A_GPU_IS = {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cuda"}
 
 
 def call(name: str, *words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A command as a user starts it."""
     command = [sys.executable, "-m", f"mnist_hydra.{name}", *words]
     env = {**os.environ, **WHERE_A_GPU_IS, **env}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, env=env)
+
+
+Fast = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def fast(commands: Commands) -> Fast:
+    """`call` for the commands of which another test sees that they start by themselves."""
+
+    def run(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        done = commands.run_module(name, *words, cwd=cwd, env=WHERE_A_GPU_IS)
+        return subprocess.CompletedProcess((name, *words), done.code, done.out, done.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +124,10 @@ def write(folder: Path, pixels: Pixels, suffix: str = ".png", times: int = 1) ->
 
 @SWEPT
 def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
-    swept: Path, champion: str
+    swept: Path, champion: str, fast: Fast
 ) -> None:
     assert champion.startswith("mnist@champion is version 1: run ") and "val/acc" in champion
-    again = call("register", "sweep=two", cwd=swept)
+    again = fast("register", "sweep=two", cwd=swept)
     reached = champion.partition(": ")[2].strip()
     assert again.returncode == 1
     assert again.stdout == f"mnist@champion stays version 1: {reached}, is it already\n"
@@ -119,25 +135,27 @@ def test_a_champion_is_chosen_on_the_hold_out_and_stays_until_it_is_beaten(
 
 @SWEPT
 def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
-    swept: Path, champion: str, mnist: Path
+    swept: Path, champion: str, mnist: Path, fast: Fast
 ) -> None:
     words = ["seed=1", "epochs=1", "batch_size=128", "data.limit=1000", "data.val_size=500"]
     words += [f"data.root={mnist}", "sweep.name=other", "sweep.report=false"]
-    done = call("train", "--multirun", *words, cwd=swept)
+    done = fast("train", "--multirun", *words, cwd=swept)
     assert done.returncode == 0, done.stderr
-    refused = call("register", "sweep=other", cwd=swept)
+    refused = fast("register", "sweep=other", cwd=swept)
     assert refused.returncode == 2 and "data.val_size=500" in refused.stderr, refused.stderr
 
 
 @SWEPT
-def test_a_champion_that_was_made_by_hand_is_not_replaced(swept: Path, champion: str) -> None:
+def test_a_champion_that_was_made_by_hand_is_not_replaced(
+    swept: Path, champion: str, fast: Fast
+) -> None:
     tracker = Tracker(Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra")))
     made = tracker.client.get_model_version_by_alias("mnist", "champion")
     where = tracker.client.get_run(made.run_id).info.artifact_uri
     tracker.client.create_registered_model("hand")
     tracker.client.create_model_version("hand", where, made.run_id)
     tracker.client.set_registered_model_alias("hand", "champion", "1")
-    refused = call("register", "sweep=two", "name=hand", cwd=swept)
+    refused = fast("register", "sweep=two", "name=hand", cwd=swept)
     expected = (
         "error: name=hand: its champion, version 1, was not made by this command, and does not say "
         "what it reached; right: another name\n"
@@ -164,10 +182,10 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(swept: Path, champion:
 )
 @SWEPT
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(
-    swept: Path, champion: str, name: str, words: list[str], said: str
+    swept: Path, champion: str, fast: Fast, name: str, words: list[str], said: str
 ) -> None:
     (swept / "empty.png").touch()
-    done = call(name, *words, cwd=swept)
+    done = fast(name, *words, cwd=swept)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: ") and said in last, done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
@@ -196,7 +214,7 @@ def test_what_is_wrong_with_images_is_said_before_the_model_is_loaded(
 
 @SWEPT
 def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
-    swept: Path, own: list[int], tmp_path: Path, test_images: Pixels, labels: Pixels
+    swept: Path, own: list[int], fast: Fast, tmp_path: Path, test_images: Pixels, labels: Pixels
 ) -> None:
     count = 200
     images, truth = test_images[:count], labels[:count]
@@ -205,7 +223,7 @@ def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
     assert right > 0.85
 
     def of(folder: Path) -> list[int]:
-        done = call("predict", "model=mnist@champion", str(folder), cwd=swept)
+        done = fast("predict", "model=mnist@champion", str(folder), cwd=swept)
         assert done.returncode == 0, done.stderr
         return predicted(done)
 
@@ -217,11 +235,11 @@ def test_pictures_of_any_kind_are_read_as_the_test_images_themselves(
 
 @SWEPT
 def test_an_unreadable_file_is_one_line_while_the_others_go_on(
-    swept: Path, champion: str, tmp_path: Path, test_images: Pixels
+    swept: Path, champion: str, fast: Fast, tmp_path: Path, test_images: Pixels
 ) -> None:
     folder = write(tmp_path / "mixed", test_images[:2])
     (folder / "broken.png").write_text("no picture")
-    done = call("predict", "model=mnist@champion", str(folder), str(folder / "none.png"), cwd=swept)
+    done = fast("predict", "model=mnist@champion", str(folder), str(folder / "none.png"), cwd=swept)
     assert done.returncode == 1 and len(predicted(done)) == 2
     said = [line for line in done.stderr.splitlines() if "no image" in line]
     assert len(said) == 2 and "broken.png" in said[0] and "none.png" in said[1]
@@ -229,7 +247,7 @@ def test_an_unreadable_file_is_one_line_while_the_others_go_on(
 
 @SWEPT
 def test_a_blank_picture_is_one_line_and_no_digit(
-    swept: Path, champion: str, tmp_path: Path, test_images: Pixels
+    swept: Path, champion: str, fast: Fast, tmp_path: Path, test_images: Pixels
 ) -> None:
     folder = write(tmp_path / "some", test_images[:1])
     Image.new("L", (28, 28), 255).save(folder / "empty.png")
@@ -238,7 +256,7 @@ def test_a_blank_picture_is_one_line_and_no_digit(
     pixels = np.stack([test_images[1], np.zeros_like(test_images[1]), test_images[2]])
     idx = folder / "three-idx3-ubyte"
     idx.write_bytes(struct.pack(">4I", 0x803, *pixels.shape) + pixels.tobytes())
-    done = call("predict", "model=mnist@champion", str(folder), cwd=swept)
+    done = fast("predict", "model=mnist@champion", str(folder), cwd=swept)
     names = [row["image"] for row in csv.DictReader(io.StringIO(done.stdout))]
     assert names == [str(folder / "0000.png"), f"{idx}#0", f"{idx}#2"]
     blank = (folder / "empty.png", folder / "one.png", folder / "paper.jpg", f"{idx}#1")
@@ -249,12 +267,12 @@ def test_a_blank_picture_is_one_line_and_no_digit(
 @pytest.mark.parametrize("size", [0, 16, 16 + 784])
 @SWEPT
 def test_an_idx_file_of_no_whole_image_is_one_line(
-    swept: Path, champion: str, tmp_path: Path, size: int
+    swept: Path, champion: str, fast: Fast, tmp_path: Path, size: int
 ) -> None:
     file = tmp_path / "cut-idx3-ubyte"
     count = 0 if size == 16 else 2
     file.write_bytes((struct.pack(">4I", 0x803, count, 28, 28) + bytes(2 * 784))[:size])
-    done = call("predict", "model=mnist@champion", str(file), cwd=swept)
+    done = fast("predict", "model=mnist@champion", str(file), cwd=swept)
     assert done.returncode == 2 and done.stdout == ""
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(file), "error"]
 
@@ -300,11 +318,11 @@ def read_terminal(descriptor: int, seen: bytearray) -> None:
 
 @SWEPT
 def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
-    swept: Path, champion: str, mnist: Path
+    swept: Path, champion: str, mnist: Path, fast: Fast
 ) -> None:
     run = champion.split("run ")[1].split(",")[0]
-    for model in (run, "mnist@champion"):
-        done = call("evaluate", f"model={model}", f"data.root={mnist}", cwd=swept)
+    for model, start in ((run, call), ("mnist@champion", fast)):
+        done = start("evaluate", f"model={model}", f"data.root={mnist}", cwd=swept)
         assert done.returncode == 0, done.stderr
         line = done.stdout.splitlines()[1]
         assert line.startswith("accuracy ") and line.endswith("(95 %, Wilson)")
@@ -375,13 +393,19 @@ class Linear(torch.nn.Module):
 
 
 def exported_model(
-    folder: Path, shape: Sequence[int], classes: int = 10, returns: str = "", says: str = ""
+    folder: Path,
+    shape: Sequence[int],
+    classes: int = 10,
+    returns: str = "",
+    says: str = "",
+    requires: str = "torch",
 ) -> Path:
     """A model of torch's in MLflow's form.
 
     Args:
         shape: of an image.
         says: in place of the right dtype and shape, what its signature says of them.
+        requires: its requirement, as pip takes it.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -398,7 +422,7 @@ def exported_model(
             signature=ModelSignature(inputs=inputs, outputs=outputs),
             input_example=np.zeros((2, *shape), np.uint8),
             serialization_format="pt2",
-            pip_requirements=["torch"],
+            pip_requirements=[requires],
         )
     return folder
 
@@ -433,20 +457,39 @@ def test_a_model_may_leave_a_part_of_the_probability_to_other_classes(
     assert found.shape == (3, 10) and 0.1 < found.sum(1).min() and found.sum(1).max() < 0.9
 
 
+def test_the_file_lists_of_the_installed_packages_are_read_for_no_model(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    test_images: Pixels,
+) -> None:
+    import importlib_metadata
+
+    def read() -> None:
+        raise AssertionError("it takes a second")
+
+    monkeypatch.setattr(importlib_metadata, "packages_distributions", read)
+    with exported.without_file_lists():
+        folder = exported_model(tmp_path / "mine", (1, 28, 28), requires="torch==1.0")
+    assert exported.Exported(folder, "mine")(test_images[:3]).shape == (3, 10)
+    assert "required: torch==1.0)" in capfd.readouterr().err, "the check itself is made"
+
+
+@SWEPT
 def test_a_model_of_another_size_sees_any_picture_and_is_not_measured_on_mnist(
-    mnist: Path, tmp_path: Path, test_images: Pixels
+    mnist: Path, tmp_path: Path, test_images: Pixels, fast: Fast
 ) -> None:
     exported_model(tmp_path / "larger", (1, 32, 32))
     exported_model(tmp_path / "five", (1, 28, 28), classes=5)
     write(tmp_path / "pictures", test_images[:2])
-    done = call("predict", "model=larger", "pictures", cwd=tmp_path)
+    done = fast("predict", "model=larger", "pictures", cwd=tmp_path)
     assert (done.returncode, len(predicted(done))) == (0, 2), done.stderr
     for name, words, said in (
         ("evaluate", ["model=larger"], "takes 32 pixels a side, data=mnist has 28"),
         ("to_onnx", ["model=larger", "file=x.onnx"], "takes 32 pixels a side"),
         ("evaluate", ["model=five"], "model=five tells 5 classes apart, data=mnist has 10"),
     ):
-        done = call(name, *words, f"data.root={mnist}", cwd=tmp_path)
+        done = fast(name, *words, f"data.root={mnist}", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert done.stderr.startswith("error: ") and said in done.stderr
 

@@ -124,9 +124,21 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
 
     prepare_streams()
     show_help(name)
+    share_cores()
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     call(main(checked))
+
+
+def share_cores() -> None:
+    """Let OpenMP's threads wait actively for one another a short time only, unless the user says
+    otherwise; to be called before torch is loaded.
+
+    It is as fast as the default on an idle machine, and up to three times as fast on one that
+    others use too.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def call(main: Callable[[], object]) -> None:

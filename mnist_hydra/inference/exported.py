@@ -57,7 +57,11 @@ class Exported:
     def _model(self) -> Any:
         import mlflow
 
-        with in_short(f"model={self.name} cannot be read"), warnings.catch_warnings():
+        with (
+            in_short(f"model={self.name} cannot be read"),
+            without_file_lists(),
+            warnings.catch_warnings(),
+        ):
             # torch 2.10 says so of the weights that it reads
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             # on a machine with a GPU MLflow would refuse a program that was exported on a CPU
@@ -149,6 +153,25 @@ def find_model(name: str | None, place: Place) -> Exported:
         found = Exported(Path(shutil.copytree(folder, f"{above.name}/model")), name)
         weakref.finalize(found, above.cleanup)
         return found
+
+
+@contextmanager
+def without_file_lists() -> Iterator[None]:
+    """Let MLflow look for a model's requirements by the packages' names alone, as it checks them.
+
+    It would read the list of files of every package that is installed, a second of work, to know
+    which modules each has: it needs that for a package that cannot be found by its name.
+    """
+    from mlflow.utils import requirements_utils
+
+    modules = "_MODULES_TO_PACKAGES"
+    read: object = getattr(requirements_utils, modules, None)
+    if read is None:
+        setattr(requirements_utils, modules, {})
+    try:
+        yield
+    finally:
+        setattr(requirements_utils, modules, read)
 
 
 @contextmanager

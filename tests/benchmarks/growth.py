@@ -30,7 +30,7 @@ FULL_POINTS: Points = {
 }
 TINY_POINTS: Points = {
     "epochs": (1, 2),
-    "trials": (2, 4),
+    "trials": (1, 2),
     "images": (512, 1_536),
     "finished": (4, 8),
 }
@@ -52,10 +52,19 @@ class Growth:
         made_up: holds a small data set, for trials whose length does not matter.
         limit: training images of the points that are about epochs.
         extra: overrides for all commands.
+        of_sweeps: more for those that sweep.
     """
 
-    def __init__(self, data: Path, made_up: Path, limit: int, extra: Sequence[str]) -> None:
+    def __init__(
+        self,
+        data: Path,
+        made_up: Path,
+        limit: int,
+        extra: Sequence[str],
+        of_sweeps: Sequence[str] = (),
+    ) -> None:
         self.data, self.made_up, self.limit, self.extra = data, made_up, limit, extra
+        self.small = [*SMALL, *extra, *of_sweeps]
         self._folders = ExitStack()
 
     def __enter__(self) -> Growth:
@@ -73,7 +82,7 @@ class Growth:
         if kind == "images":
             return partial(self._images, n)
         folder = Path(self._folders.enter_context(tempfile.TemporaryDirectory()))
-        sweep = [f"seed=range(0,{n})", *SMALL, *self.extra]
+        sweep = [f"seed=range(0,{n})", *self.small]
         multirun.fill(sweep, self.made_up, folder)
         return lambda: multirun.again(sweep, self.made_up, folder, n)
 
@@ -83,7 +92,7 @@ class Growth:
             return product.command(words, self.data, Path(folder))
 
     def _sweep(self, trials: int) -> Finished:
-        words = [f"seed=range(0,{trials})", *SMALL, *self.extra, *multirun.WAYS[multirun.JOBLIB]]
+        words = [f"seed=range(0,{trials})", *self.small, *multirun.WAYS[multirun.JOBLIB]]
         with tempfile.TemporaryDirectory() as folder:
             return run(multirun.command(words, self.made_up, Path(folder)))
 
@@ -148,12 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repeats = given.repeats or (3 if given.full else 1)
     with tempfile.TemporaryDirectory() as folder:
         data, limit, extra = given.data, IMAGES_OF_EPOCHS, given.override
+        of_sweeps: list[str] = []
         made_up = Path(folder)
         mnist_files.write(made_up, train=1024, test=256)
         if given.tiny:
             data, limit = made_up, 1024
             extra = [*extra, "data.sha256=null", "compile=false"]
-        with Growth(data, made_up, limit, extra) as growth:
+            of_sweeps = ["sweep.report=false"]
+        with Growth(data, made_up, limit, extra, of_sweeps) as growth:
             rows = measure(points, given.kinds, repeats, growth)
     table.publish(
         "growth",

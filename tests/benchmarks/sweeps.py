@@ -181,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data, extra = given.data, given.override
         if given.tiny:
             data = Path(folder)
-            extra = [*extra, "data.sha256=null", "compile=false", "sweep.keep=0"]
+            extra = [*extra, "data.sha256=null", "compile=false"]
+            extra += ["sweep.keep=0", "sweep.report=false"]
             mnist_files.write(data, train=1024, test=256)
         sweep = Sweep(axes, epochs, limit, data, extra)
         rows = measure(sweep, given.repeats, measured, extended=given.full)

@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     real = ["model=model3", "aug=ssr", "sweep.keep=0"]
     if given.tiny:
-        sizes = Sizes(6, 20, 0.0, [*SMALL, *real], 2, given.repeats or 1)
+        sizes = Sizes(3, 20, 0.0, [*SMALL, *real], 2, given.repeats or 1)
     elif given.full:
         sizes = Sizes(100, 1000, 120.0, [*real, "epochs=3"], 8, given.repeats or 3)
     else:
@@ -244,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, extra = given.data, given.override
         if given.tiny:
-            data, extra = Path(folder), [*extra, "data.sha256=null", "compile=false"]
+            data = Path(folder)
+            extra = [*extra, "data.sha256=null", "compile=false", "sweep.report=false"]
             mnist_files.write(data, train=1024, test=256)
         rows = measure(given.figures, sizes, Where(data, extra))
     table.publish(

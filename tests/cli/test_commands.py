@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mnist_hydra.cli.commands import (
     refuse_moving_folder,
     shell_command,
 )
+from mnist_hydra.cli.entry import share_cores
 from mnist_hydra.errors import UserError
 
 
@@ -97,3 +99,18 @@ def test_a_folder_that_a_changed_current_folder_would_move_is_refused(folder: st
         refuse_moving_folder(config, chdir=True, multirun=False)
     config.output_dir = str(error.value).rpartition("output_dir=")[2]
     refuse_moving_folder(config, chdir=True, multirun=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_openmps_threads_wait_a_short_time_unless_the_user_says_how(
+    own: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    share_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

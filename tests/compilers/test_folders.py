@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import Commands
+
 PLAIN = "training at plain PyTorch's speed: "
 
 
@@ -26,31 +26,34 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", home], check=True)
 
 
-def train(home: Path) -> list[str]:
-    """The lines in which a short run that ends well says that it has no kernel."""
-    words = ["device=cpu", "epochs=1", "data.limit=512", f"data.root={ROOT / 'outputs' / 'data'}"]
-    variables = {key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"}
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_hydra.train", *words],
-        env=variables | {"HOME": str(home), "MPLCONFIGDIR": str(home.parent)},
-        capture_output=True,
-        text=True,
-        cwd=home.parent,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stderr.splitlines() if line.startswith(PLAIN)]
+Train = Callable[[Path], list[str]]
 
 
-@pytest.mark.usefixtures("mnist")
-def test_a_full_disk_is_said_in_one_line_and_nothing_is_left_on_it(tmpfs: Path) -> None:
+@pytest.fixture
+def train(commands: Commands, mnist: Path) -> Train:
+    """A short run that ends well in a home: the lines in which it says that it has no kernel."""
+    words = ["device=cpu", "epochs=1", "data.limit=512", f"data.root={mnist}"]
+
+    def run(home: Path) -> list[str]:
+        env = {"HOME": str(home), "MPLCONFIGDIR": str(home.parent), "XDG_CACHE_HOME": None}
+        done = commands.run_module("train", *words, cwd=home.parent, env=env)
+        assert done.code == 0, done.said
+        return [line for line in done.err.splitlines() if line.startswith(PLAIN)]
+
+    return run
+
+
+def test_a_full_disk_is_said_in_one_line_and_nothing_is_left_on_it(
+    tmpfs: Path, train: Train
+) -> None:
     (said,) = train(tmpfs)
     assert "No space left on device" in said and "XDG_CACHE_HOME=" in said
     assert not list(tmpfs.iterdir())
 
 
-@pytest.mark.usefixtures("mnist")
-def test_a_read_only_folder_is_said_and_a_kernel_that_lies_in_it_is_used(tmpfs: Path) -> None:
+def test_a_read_only_folder_is_said_and_a_kernel_that_lies_in_it_is_used(
+    tmpfs: Path, train: Train
+) -> None:
     mount = ["mount", "-o", "remount,size=16m", tmpfs]
     subprocess.run(mount, check=True)
     assert train(tmpfs) == []
@@ -66,8 +69,7 @@ def test_a_read_only_folder_is_said_and_a_kernel_that_lies_in_it_is_used(tmpfs: 
     assert "Read-only file system" in said and "XDG_CACHE_HOME=" in said
 
 
-@pytest.mark.usefixtures("mnist")
-def test_a_home_that_is_missing_is_said_and_not_made(tmp_path: Path) -> None:
+def test_a_home_that_is_missing_is_said_and_not_made(tmp_path: Path, train: Train) -> None:
     (said,) = train(tmp_path / "home")
     assert "No such file or directory" in said and "XDG_CACHE_HOME=" in said
     assert not (tmp_path / "home").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from mlflow import MlflowClient
 
 from tests.faults.faulty_sweep import FaultySweep
@@ -88,11 +89,17 @@ def words(mnist: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def alone_folder(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
-    """Where such a run was started that nothing was done to; runs after it find the kernel."""
-    folder = tmp_path_factory.mktemp("alone")
-    command = start(folder, *words)
-    assert command.finish() == 0, command.said
+def alone_folder(shared_folder: Path, words: list[str]) -> Path:
+    """Where such a run was started that nothing was done to; runs after it find the kernel.
+
+    One process of the session makes it, the others wait for that.
+    """
+    folder, ended = shared_folder / "alone", shared_folder / "alone-ended"
+    with FileLock(shared_folder / "alone.lock"):
+        if not ended.exists():
+            command = start(folder, *words)
+            assert command.finish() == 0, command.said
+            ended.touch()
     return folder
 
 

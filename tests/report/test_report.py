@@ -45,6 +45,7 @@ from mnist_hydra.report.statistics import (
 )
 from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, Tracker
+from tests.commands import Commands, Done
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
 FAR = Difference(3, 0.1, 0.1, 0.5)
@@ -87,18 +88,14 @@ class Swept:
         return found
 
 
-def command(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", f"mnist_hydra.{module}", *words]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def swept(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("swept")
     (folder / "my own").mkdir()
     flags = ("--multirun", "--config-dir", "my own")
     words = (*AXES, *SETTINGS, f"data.root={mnist}", "sweep.name=mine", "sweep.keep=0")
-    done = command("train", *flags, *words, cwd=folder)
+    line = [sys.executable, "-m", "mnist_hydra.train", *flags, *words]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return Swept(folder, done.stderr)
 
@@ -242,11 +239,13 @@ def test_the_command_makes_it_again_by_the_runs_id_without_torch(swept: Swept) -
     assert "sklearn" in imported and not {"torch", "albumentations"} & imported
 
 
-def test_the_trials_are_written_as_a_study_that_optuna_reads(swept: Swept) -> None:
+def test_the_trials_are_written_as_a_study_that_optuna_reads(
+    swept: Swept, commands: Commands
+) -> None:
     (swept.folder / "study").write_text("one from before")
-    done = command("report", "sweep=mine", "optuna=study", cwd=swept.folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == "optuna-dashboard study"
+    done = commands.run_module("report", "sweep=mine", "optuna=study", cwd=swept.folder)
+    assert done.code == 0, done.err[-3000:]
+    assert done.out.splitlines()[-1] == "optuna-dashboard study"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(swept.folder / "study")))
     written = optuna.load_study(study_name="mine", storage=storage)
@@ -265,9 +264,10 @@ def test_the_trials_are_written_as_a_study_that_optuna_reads(swept: Swept) -> No
         }
     assert written.best_value == max(run.data.metrics["val/acc"] for run in trials)
     assert written.metric_names == ["val/acc"] and written.direction.name == "MAXIMIZE"
-    refused = command("report", "sweep=mine", "optuna=nowhere/study", cwd=swept.folder)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "optuna=nowhere/study is not valid" in refused.stderr
+    words = ("sweep=mine", "optuna=nowhere/study")
+    refused = commands.run_module("report", *words, cwd=swept.folder)
+    assert refused.code == 2 and refused.err.count("\n") == 1
+    assert "optuna=nowhere/study is not valid" in refused.err
 
 
 def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
@@ -300,11 +300,14 @@ def test_what_did_not_finish_is_no_complete_trial_of_the_study() -> None:
     assert found[0].params == {"lr": 0.01} and found[0].distributions["lr"].log
 
 
-def test_a_search_by_the_best_epoch_is_reported_by_it(mnist: Path, tmp_path: Path) -> None:
+def test_a_search_by_the_best_epoch_is_reported_by_it(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
     axis = ("hydra/sweeper=search", "lr=interval(0.05,0.5)", "sweep.n_trials=2", "sweep.keep=0")
     best = ("sweep.objective=val/loss", "sweep.objective_at=best", f"data.root={mnist}")
-    done = command("train", "--multirun", *axis, *best, *SETTINGS, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ("--multirun", *axis, *best, *SETTINGS)
+    done = commands.run_module("train", *words, cwd=tmp_path)
+    assert done.code == 0, done.err[-3000:]
     [file] = (tmp_path / "outputs" / "reports").glob("*/report.csv")
     rows = list(csv.DictReader(file.open()))
     assert len(rows) == 2
@@ -313,7 +316,7 @@ def test_a_search_by_the_best_epoch_is_reported_by_it(mnist: Path, tmp_path: Pat
         assert float(row["val/loss"]) == min(point.value for point in history)
         last = row.get("val/loss_last", row["val/loss"])
         assert float(last) == max(history, key=lambda point: point.step).value
-    swept = Swept(tmp_path, done.stderr)
+    swept = Swept(tmp_path, done.err)
     parent, _ = swept.runs()
     [plan] = (tmp_path / "outputs" / "artifacts").glob(f"{parent.info.run_id}/artifacts/plans/*")
     old = {key: of for key, of in json.loads(plan.read_text()).items() if key != "at"}
@@ -324,15 +327,18 @@ def test_a_search_by_the_best_epoch_is_reported_by_it(mnist: Path, tmp_path: Pat
         read.read_parents(swept.tracker, [parent])
 
 
-def test_an_unknown_sweep_is_one_line_with_the_nearest_name(swept: Swept) -> None:
-    done = command("report", "sweep=mien", cwd=swept.folder)
+def test_an_unknown_sweep_is_one_line_with_the_nearest_name(
+    swept: Swept, commands: Commands
+) -> None:
+    done = commands.run_module("report", "sweep=mien", cwd=swept.folder)
     expected = (
         "error: sweep=mien: no such sweep in this store (did you mean mine?); right: the name or "
         "the run's id of one, such as mine\n"
     )
-    assert (done.returncode, done.stderr) == (2, expected)
-    nowhere = command("report", "sweep=mine", "output_dir=elsewhere", cwd=swept.folder)
-    assert nowhere.returncode == 2 and nowhere.stderr.count("\n") == 1
+    assert (done.code, done.err) == (2, expected)
+    words = ("sweep=mine", "output_dir=elsewhere")
+    nowhere = commands.run_module("report", *words, cwd=swept.folder)
+    assert nowhere.code == 2 and nowhere.err.count("\n") == 1
     assert not (swept.folder / "elsewhere").exists()
 
 
@@ -431,13 +437,16 @@ def test_a_command_whose_reader_has_gone_ends_without_a_traceback(swept: Swept) 
 
 
 @pytest.mark.parametrize("filter_", ["params.lr = '0.15'", "\"params.lr = '0.15'\""])
-def test_a_filter_is_typed_as_mlflow_has_it(swept: Swept, filter_: str) -> None:
-    done = command("report", f"filter={filter_}", cwd=swept.folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_a_filter_is_typed_as_mlflow_has_it(
+    swept: Swept, filter_: str, commands: Commands
+) -> None:
+    done = commands.run_module("report", f"filter={filter_}", cwd=swept.folder)
+    assert done.code == 0, done.err[-3000:]
     [page] = (swept.folder / "outputs" / "reports").glob("runs-with-*/report.html")
     assert "6 of 6 trials finished" in page.read_text()
-    refused = command("report", f"filter={filter_}", "sweep=mine", cwd=swept.folder)
-    assert refused.returncode == 2 and "one of the two" in refused.stderr
+    words = (f"filter={filter_}", "sweep=mine")
+    refused = commands.run_module("report", *words, cwd=swept.folder)
+    assert refused.code == 2 and "one of the two" in refused.err
 
 
 def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
@@ -448,19 +457,22 @@ def test_a_sweep_named_twice_counts_once(swept: Swept) -> None:
 
 
 def test_a_sweep_without_a_finished_trial_is_one_line_until_another_finishes_one(
-    mnist: Path, tmp_path: Path
+    mnist: Path, tmp_path: Path, commands: Commands
 ) -> None:
+    def command(name: str, *words: str) -> Done:
+        return commands.run_module(name, *words, cwd=tmp_path)
+
     more = (*SETTINGS, f"data.root={mnist}", "sweep.report=false", "sweep.keep=0")
     hasty = ("lr=0.05,0.1", "sweep.name=hasty", "sweep.trial_timeout_s=0.001", "sweep.retries=0")
-    assert command("train", "--multirun", *hasty, *more, cwd=tmp_path).returncode == 1
-    refused = command("report", "sweep=hasty", cwd=tmp_path)
+    assert command("train", "--multirun", *hasty, *more).code == 1
+    refused = command("report", "sweep=hasty")
     expected = (
         "error: sweep=hasty: none of its trials has finished; right: the sweep's own command "
         "again, which goes on with it\n"
     )
-    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", expected)
+    assert (refused.code, refused.out, refused.err) == (2, "", expected)
     patient = ("lr=0.05,0.2", "sweep.name=patient")
-    assert command("train", "--multirun", *patient, *more, cwd=tmp_path).returncode == 0
+    assert command("train", "--multirun", *patient, *more).code == 0
     assert not (tmp_path / "outputs" / "reports").exists(), "sweep.report=false"
     found = read.read_sweeps(Swept(tmp_path, "").tracker, ["hasty", "patient"])
     states = {record.values["lr"]: record.state for record in found.records}

@@ -1,23 +1,14 @@
-"""What the attacks and the random configurations share: one store, and commands that start fast."""
+"""What the attacks and the random configurations share: one store."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.security.commands import Commands
-
-
-@pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
-    """Commands, forked from a process that has imported everything."""
-    running = Commands(OMP_NUM_THREADS="1")
-    yield running
-    running.close()
+from tests.commands import Commands
 
 
 class Store:

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mnist_hydra.kernel.compile import compiler
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.models import Model3
-from tests.security.commands import Commands, Done
+from tests.commands import Commands, Done
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.
@@ -395,7 +395,7 @@ def test_a_python_file_that_no_target_names_is_not_imported(trained: Store, vict
     done = subprocess.run(
         [sys.executable, *words, "batch_size=2000"], cwd=victim, capture_output=True, text=True
     )
-    insist_refused(Done(done.returncode, done.stdout + done.stderr), "batch_size")
+    insist_refused(Done(done.returncode, done.stdout, done.stderr), "batch_size")
 
 
 def test_a_module_of_ones_own_has_a_name_of_its_own(

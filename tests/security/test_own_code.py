@@ -10,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 
 from mnist_hydra import targets
-from tests.security.commands import Commands
+from tests.commands import Commands
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.

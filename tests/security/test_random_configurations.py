@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.security.commands import Commands
+from tests.commands import Commands
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.

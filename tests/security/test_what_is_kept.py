@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.commands import Commands
+from tests.commands import Commands
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.

@@ -1,25 +1,28 @@
-"""Runs `python -m mnist_hydra.train` many times over, each time in a process of its own.
+"""Runs the project's commands many times over, each time in a process of its own.
 
 One process imports everything once and forks for each command: a command costs what it does, and
-not 6 s of imports more. As a module it is that process.
+not 6 s of imports more. As a module it is that process. What a command imports, and when, is for a
+test to see that starts it by itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-TIMEOUT_S = 120
-ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 300
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,15 @@ class Done:
 
     code: int
     """Its exit code; negative for a signal, such as -9 where it took too long."""
-    said: str
-    """Standard output and standard error, as they came."""
+    out: str
+    """Standard output."""
+    err: str
+    """Standard error."""
+
+    @property
+    def said(self) -> str:
+        """All that it wrote."""
+        return self.out + self.err
 
     @property
     def errors(self) -> list[str]:
@@ -42,7 +52,7 @@ class Commands:
 
     def __init__(self, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.security.commands"],
+            [sys.executable, "-m", "tests.commands"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -51,16 +61,25 @@ class Commands:
         )
 
     def run(self, folder: Path, *words: str, **environment: str) -> Done:
-        """Run the command in `folder` with `words` and variables of its own.
+        """Run `mnist_hydra.train` in `folder` with `words` and variables of its own.
 
         Hydra takes options before or after the overrides, not among them: they are put first.
         """
-        assert self.process.stdin is not None and self.process.stdout is not None
         places = [i for i, word in enumerate(words) if word.startswith("--")]
         options = [word for i in places for word in words[i : i + 2]]
         rest = [w for i, w in enumerate(words) if i not in places and i - 1 not in places]
-        words_in_order = options + rest
-        request = {"folder": str(folder), "words": words_in_order, "environment": environment}
+        return self.run_module("train", *options, *rest, cwd=folder, env=environment)
+
+    def run_module(
+        self, name: str, *words: str, cwd: Path, env: Mapping[str, str | None] | None = None
+    ) -> Done:
+        """Do what `python -m mnist_hydra.NAME WORDS` does.
+
+        Args:
+            env: variables on top of those of this process; `None` takes one away.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        request = {"name": name, "words": words, "folder": str(cwd), "environment": env or {}}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return Done(**json.loads(self.process.stdout.readline()))
@@ -72,23 +91,25 @@ class Commands:
         self.process.wait(60)
 
 
-def _run(request: dict[str, Any], log: Any) -> None:
+def _run(request: dict[str, Any], out: IO[bytes], err: IO[bytes]) -> None:
     """In the fork: become the command."""
-    from mnist_hydra.train import command
-
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", closefd=False)
     os.chdir(request["folder"])
     sys.path[0] = request["folder"]  # as `python -m` has it
-    os.environ.update(request["environment"])
-    sys.argv = ["mnist_hydra.train", *request["words"]]
+    for key, value in request["environment"].items():
+        os.environ.pop(key, None)
+        if value is not None:
+            os.environ[key] = value
+    name = f"mnist_hydra.{request['name']}"
+    sys.argv = [name, *request["words"]]
     code = 0
     try:
-        command()
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:  # noqa: B036  it ends just below
@@ -122,14 +143,15 @@ def _main() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        with tempfile.TemporaryFile() as log:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = os.fork()
             if child == 0:
-                _run(request, log)
-            code = _wait(child)
-            log.seek(0)
-            said = log.read().decode(errors="replace")
-        print(json.dumps({"code": code, "said": said}), flush=True)
+                _run(request, out, err)
+            done: dict[str, Any] = {"code": _wait(child)}
+            for name, file in (("out", out), ("err", err)):
+                file.seek(0)
+                done[name] = file.read().decode(errors="replace")
+        print(json.dumps(done), flush=True)
 
 
 if __name__ == "__main__":
