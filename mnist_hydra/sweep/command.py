@@ -27,7 +27,7 @@ from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
-from mnist_hydra.ledger.plan import Arguments, Plan
+from mnist_hydra.ledger.plan import Plan
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
@@ -59,7 +59,8 @@ class Command:
     """A sweep's command line, checked."""
 
     job: Job
-    arguments: Arguments
+    plan: Plan
+    """For its workers: all trials of a grid; those of a search are proposed later."""
     trials: Trials
     """All trials of a grid; of a search those at the ends of its axes, which are checked."""
     config: Config
@@ -76,34 +77,13 @@ class Command:
         return self.config.sweep
 
     @property
-    def is_search(self) -> bool:
-        """Whether trials are proposed as the sweep goes on."""
-        return self.job.kind == "search"
-
-    @property
-    def objective_at(self) -> str:
-        """The epoch of the objective that ranks, `last` or `best`."""
-        return self.settings.objective_at if self.is_search else "last"
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Hydra's own, by which another command finds the same configuration files."""
-        return tuple(config_words(self.job.config.hydra))
-
-    @property
     def total(self) -> int:
         """How many trials there will be; for a search no more than its axes have points."""
-        if not self.is_search:
-            return len(self.trials.planned)
-        finite = all(axis.values for axis in self.arguments.axes)
-        most = self.settings.n_trials
-        return min(most, self.arguments.count()) if finite else most
-
-    @property
-    def plan(self) -> Plan:
-        """For its workers: all trials of a grid; those of a search are proposed later."""
-        trials = () if self.is_search else tuple(self.trials.planned.values())
-        return Plan(self.job.kind, self.arguments, trials, self.flags, self.objective_at)
+        arguments, most = self.plan.arguments, self.settings.n_trials
+        if self.plan.kind == "grid":
+            return len(self.plan.trials)
+        finite = all(axis.values for axis in arguments.axes)
+        return min(most, arguments.count()) if finite else most
 
     def worker_overrides(self, parent: str, sweeper: str, worker: int) -> list[str]:
         """The overrides that make this command a worker of the sweep.
@@ -114,7 +94,7 @@ class Command:
             worker: the worker's number, from 0.
         """
         return [
-            *self.arguments.fixed,
+            *self.plan.arguments.fixed,
             *self.place,
             f"++sweep.parent={parent}",
             f"++sweep.by='{sweeper}'",
@@ -135,20 +115,23 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     refuse_moving_folder(job.config, bool(job.config.hydra.job.chdir), multirun=True)
     composer = Composer(loader, job.config)
     arguments = parse(overrides, composer.options, job.params)
-    if job.kind == "search":
-        check_search(arguments)
-        points: Any = corners(arguments)
-    else:
-        check_grid(arguments)
-        points = arguments.points()
+    is_search = job.kind == "search"
+    (check_search if is_search else check_grid)(arguments)
+    points: Any = corners(arguments) if is_search else arguments.points()
     trials = check_points(arguments, points, composer)
     config = trials.first
-    assert config is not None
     without_axes = composer.base(arguments.fixed)
     base = base_settings(without_axes, job.kind)
+    plan = Plan(
+        job.kind,
+        arguments,
+        () if is_search else tuple(trials.planned.values()),
+        tuple(config_words(job.config.hydra)),
+        config.sweep.objective_at if is_search else "last",
+    )
     return Command(
         job,
-        arguments,
+        plan,
         trials,
         config,
         objective_of(config.sweep, job.kind, trials),
@@ -230,7 +213,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     Raises:
         UserError: as `find_sweep`.
     """
-    mine = {axis.key: axis.text for axis in command.arguments.axes}
+    mine = {axis.key: axis.text for axis in command.plan.arguments.axes}
     base = json.dumps(dict(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
     parts = {f"{BASE_TAG}{n}": base[at : at + PART] for n, at in enumerate(starts)}
@@ -255,7 +238,7 @@ def _check_base(command: Command, parent: Parent) -> None:
     """Check a named sweep's base; without a name the base is part of the identity already."""
     if command.settings.name is None:
         return
-    swept = _axes(parent).keys() | {axis.key for axis in command.arguments.axes}
+    swept = _axes(parent).keys() | {axis.key for axis in command.plan.arguments.axes}
     check_same_base(command.settings.name, _base(parent), command.base, swept)
 
 

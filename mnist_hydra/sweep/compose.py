@@ -155,7 +155,7 @@ class Trials:
     """Whether every trial has a hold-out (`val`)."""
     epochs: int = 0
     """The most that a trial has."""
-    first: Config | None = None
+    first: Config = field(init=False)
     """Of the first trial."""
 
     def twins(self) -> dict[str, str]:
@@ -216,10 +216,10 @@ def check_points(
                 f"resume={config.resume} goes on with one run and has no place in a sweep; right: "
                 "the same --multirun command again, which goes on with the whole sweep"
             )
-        trials.first = first = trials.first or config
+        if not trials.planned:
+            trials.first = config
         for key in ("output_dir", "tracking", "sweep"):
-            here, there = getattr(config, key), getattr(first, key)
-            if here != there:
+            if getattr(config, key) != getattr(trials.first, key):
                 raise UserError(
                     f"trial {title(point)} has another {key} than the first trial; right: the same "
                     "for the whole sweep, on the command line"

@@ -43,9 +43,9 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
 
     Of two that train the same and came out the same the earlier one counts, as in the report.
     """
-    twins = command.trials.twins()
-    axes = [results.bare_key(axis.key) for axis in command.arguments.axes]
-    objective, at, flags = command.objective, command.objective_at, command.flags
+    twins, plan = command.trials.twins(), command.plan
+    axes = [results.bare_key(axis.key) for axis in plan.arguments.axes]
+    objective, at = command.objective, plan.at
     minimize = is_minimized(objective)
     records = []
     for planned in wanted:
@@ -60,8 +60,8 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         if at == "best" and trial.state == FINISHED:
             reached = objective_value(ledger.history(trial, objective), at, minimize)
         swept = planned.overrides
-        overrides = command.arguments.overrides(swept)
-        records.append(results.record_of_trial(trial, swept, overrides, reached, flags))
+        overrides = plan.arguments.overrides(swept)
+        records.append(results.record_of_trial(trial, swept, overrides, reached, plan.flags))
     return results.ranked(records, axes, objective, minimize=minimize, at=at)
 
 

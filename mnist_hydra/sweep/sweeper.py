@@ -111,7 +111,7 @@ class Sweep:
         self.token = new_token()
         self.parent = begin_sweep(command, tracker)
         self.parent_id = self.parent.run_id
-        axes = [axis.key for axis in command.arguments.axes]
+        axes = [axis.key for axis in command.plan.arguments.axes]
         minimize = is_minimized(command.objective)
         view = pages.trials_view(self.parent_id, command.objective, minimize, axes)
         tracker.set_view(self.parent_id, view)
@@ -268,7 +268,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     """Check with torch the trials that are still to be trained."""
     trials = command.trials
     kinds = set(trials.samples)
-    if not command.is_search:
+    if command.plan.kind == "grid":
         done = {key for key, trial in view.trials.items() if trial.state in DONE}
         kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
     elif len(view.points) >= command.total:

@@ -52,7 +52,7 @@ def _record(
     made_by: Mapping[str, str],
 ) -> None:
     """Record what a training would have: settings, tags and metrics."""
-    config, overrides = command.config, command.arguments.overrides(planned.overrides)
+    config, overrides = command.config, command.plan.arguments.overrides(planned.overrides)
     swept = dict(text.split("=", 1) for text in planned.overrides)
     tracker.log_settings(trial.run_id, flatten(config) | swept)
     checkpoint = {"slot": 0, "sha256": "", "epoch": config.epochs, "step": config.epochs}
