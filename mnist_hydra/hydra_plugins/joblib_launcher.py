@@ -11,8 +11,8 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
-from typing import TypeAlias
 
 from mnist_hydra.sweep.launchers import CommandLauncher, Ended, last_line, start_process
 
@@ -20,8 +20,6 @@ MPS = "mps"
 """Stands for the GPU of an Apple machine, which has only one."""
 LOG_TAIL = 8_192
 """Bytes at the end of a log among which the last line is looked for."""
-
-Handle: TypeAlias = "subprocess.Popen[bytes]"
 
 
 class JoblibLauncher(CommandLauncher):
@@ -45,12 +43,13 @@ class JoblibLauncher(CommandLauncher):
         """The GPUs for the workers."""
         return visible_gpus(str(self.config.device), os.environ)
 
-    def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Handle]:
-        """Start a process for each list of overrides."""
-        self._count = max(self._count, len(jobs))
+    def start(
+        self, commands: Mapping[int, tuple[list[str], list[str]]]
+    ) -> dict[int, subprocess.Popen[bytes]]:
+        """Start a process for each command."""
+        self._count = max(self._count, len(commands))
         started = {}
-        for number, overrides in jobs.items():
-            head, rest = self.command(overrides)
+        for number, (head, rest) in commands.items():
             place = placement(number, self._count, gpus=self.gpus, cores=_cores())
             log = self._log(number)
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +57,7 @@ class JoblibLauncher(CommandLauncher):
                 started[number] = start_process([*head, *rest], file, place)
         return started
 
-    def ended(self, number: int, handle: Handle) -> Ended | None:
+    def ended(self, number: int, handle: subprocess.Popen[bytes]) -> Ended | None:
         """Its exit code and the last line of its log."""
         code = handle.poll()
         if code is None:
@@ -68,13 +67,13 @@ class JoblibLauncher(CommandLauncher):
             said = last_line(file.read().decode(errors="replace"))
         return Ended(code, f"{said} ({self._log(number)})" if code < 0 else said)
 
-    def ask_to_stop(self, running: Collection[Handle]) -> None:
+    def ask_to_stop(self, running: Collection[subprocess.Popen[bytes]]) -> None:
         """Close their standard input, which asks them to stop."""
         for process in running:
             assert process.stdin is not None
             process.stdin.close()
 
-    def close(self, running: Collection[Handle]) -> None:
+    def close(self, running: Collection[subprocess.Popen[bytes]]) -> None:
         """Kill workers that still run, which is so only if the launch itself was interrupted."""
         for process in running:
             process.kill()
@@ -123,12 +122,8 @@ def visible_gpus(device: str, environment: Mapping[str, str]) -> list[str]:
 
 def _gpus_in(text: str) -> list[str]:
     """The entries of `CUDA_VISIBLE_DEVICES`; as in CUDA, the first bad one ends the list."""
-    gpus: list[str] = []
-    for entry in (part.strip() for part in text.split(",")):
-        if not entry or entry.startswith("-") or not (entry.isdigit() or "-" in entry):
-            break
-        gpus.append(entry)
-    return gpus
+    entries = (part.strip() for part in text.split(","))
+    return list(takewhile(lambda e: e.isdigit() or ("-" in e and e[0] != "-"), entries))
 
 
 def _installed_gpus() -> list[str]:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class RayLauncher(CommandLauncher):
             return 0
         return int(joined(self.address).cluster_resources().get("GPU", 0))
 
-    def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Any]:
+    def start(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> dict[int, Any]:
         """Submit the workers as tasks, each in a process of its own."""
         ray = joined(self.address)
         needs = {"num_cpus": self.cpus_per_worker}
@@ -78,11 +78,8 @@ class RayLauncher(CommandLauncher):
         run = as_task(_run_worker)
         own = folders_of(self.config.hydra.runtime.config_sources)
         folders = {folder: pack_folder(Path(folder)) for folder in own}
-        started = {}
-        for number, overrides in jobs.items():
-            head, rest = self.command(overrides)
-            started[number] = run.remote(head, rest, folders, os.getcwd())
-        return started
+        here = os.getcwd()
+        return {number: run.remote(*words, folders, here) for number, words in commands.items()}
 
     def ended(self, number: int, handle: Any) -> Ended | None:
         """What the task returned, or why it failed."""

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
 from types import FrameType
@@ -79,22 +79,21 @@ class SlurmLauncher(CommandLauncher):
             raise UserError(f"hydra.launcher: submitit refuses its settings: {why}") from None
         return made
 
-    def start(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Any]:
+    def start(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> dict[int, Any]:
         """Submit the workers as one array."""
         threads = {"OMP_NUM_THREADS": str(self.parameters.get("cpus_per_task") or 1)}
-        lines = [self.command(overrides) for overrides in jobs.values()]
-        commands = [WorkerJob([*head, *rest], threads, os.getcwd()) for head, rest in lines]
+        jobs = [WorkerJob([*head, *rest], threads, os.getcwd()) for head, rest in commands.values()]
         # What submitit starts here is not to see a Ctrl-C, which is for the sweeper alone.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            handles = self._executor().submit_array(commands)
+            handles = self._executor().submit_array(jobs)
         except import_module("submitit.core.utils").FailedJobError as error:
             why = str(error).splitlines()[0]
             raise UserError(f"Slurm refuses the workers' jobs: {why}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._queued |= {handle.job_id: time.monotonic() for handle in handles}
-        return dict(zip(jobs, handles, strict=True))
+        return dict(zip(commands, handles, strict=True))
 
     def ended(self, number: int, handle: Any) -> Ended | None:
         """The result that the job wrote, or the end of its log if it died without one."""

@@ -90,22 +90,20 @@ class CommandLauncher(Launcher):
         A result is FAILED if the command's input was bad, or if it died more often than
         `restarts` allows and no other worker found that no trial is left.
         """
-        ends = self._watch(dict(enumerate(job_overrides, start=initial_job_idx)))
+        jobs = dict(enumerate(job_overrides, start=initial_job_idx))
+        ends = self._watch({number: self.command(job) for number, job in jobs.items()})
         over = any(end.code == 0 for end in ends.values())
-        return [
-            _returned(overrides, end, over)
-            for overrides, (_, end) in zip(job_overrides, sorted(ends.items()), strict=True)
-        ]
+        return [_returned(overrides, ends[number], over) for number, overrides in jobs.items()]
 
-    def _watch(self, jobs: Mapping[int, Sequence[str]]) -> dict[int, Ended]:
+    def _watch(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> dict[int, Ended]:
         """Start the commands, and dead ones again; returns how each ended in the end."""
         ends: dict[int, Ended] = {}
-        restarts = self.restarts * len(jobs)
+        restarts = self.restarts * len(commands)
         # A worker ends with code 0 when no trial is left, so none needs to be started after that.
         over = False
         running: dict[int, Any] = {}
         try:
-            running |= self.start(jobs)
+            running |= self.start(commands)
             while running:
                 time.sleep(POLL_S)
                 for number, handle in list(running.items()):
@@ -122,7 +120,7 @@ class CommandLauncher(Launcher):
                     if again:
                         restarts -= 1
                         with suppress(UserError):  # then it is not started again
-                            running |= self.start({number: jobs[number]})
+                            running |= self.start({number: commands[number]})
                 if not over and (self.stopping.is_set() or any(e.code == 0 for e in ends.values())):
                     over = True
                     self.drop_waiting(running.values())
@@ -145,8 +143,8 @@ class CommandLauncher(Launcher):
         """How many workers the engine has room for; raises `UserError` without the engine."""
 
     @abstractmethod
-    def start(self, jobs: Mapping[int, Sequence[str]]) -> Mapping[int, Any]:
-        """Start a worker for each list of overrides, by number, and return a handle for each."""
+    def start(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> Mapping[int, Any]:
+        """Start a worker for each command, by number, and return a handle for each."""
 
     @abstractmethod
     def ended(self, number: int, handle: Any) -> Ended | None:
