@@ -38,6 +38,7 @@ from mnist_hydra.sweep.compose import Composer
 TRIES = 10
 """So many proposals may be refused before the remaining points are listed instead."""
 MAX_LISTED = 100_000
+ENDED = {FINISHED: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,9 @@ def propose(
         random.Random(_mixed(seed, len(results), TRIES)).shuffle(rest)
         yield from rest
 
-    taken = {_point_key(result.values) for result in results}
+    taken = {frozenset(result.values.items()) for result in results}
     for values in candidates():
-        key = _point_key(values)
+        key = frozenset(values.items())
         if key not in taken and not refused(values):
             return values
         taken.add(key)
@@ -259,15 +260,10 @@ def _sampler(name: str, seed: int) -> BaseSampler:
 
 def _past(result: Result, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A point as Optuna's trial; one that has ended without a value counts as failed."""
-    state = TrialState.RUNNING
-    if result.state == FINISHED:
-        state = TrialState.COMPLETE if result.objective is not None else TrialState.FAIL
-    elif result.state == PRUNED:
-        state = TrialState.PRUNED if result.history else TrialState.FAIL
-    elif result.state == FAILED:
-        state = TrialState.FAIL
+    has_value = {FINISHED: result.objective is not None, PRUNED: bool(result.history)}
+    state = ENDED.get(result.state, TrialState.RUNNING)
     return create_trial(
-        state=state,
+        state=state if has_value.get(result.state, True) else TrialState.FAIL,
         value=result.objective,
         params={key: result.values[key] for key in space},
         distributions=dict(space),
@@ -291,12 +287,10 @@ def _as_written(value: Any, axis: Axis) -> Any:
     """A number as its override has it: the nearest listed one; on a continuous axis it is rounded
     to four digits more than the axis needs for its ends to be told apart.
     """
-    if axis.span is None:
+    if axis.span is None or (axis.span.integer and not axis.values):
         return value
     if axis.values:
-        return type(value)(float(axis.override(value).partition("=")[2]))
-    if axis.span.integer:
-        return value
+        return min(_listed(axis), key=lambda listed: abs(listed - value))
     low, high = axis.span.low, axis.span.high
     needed = math.log10(max(abs(low), abs(high)) / (high - low)) if high > low else 0.0
     rounded = float(f"{value:.{4 + max(0, math.floor(needed))}g}")
@@ -326,25 +320,20 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 def _all_points(axes: Sequence[Axis]) -> list[dict[str, Any]]:
     """Every point of axes that are finite and small; of others, none."""
-    choices: list[Sequence[Any]] = []
-    for axis in axes:
-        span = axis.span
-        if span is None:
-            choices.append(axis.values)
-        elif axis.values:
-            choices.append([int(v) if span.integer else float(v) for v in axis.values])
-        elif span.integer:
-            choices.append(range(int(span.low), int(span.high) + 1))
-        else:
-            return []
-    if math.prod(map(len, choices)) > MAX_LISTED:
+    choices = {axis.key: listed for axis in axes if (listed := _listed(axis))}
+    if len(choices) < len(axes) or math.prod(map(len, choices.values())) > MAX_LISTED:
         return []
-    keys = [axis.key for axis in axes]
-    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*choices)]
+    return [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
 
 
-def _point_key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(values.items()))
+def _listed(axis: Axis) -> Sequence[Any]:
+    """All values of a finite axis, as a search proposes them; of another, none."""
+    span = axis.span
+    if span is None:
+        return axis.values
+    if span.integer and not axis.values:
+        return range(int(span.low), int(span.high) + 1)
+    return [int(float(text)) if span.integer else float(text) for text in axis.values]
 
 
 def _mixed(*numbers: int) -> int:
