@@ -9,16 +9,16 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
+from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, Attempt, Trial
@@ -192,8 +192,7 @@ class Display:
             trials: those that were attempted, by fingerprint.
             now_s: a monotonic clock, in seconds.
         """
-        keys = [planned.fingerprint for planned in wanted]
-        trials = {key: trials[key] for key in keys if key in trials}
+        trials = {p.fingerprint: trials[p.fingerprint] for p in wanted if p.fingerprint in trials}
         done = sum(trial.epoch for trial in trials.values())
         if self._began is None:
             self._began, self._trials = (now_s, done), trials
@@ -212,21 +211,16 @@ class Display:
         for planned in wanted:
             trial = self._trials.get(planned.fingerprint)
             if trial is None or trial.state not in DONE | FAILURES:
-                left += self._epochs_of(planned) - (0 if trial is None else trial.epoch)
+                left += (planned.epochs or self._epochs) - (0 if trial is None else trial.epoch)
         return left
 
-    def _epochs_of(self, planned: Planned) -> int:
-        return planned.epochs or self._epochs
-
     def _table(self, wanted: Sequence[Planned], left_s: float | None) -> Group:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("running", "epoch", "accuracy"):
-            table.add_column(heading, justify="left" if heading == "running" else "right")
-        keys = {key for key, trial in self._trials.items() if trial.state == RUNNING}
-        running = [planned for planned in wanted if planned.fingerprint in keys]
-        for planned in running[:MAX_RUNNING_SHOWN]:
-            trial = self._trials[planned.fingerprint]
-            epoch = f"{trial.epoch}/{self._epochs_of(planned)}"
+        numbers = [Column(heading, justify="right") for heading in ("epoch", "accuracy")]
+        table = Table("running", *numbers, box=None, pad_edge=False)
+        known = [(one, self._trials.get(one.fingerprint)) for one in wanted]
+        running = [(one, trial) for one, trial in known if trial and trial.state == RUNNING]
+        for planned, trial in running[:MAX_RUNNING_SHOWN]:
+            epoch = f"{trial.epoch}/{planned.epochs or self._epochs}"
             table.add_row(Text(planned.name), epoch, _accuracy(trial))
         if len(running) > MAX_RUNNING_SHOWN:
             table.add_row(f"and {len(running) - MAX_RUNNING_SHOWN} more", "", "")
@@ -269,8 +263,8 @@ class Follower:
     ledger: Ledger
     """Used by this object alone."""
     display: Display
-    wanted: Callable[[View], Sequence[Planned]]
-    """The sweep's trials that a view has, in the sweep's order."""
+    planned: Sequence[Planned]
+    """The trials of a grid, in the sweep's order; those of a search are in the ledger."""
     sweeper: str
     """The sweeper's token."""
     stop: threading.Event
@@ -312,7 +306,8 @@ class Follower:
                     f"{reason}: running trials write a checkpoint; once more to leave at once"
                 )
             view = self.ledger.read(up_to_date)
-            self.display.update(self.wanted(view), view.trials, time.monotonic())
+            wanted = [*self.planned, *view.proposed]
+            self.display.update(wanted, view.trials, time.monotonic())
         except UserError:
             if not self.stop.is_set():
                 self.stop.set()

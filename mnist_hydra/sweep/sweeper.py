@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
@@ -142,8 +141,8 @@ class Sweep:
             display = Display(self.console, self.command.total, self.command.trials.epochs)
             with on_signals(self._on_signal):
                 ledger = Ledger(self.tracker.client, self.parent_id)
-                wanted = partial(wanted_of, self.command)
-                following = Follower(ledger, display, wanted, self.token, self.stop)
+                planned = self.command.plan.trials
+                following = Follower(ledger, display, planned, self.token, self.stop)
                 with display, following as self.follower:
                     self._run_what_is_missing()
             self.ledger = Ledger(self.tracker.client, self.parent_id)  # runs may have been deleted
