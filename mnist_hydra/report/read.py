@@ -20,7 +20,7 @@ from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG
 from mnist_hydra.ledger.plan import PLANS, Plan, read_plan
 from mnist_hydra.ledger.trial import FINISHED
-from mnist_hydra.metrics import is_minimized, objective_value
+from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import (
     SEED,
     Results,
@@ -284,15 +284,13 @@ def _read_one(
     runs = {run.info.run_id: run for run in found}
     begun = {key: view.trials[key] for key in planned if key in view.trials}
     at_best = [trial.run_id for trial in begun.values()] if at == "best" else []
-    curves = histories(tracker, at_best, objective)
+    by_epoch = histories(tracker, at_best, objective)
     records = {}
     for key, trial in begun.items():
         swept, plan = planned[key]
-        reached = trial.metrics.get(objective)
-        if at == "best":
-            reached = objective_value(curves[trial.run_id], "best", is_minimized(objective))
         overrides = [*plan.arguments.fixed, *swept]
-        record = record_of_trial(trial, swept, overrides, reached, plan.flags)
+        curve = by_epoch.get(trial.run_id)
+        record = record_of_trial(trial, swept, overrides, plan.flags, objective, curve)
         run = runs.get(trial.run_id)
         records[key] = record if run is None else _with_run(record, run)
     return records, set(planned)

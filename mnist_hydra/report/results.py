@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.report import wording
 from mnist_hydra.report.statistics import Summary, summary
 from mnist_hydra.secrets import hide
@@ -136,16 +137,21 @@ def record_of_trial(
     trial: Trial,
     swept: Sequence[str],
     overrides: Sequence[str],
-    objective: float | None,
-    flags: Sequence[str] = (),
+    flags: Sequence[str],
+    metric: str,
+    by_epoch: Mapping[int, float] | None,
 ) -> TrialRecord:
     """A trial as a record, as far as the ledger has it; only a finished one has an objective.
 
     Args:
         swept: the overrides that set it apart from the sweep's other trials.
         overrides, flags: as in `TrialRecord`.
+        metric: the objective's name.
+        by_epoch: the metric by epoch, where its best one counts; `None` where the last one does.
     """
-    values = values_of(swept)
+    values, objective = values_of(swept), trial.metrics.get(metric)
+    if by_epoch is not None:
+        objective = objective_value(by_epoch, "best", is_minimized(metric))
     return TrialRecord(
         values,
         overrides,

@@ -17,9 +17,9 @@ from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
 from mnist_hydra.ledger.parent import REPORT, Parent
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FINISHED
-from mnist_hydra.metrics import is_minimized, objective_value
+from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report import results
-from mnist_hydra.report.results import Results
+from mnist_hydra.report.results import Results, record_of_trial
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import torch_tasks
 from mnist_hydra.sweep.command import Command
@@ -45,24 +45,20 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
     """
     twins, plan = command.trials.twins(), command.plan
     axes = [results.bare_key(axis.key) for axis in plan.arguments.axes]
-    objective, at = command.objective, plan.at
-    minimize = is_minimized(objective)
-    records = []
+    metric, records = command.objective, []
     for planned in wanted:
         trial = view.trials.get(planned.fingerprint)
         twin = view.trials.get(twins.get(planned.fingerprint, ""))
         if trial is None:
             continue
-        reached = trial.metrics.get(objective)
         if twin is not None and trial.state == twin.state == FINISHED:
-            if reached == twin.metrics.get(objective):
+            if trial.metrics.get(metric) == twin.metrics.get(metric):
                 continue
-        if at == "best" and trial.state == FINISHED:
-            reached = objective_value(ledger.history(trial, objective), at, minimize)
-        swept = planned.overrides
-        overrides = plan.arguments.overrides(swept)
-        records.append(results.record_of_trial(trial, swept, overrides, reached, plan.flags))
-    return results.ranked(records, axes, objective, minimize=minimize, at=at)
+        is_of_best_epoch = plan.at == "best" and trial.state == FINISHED
+        curve = ledger.history(trial, metric) if is_of_best_epoch else None
+        swept, overrides = planned.overrides, plan.arguments.overrides(planned.overrides)
+        records.append(record_of_trial(trial, swept, overrides, plan.flags, metric, curve))
+    return results.ranked(records, axes, metric, minimize=is_minimized(metric), at=plan.at)
 
 
 def record_results(
