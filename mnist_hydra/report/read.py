@@ -141,7 +141,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
         tuple(completed),
-        ranked(completed, axes, objective, minimize=is_minimized(objective), at=at),
+        ranked(completed, axes, objective, at),
         len(planned),
         commands,
         tuple(run.info.run_id for run in parents),
@@ -338,7 +338,7 @@ def counted_once(findings: Findings) -> Findings:
     once: list[TrialRecord] = []
     for equal in groups.values():
         once += max(equal.values(), key=lambda group: any(record.counts for record in group))
-    results = ranked(once, old.swept, old.objective, minimize=old.minimize, at=old.at)
+    results = ranked(once, old.swept, old.objective, old.at)
     return replace(findings, results=results, same=tuple(same))
 
 

@@ -109,8 +109,11 @@ class Results:
     """The best first."""
     apart: tuple[TrialRecord, ...]
     """Trials that failed, were pruned, did not end, or have no finite objective."""
-    minimize: bool = False
-    """Whether less of the objective is better."""
+
+    @property
+    def minimize(self) -> bool:
+        """Whether less of the objective is better."""
+        return is_minimized(self.objective)
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -182,8 +185,6 @@ def ranked(
     records: Sequence[TrialRecord],
     axes: Iterable[str],
     objective: str,
-    *,
-    minimize: bool = False,
     at: str = "last",
 ) -> Results:
     """Rank the configurations by the mean of their finished trials' objectives.
@@ -194,8 +195,7 @@ def ranked(
     Args:
         records: the sweep's trials, in the order in which they are to be listed.
         axes: what was swept, the seed among it where it was.
-        objective: the metric's name.
-        minimize: whether less of it is better.
+        objective: the metric's name, by which it is known whether less of it is better.
         at: the epoch that it was taken at, `last` or `best`.
     """
     axes = tuple(axes)
@@ -207,14 +207,15 @@ def ranked(
     for values, group in groups.items():
         if finished := tuple(record for record in group if record.counts):
             scored.append((summary([r.score for r in finished]), values, finished, len(group)))
-    scored.sort(key=lambda entry: entry[0].mean if minimize else -entry[0].mean)
+    sign = 1 if is_minimized(objective) else -1
+    scored.sort(key=lambda entry: sign * entry[0].mean)
     ranks: dict[float, int] = {}
     rows = tuple(
         Row(ranks.setdefault(score.mean, place), values, finished, trials, score)
         for place, (score, values, finished, trials) in enumerate(scored, start=1)
     )
     apart = tuple(record for record in records if not record.counts)
-    return Results(objective, at, others, SEED in axes, rows, apart, minimize)
+    return Results(objective, at, others, SEED in axes, rows, apart)
 
 
 def best_command(results: Results) -> str | None:

@@ -17,7 +17,6 @@ from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
 from mnist_hydra.ledger.parent import REPORT, Parent
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FINISHED
-from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report import results
 from mnist_hydra.report.results import Results, record_of_trial
 from mnist_hydra.secrets import hide_in_error
@@ -58,7 +57,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
         curve = ledger.history(trial, metric) if is_of_best_epoch else None
         swept, overrides = planned.overrides, plan.arguments.overrides(planned.overrides)
         records.append(record_of_trial(trial, swept, overrides, plan.flags, metric, curve))
-    return results.ranked(records, axes, metric, minimize=is_minimized(metric), at=plan.at)
+    return results.ranked(records, axes, metric, plan.at)
 
 
 def record_results(

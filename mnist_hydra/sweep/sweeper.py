@@ -29,7 +29,6 @@ from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import Planned, plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
-from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report import results
 from mnist_hydra.stopping import OF_SIGNAL, on_signals
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
@@ -111,8 +110,7 @@ class Sweep:
         self.parent = begin_sweep(command, tracker)
         self.parent_id = self.parent.run_id
         axes = [axis.key for axis in command.plan.arguments.axes]
-        minimize = is_minimized(command.objective)
-        view = pages.trials_view(self.parent_id, command.objective, minimize, axes)
+        view = pages.trials_view(self.parent_id, command.objective, axes)
         tracker.set_view(self.parent_id, view)
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from mnist_hydra.config import GROUPS
+from mnist_hydra.metrics import is_minimized
 
 VIEW_TAG = "mlflow.sharedViewState."
 """On an experiment, with a name behind it: a view of the list of runs that MLflow opens by name."""
@@ -38,12 +39,11 @@ def run_page(experiment_id: str, run_id: str) -> str:
     return f"/#/experiments/{experiment_id}/runs/{run_id}?{WORKFLOW}"
 
 
-def trials_view(parent_id: str, objective: str, minimize: bool, axes: Sequence[str]) -> str:
+def trials_view(parent_id: str, objective: str, axes: Sequence[str]) -> str:
     """A view of a sweep's trials, the best first, with what was swept: the value of `VIEW_TAG`.
 
     Args:
         objective: the metric's name.
-        minimize: whether less of it is better.
         axes: the swept keys, as on the command line.
     """
     shown = [f"metrics.`{objective}`", *(f"params.`{parameter_of(axis)}`" for axis in axes)]
@@ -51,7 +51,7 @@ def trials_view(parent_id: str, objective: str, minimize: bool, axes: Sequence[s
         {
             "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}'",
             "orderByKey": f"metrics.`{objective}`",
-            "orderByAsc": minimize,
+            "orderByAsc": is_minimized(objective),
             "selectedColumns": shown,
         }
     )

@@ -823,8 +823,7 @@ def of(
                     seconds=1.0,
                 )
             )
-    minimize = objective.endswith("loss")
-    results = ranked(records, ["dropout", "seed"], objective, minimize=minimize)
+    results = ranked(records, ["dropout", "seed"], objective)
     return Findings("mine", tuple(records), results, len(records))
 
 

@@ -94,7 +94,7 @@ def test_configurations_are_ranked_best_first() -> None:
 
 def test_a_loss_is_ranked_the_other_way() -> None:
     records = [record({"lr": "0.1"}, 0.3), record({"lr": "0.2"}, 0.1)]
-    results = ranked(records, ["lr"], "val/loss", minimize=True)
+    results = ranked(records, ["lr"], "val/loss")
     assert [row.values for row in results.rows] == [("0.2",), ("0.1",)]
 
 
@@ -180,7 +180,7 @@ def test_the_heading_says_what_ranks_and_when() -> None:
         "Configurations by val/acc on the hold-out (in the last epoch)"
     )
     records = [record({"seed": "1"}, 0.1)]
-    assert heading(ranked(records, ["seed"], "val/loss", minimize=True, at="best")) == (
+    assert heading(ranked(records, ["seed"], "val/loss", at="best")) == (
         "Configurations by val/loss on the hold-out "
         "(mean over seeds and its 95 % interval, in the best epoch)"
     )

@@ -19,12 +19,12 @@ SEEDS = [record(d, s, a) for d, s, a in [("0", "1", 0.97), ("0", "2", 0.98), ("0
 
 
 def test_a_view_of_trials_has_the_best_first_and_a_column_for_each_axis() -> None:
-    view = json.loads(pages.trials_view("abc", "val/acc", False, ["model", "+dropout"]))
+    view = json.loads(pages.trials_view("abc", "val/acc", ["model", "+dropout"]))
     assert view["searchFilter"] == "tags.`mlflow.parentRunId` = 'abc'"
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/acc`", False)
     columns = ["metrics.`val/acc`", "params.`model.name`", "params.`dropout`"]
     assert view["selectedColumns"] == columns
-    assert json.loads(pages.trials_view("abc", "val/loss", True, []))["orderByAsc"] is True
+    assert json.loads(pages.trials_view("abc", "val/loss", []))["orderByAsc"] is True
 
 
 def test_a_description_asks_answers_and_shows_the_table_and_the_command() -> None:
@@ -61,5 +61,5 @@ def test_the_parents_metrics_are_the_best_trial_and_the_mean_of_all() -> None:
     found = results.sweep_metrics(ranked(SEEDS, ["dropout", "seed"], "val/acc"))
     assert found["val/acc"] == found["val/acc/best"] == 0.99
     assert round(found["val/acc/mean"], 6) == 0.98
-    losses = results.sweep_metrics(ranked(SEEDS, ["dropout", "seed"], "val/loss", minimize=True))
+    losses = results.sweep_metrics(ranked(SEEDS, ["dropout", "seed"], "val/loss"))
     assert losses["val/loss/best"] == 0.97
