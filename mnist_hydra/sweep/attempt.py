@@ -143,12 +143,10 @@ class Watch(Hooks):
         """
         if self._lost:
             raise ClaimLost(f"{self.trial.name}: it was deleted, or another process took it over")
+        if self._asked_to_stop or self.stop.is_set():
+            return StopReason.INTERRUPTED
         limit_s = self.settings.trial_timeout_s
-        is_late = limit_s is not None and self.seconds > limit_s
-        interrupted = self._asked_to_stop or self.stop.is_set()
-        if not (interrupted or is_late):
-            return None
-        return StopReason.INTERRUPTED if interrupted else StopReason.TIMEOUT
+        return StopReason.TIMEOUT if limit_s is not None and self.seconds > limit_s else None
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         """Told of every epoch; after the last one there is nothing left to stop."""

@@ -160,13 +160,10 @@ class Trials:
 
     def twins(self) -> dict[str, str]:
         """The trials that train the same as an earlier one, and that one, both by fingerprint."""
-        order = {key: number for number, key in enumerate(self.planned)}
-        found = {}
-        for pair in self.as_model2.items():
-            if pair[1] in order:
-                earlier, later = sorted(pair, key=order.__getitem__)
-                found[later] = earlier
-        return found
+        place = {key: number for number, key in enumerate(self.planned)}
+        pairs = (pair for pair in self.as_model2.items() if pair[1] in place)
+        in_order = (sorted(pair, key=place.__getitem__) for pair in pairs)
+        return {later: earlier for earlier, later in in_order}
 
     def same_as_others(self) -> str | None:
         """A line that says which points would train the same; `None` if none do."""

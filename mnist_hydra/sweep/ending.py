@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -61,11 +61,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
 
 
 def record_results(
-    tracker: Tracker,
-    parent: Parent,
-    found: Results,
-    actions: Mapping[str, Action],
-    interrupted: bool,
+    tracker: Tracker, parent: Parent, found: Results, actions: Collection[Action], interrupted: bool
 ) -> None:
     """Record the results on the parent run; close it unless others still train its trials."""
     tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
@@ -74,38 +70,29 @@ def record_results(
         tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
         for name, value in results.sweep_metrics(found).items():
             tracker.client.log_metric(parent.run_id, name, value)
-    if Action.WAIT in actions.values():
+    if Action.WAIT in actions:
         return
-    failed = any(action is not Action.DONE for action in actions.values())
+    failed = any(action is not Action.DONE for action in actions)
     status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
     if tracker.client.get_run(parent.run_id).info.status != status:  # else keep its end time
         tracker.end(parent.run_id, status)
 
 
-def describe(
-    tracker: Tracker,
-    parent: Parent,
-    found: Results,
-    report: Report | None,
-) -> None:
+def describe(tracker: Tracker, parent: Parent, found: Results, report: Report | None) -> None:
     """Describe on the parent run what was asked, what came out, and how to repeat it.
 
     Args:
         report: the sweep's, whose pictures are shown.
     """
-    pictures = []
-    if report is not None:
-        files = [report.folder / f"{name}.png" for name in SHOWN_PICTURES]
-        there = [file for file in files if file.exists()]
-        pictures = [(f.stem.replace("_", " "), f"{REPORT}/{f.name}") for f in there]
+    pictures = [
+        (name.replace("_", " "), pages.artifact(parent.run_id, f"{REPORT}/{name}.png"))
+        for name in SHOWN_PICTURES
+        if report is not None and (report.folder / f"{name}.png").exists()
+    ]
+    question, answer = results.question(found), results.answer(found)
     for rows in (10, 3, 0):
-        note = pages.sweep_note(
-            results.question(found),
-            results.answer(found),
-            results.grid(found, rows),
-            same_command("python"),
-            [(name, pages.artifact(parent.run_id, path)) for name, path in pictures],
-        )
+        table = results.grid(found, rows)
+        note = pages.sweep_note(question, answer, table, same_command("python"), pictures)
         if len(note) <= pages.MAX_NOTE:
             break
     tracker.set_tags(parent.run_id, {pages.NOTE_TAG: note[: pages.MAX_NOTE]})
@@ -134,8 +121,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             if run_id not in failed:
                 ledger.write_once(COMPLETED + run_id, owner.token)
         if failed:
-            why = "; ".join(f"run {run_id}: {text}" for run_id, text in failed.items())
-            why = hide_in_error(why)
+            why = hide_in_error("; ".join(f"run {key}: {text}" for key, text in failed.items()))
             print(f"pictures or models of the best are missing: {why}", file=sys.stderr)
 
 

@@ -168,7 +168,7 @@ class Sweep:
         results.print_table(found)
         print("\n".join(results.footer(found)))
         try:
-            ending.record_results(self.tracker, self.parent, found, actions, interrupted)
+            ending.record_results(self.tracker, self.parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
         report, anew = None, self.plan_is_written

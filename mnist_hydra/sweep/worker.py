@@ -180,8 +180,7 @@ def _stop_at_end_of_stdin(stop: threading.Event) -> None:
 
 def stopping_on_signals(stop: threading.Event) -> AbstractContextManager[None]:
     """A context in which SIGTERM and Ctrl-C, unless ignored, ask the trial to stop."""
-    numbers: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        both = (signal.SIGTERM, signal.SIGINT)
-        numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
+    in_main = threading.current_thread() is threading.main_thread()
+    both = (signal.SIGTERM, signal.SIGINT) if in_main else ()
+    numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
     return on_signals(lambda *_: stop.set(), numbers)
