@@ -25,9 +25,8 @@ from mnist_hydra.cli.commands import (
 )
 from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
-from mnist_hydra.ledger.plan import Plan
+from mnist_hydra.ledger.plan import Plan, base_settings, check_same_base, identity_of
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners

@@ -6,8 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.ledger.identity import base_settings, check_same_base, identity_of
-from mnist_hydra.ledger.plan import Axis
+from mnist_hydra.ledger.plan import Axis, base_settings, check_same_base, identity_of
 from mnist_hydra.sweep.axes import parse
 
 BASE = {
