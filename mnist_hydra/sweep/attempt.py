@@ -60,9 +60,9 @@ class Train(Protocol):
         """
 
 
-def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch: Watch) -> None:
+def attempt(planned: Planned, train: Train, watch: Watch) -> None:
     """Train a claimed trial once and record how that ended; a failure is recorded, not raised."""
-    error = ""
+    trial, error = watch.trial, ""
     try:
         with transcribing() as transcript, watch:
             end = train(planned, trial.run_id, watch, trial.step >= 0)
@@ -79,21 +79,20 @@ def attempt(ledger: Ledger, planned: Planned, trial: Trial, train: Train, watch:
     gc.collect(1)  # what the training made, before it counts among what stays
     if error:
         error = hide_in_error(error)
-        _keep_evidence(ledger, planned, trial, error, transcript.text())
+        _keep_evidence(planned, watch, error, transcript.text())
         _free_memory()
-    wait_for_store(watch.stop, ledger.end, trial, end, seconds=seconds, error=error)
+    wait_for_store(watch.stop, watch.ledger.end, trial, end, seconds=seconds, error=error)
 
 
-def _keep_evidence(
-    ledger: Ledger, planned: Planned, trial: Trial, error: str, transcript: str
-) -> None:
+def _keep_evidence(planned: Planned, watch: Watch, error: str, transcript: str) -> None:
     """Record the full traceback and the log of a failed attempt as artifacts of its run."""
+    trial, client = watch.trial, watch.ledger.client
     folder = f"failures/attempt-{trial.number}"
     heading = f"{' '.join(planned.overrides)}\non {trial.owner}\n\n"
     try:
         said = hide_in_error(heading + transcript)
-        ledger.client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
-        ledger.client.log_text(trial.run_id, said, f"{folder}/log.txt")
+        client.log_text(trial.run_id, error, f"{folder}/traceback.txt")
+        client.log_text(trial.run_id, said, f"{folder}/log.txt")
     except Exception as failure:  # the state is what matters
         log.warning("the traceback of %s could not be kept: %s", trial.name, failure)
 

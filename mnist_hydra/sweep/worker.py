@@ -131,7 +131,7 @@ class Worker:
                 planned, trial = taken
                 prune = None if search is None else wait_for_store(stop, search.prune, trial)
                 watch = Watch(self.ledger, trial, self.settings, stop, prune)
-                attempt(self.ledger, planned, trial, self.train, watch)
+                attempt(planned, self.train, watch)
 
     def take(self, observer: Observer, owner: Owner) -> tuple[Planned, Trial] | None:
         """Claim the first trial that can be claimed; `None` if none can, or it is time to stop.
