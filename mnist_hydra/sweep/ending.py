@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -15,7 +15,6 @@ from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
 from mnist_hydra.ledger.parent import REPORT, Parent
-from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.report import results
 from mnist_hydra.report.results import Results, record_of_trial
@@ -37,7 +36,7 @@ SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 """Pictures of the report that the sweep's description shows."""
 
 
-def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Planned]) -> Results:
+def results_of(command: Command, ledger: Ledger, view: View) -> Results:
     """The trials that the ledger knows, ranked by the objective.
 
     Of two that train the same and came out the same the earlier one counts, as in the report.
@@ -45,7 +44,7 @@ def results_of(command: Command, ledger: Ledger, view: View, wanted: Sequence[Pl
     twins, plan = command.trials.twins(), command.plan
     axes = [results.bare_key(axis.key) for axis in plan.arguments.axes]
     metric, records = command.objective, []
-    for planned in wanted:
+    for planned in (*plan.trials, *view.proposed):
         trial = view.trials.get(planned.fingerprint)
         twin = view.trials.get(twins.get(planned.fingerprint, ""))
         if trial is None:

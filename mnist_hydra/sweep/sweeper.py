@@ -161,8 +161,8 @@ class Sweep:
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
         view = wait_for_store(self.stop, self.ledger.read)
-        wanted, actions = wanted_of(self.command, view), self._actions(view)
-        found = ending.results_of(self.command, self.ledger, view, wanted)
+        actions = self._actions(view)
+        found = ending.results_of(self.command, self.ledger, view)
         interrupted = bool(self.signals)
         _say(self.console, show.outcome(actions))
         results.print_table(found)
