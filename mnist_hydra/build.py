@@ -96,9 +96,7 @@ def kernel_of(model: torch.nn.Module, folder: Path) -> Fused | None:
     return fused
 
 
-def runnable(
-    model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | None
-) -> Runnable:
+def runnable(model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | None) -> Runnable:
     """Make a model ready to run as chosen; the caller sees to mixed precision.
 
     Args:

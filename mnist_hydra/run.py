@@ -22,13 +22,7 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
-from mnist_hydra.config import (
-    NO_EFFECT_ON_RESULT,
-    Config,
-    fingerprint,
-    flatten,
-    unresolved,
-)
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, flatten, unresolved
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError, in_one_line
 from mnist_hydra.metrics import at_end, class_accuracy
@@ -274,9 +268,7 @@ class _Recorder(Listener):
         return self.hooks.after_epoch(epoch, metrics)
 
 
-def _record_settings(
-    trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
-) -> None:
+def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool) -> None:
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)

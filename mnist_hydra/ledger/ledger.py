@@ -304,9 +304,7 @@ class Ledger:
         self.close(trial.run_id, state, error, at_ms)
         return True
 
-    def close(
-        self, run_id: str, state: str, error: str = "", at_ms: int | None = None
-    ) -> None:
+    def close(self, run_id: str, state: str, error: str = "", at_ms: int | None = None) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
         tags = {STATE_TAG: state} | ({ERROR_TAG: error} if error else {})
         tag_run(self.client, run_id, tags)
