@@ -32,7 +32,6 @@ from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.stopping import Hooks, StopOnSignal, StopReason, on_signals
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
-from mnist_hydra.tracking.resume import Start, resumed_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (
@@ -61,10 +60,13 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     hooks = StopOnSignal()
     with on_signals(hooks.handle):
         resumed = config.resume is not None
-        start = resumed_run(config, overrides) if resumed else _new_run(config, overrides)
-        config = start.config
-        trainer = prepare(config, start.state)
-        spool = Spool(config.folder, start.spooled, start.open_tracker, reopen=resumed)
+        if resumed:
+            from mnist_hydra.tracking.resume import resumed_run
+
+            config, spool, state = resumed_run(config, overrides)
+        else:
+            spool, state = _new_run(config, overrides), None
+        trainer = prepare(config, state)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         was_trained = hooks.is_trained()
         hooks.go_on = lambda: resume_command(config.composed, spool.run.id)
@@ -97,8 +99,8 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
-def _new_run(config: Config, overrides: list[str]) -> Start:
-    """A new run, which MLflow gets as soon as it can be reached."""
+def _new_run(config: Config, overrides: list[str]) -> Spool:
+    """The spool of a new run, which MLflow gets as soon as it can be reached."""
     try:
         check_store(config)
     except StoreAway as away:
@@ -121,7 +123,7 @@ def _new_run(config: Config, overrides: list[str]) -> Start:
         shown_address(config.tracking.uri),
         config=config_text(config),
     )
-    return Start(config, spooled, lambda: Tracker(config), None)
+    return Spool(config.folder, spooled, lambda: Tracker(config))
 
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:

@@ -4,10 +4,8 @@ run's spool while the store is away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,15 +13,9 @@ from mnist_hydra import checkpoint
 from mnist_hydra.cli.commands import written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.tracking.journal import (
-    Record,
-    SpooledRun,
-    records,
-    spools,
-    warn_of_lost_records,
-)
+from mnist_hydra.tracking.journal import Record, records, spools, warn_of_lost_records
 from mnist_hydra.tracking.provenance import COMMAND_TAG
-from mnist_hydra.tracking.spool import deliver_left, spooled_run
+from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
     PARENT_TAG,
@@ -42,21 +34,13 @@ OLD_TAGS = "mnist_hydra."
 """How the tags of versions before 2026-11-25 begin, whose checkpoints are not looked for."""
 BEGIN_ANEW = "right: the run's first command again, which begins anew"
 
-
-@dataclass(frozen=True)
-class Start:
-    """What a training starts from: a new run, or one that was begun before."""
-
-    config: Config
-    """What it began with, in the place where it goes on."""
-    spooled: SpooledRun
-    open_tracker: Callable[[], Tracker]
-    """Opens the store, see `Spool`."""
-    state: dict[str, Any] | None
-    """Its newest whole checkpoint; `None` if it has none."""
+Resumed: TypeAlias = tuple[Config, Spool, dict[str, Any] | None]
+"""A run that goes on: what it began with, in the place where it goes on; its spool, not entered
+yet; and its newest whole checkpoint, `None` if it has none.
+"""
 
 
-def resumed_run(config: Config, overrides: list[str]) -> Start:
+def resumed_run(config: Config, overrides: list[str]) -> Resumed:
     """The run that `config.resume` names, by its id or by the key that it had before it got one.
 
     What its last process could not deliver is delivered first.
@@ -74,7 +58,7 @@ def resumed_run(config: Config, overrides: list[str]) -> Start:
             f"without it (allowed: {allowed})"
         )
     try:
-        start = _from_store(config, name, overrides)
+        found = _from_store(config, name, overrides)
     except Exception as error:
         not_there_yet = isinstance(error, NothingRecorded)  # its maker was killed before it was
         if not (is_away(error) or not_there_yet):
@@ -87,17 +71,18 @@ def resumed_run(config: Config, overrides: list[str]) -> Start:
                 f"resume={name}: the store does not answer ({first_line(error)}), and only there "
                 f"is what the run goes on from; right: when it is back"
             ) from None
-        start = from_spool
-    if start.state is not None and start.state["fingerprint"] != fingerprint(start.config):
+        found = from_spool
+    first, _, state = found
+    if state is not None and state["fingerprint"] != fingerprint(first):
         raise UserError(
             f"resume={name}: its checkpoint is of other settings (fingerprint "
-            f"{start.state['fingerprint']}, now {fingerprint(start.config)}); right: the version "
-            f"of mnist_hydra that made it"
+            f"{state['fingerprint']}, now {fingerprint(first)}); right: the version of "
+            f"mnist_hydra that made it"
         )
-    return start
+    return found
 
 
-def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
+def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
     tracker = Tracker(config, make=False)
     deliver_left(config, tracker, name)
     run = tracker.find_run(name)
@@ -126,10 +111,11 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
             f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
             f"version of mnist_hydra); {BEGIN_ANEW}"
         )
-    return Start(first, spooled_run(config, run_id, text), lambda: tracker, state)
+    spooled = spooled_run(config, run_id, text)
+    return first, Spool(first.folder, spooled, lambda: tracker, reopen=True), state
 
 
-def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None:
+def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
     for folder, spooled in spools(config.folder, name):
         left = records(folder)
@@ -143,7 +129,7 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None
             )
         first = _here(config, spooled.config, overrides)
         warn_of_lost_records(folder, spooled.id)
-        return Start(first, spooled, lambda: Tracker(config), state)
+        return first, Spool(first.folder, spooled, lambda: Tracker(config), reopen=True), state
     return None
 
 
