@@ -46,7 +46,7 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
     trial = claimed(ledger, owner)
     running = again(ledger).read().trials["a"]
     assert (running.state, running.number, running.heartbeat) == ("running", 1, "1:0")
-    assert (running.attempts[0].owner, running.attempts[0].sweeper) == (owner, SWEEPER)
+    assert (running.owner, running.attempts[0].claim.by) == (owner, SWEEPER)
 
     client = ledger.client
     newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
@@ -61,7 +61,7 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
 
     done = again(ledger).read().trials["a"]
     assert (done.state, done.epoch, done.step) == ("finished", 2, 236)
-    assert done.attempts[0].seconds == 12.5
+    assert done.attempts[0].end is not None and done.attempts[0].end.seconds == 12.5
     assert done.metrics == {"val/acc": 0.95}
     assert done.made_by == {COMMIT_TAG: "c0ffee"}
     assert done.name == "trial=a"
@@ -238,7 +238,7 @@ def test_who_was_taken_for_dead_can_record_nothing_more(ledger: Ledger, owner: O
     now = again(ledger).read().trials["a"]
     assert now.state == "failed"
     assert now.error.endswith("the last line")
-    assert [attempt.end for attempt in now.attempts] == ["died", "failed"]
+    assert [attempt.state for attempt in now.attempts] == ["died", "failed"]
 
 
 def test_an_attempt_whose_run_another_closed_late_is_shown_as_running_again(
