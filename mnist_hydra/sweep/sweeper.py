@@ -114,7 +114,8 @@ class Sweep:
         axes = [axis.key for axis in command.arguments.axes]
         minimize = is_minimized(command.objective)
         view = pages.trials_view(self.parent_id, command.objective, minimize, axes)
-        tracker.set_view(self.parent_id, view)
+        tag = pages.VIEW_TAG + self.parent_id
+        tracker.client.set_experiment_tag(tracker.experiment_id, tag, view)
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None

@@ -23,7 +23,6 @@ from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
-from mnist_hydra.tracking.pages import VIEW_TAG
 from mnist_hydra.tracking.provenance import HIDDEN
 
 if TYPE_CHECKING:
@@ -106,15 +105,6 @@ class Tracker:
         """The store's address as MLflow takes it."""
         path = self.store.path
         return self.store.uri if path is None else store.sqlite_uri(path)
-
-    @property
-    def is_server(self) -> bool:
-        """Whether the store has a UI of its own."""
-        return self.store.kind == "server"
-
-    def set_view(self, name: str, view: str) -> None:
-        """Keep a view of the experiment's list of runs, which MLflow's page opens by its name."""
-        self.client.set_experiment_tag(self.experiment_id, VIEW_TAG + name, view)
 
     def create_run(self, spooled: SpooledRun) -> str:
         """The MLflow run of a spool: found, or started now; returns its id."""
