@@ -13,8 +13,7 @@ import shlex
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -388,7 +387,9 @@ def open_store(store: Store) -> MlflowClient:
         return MlflowClient(store.uri)
     path = Path(os.path.realpath(store.path))
     if is_unmade(path) or not _has_an_experiment(path):
-        with _lock(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One process at a time: MLflow's migration takes no two.
+        with FileLock(path.with_name(f".{path.name}.lock")):
             if is_unmade(path):
                 _make_sqlite(path)
             return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own experiment
@@ -409,14 +410,6 @@ def sqlite_uri(path: Path) -> str:
     escaped = f"file:{quote(str(path))}"
     url = URL.create("sqlite+pysqlite", database=escaped, query={"uri": "true"})
     return url.render_as_string()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time make a SQLite file: MLflow's migration takes no two."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
 
 
 def _make_sqlite(path: Path) -> None:
