@@ -73,12 +73,12 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         failure: BaseException | None = None
         with spool:
             try:
-                outcome = train_run(trainer, spool, hooks, overrides, resumed=resumed)
+                stopped, metrics = train_run(trainer, spool, hooks, overrides, resumed=resumed)
                 last_ms = trainer.position.history[-1]["timestamp_ms"] if was_trained else 0
                 ended_ms = int(last_ms) or _now_ms()  # no time in between is the training's
-                if outcome.state == "finished":
+                if stopped is None:
                     _record_product(trainer, spool)
-                spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)
+                spool.end("FINISHED" if stopped is None else "KILLED", ended_ms)
             except BaseException as error:  # noqa: B036  a user's own code may raise what it likes
                 failure = error
                 _record_failure(spool)
@@ -89,11 +89,11 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         raise failure
     if failure is not None:
         print(f"run {spool.run.id} failed: {hide_in_error(one_line(failure))}", file=sys.stderr)
-    elif outcome.state != "finished":
+    elif stopped is not None:
         print(f"run {spool.run.id} stopped in epoch {trainer.position.epoch + 1}")
     else:
-        _print_summary(outcome, trainer, spool)
-        return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
+        _print_summary(metrics, trainer, spool)
+        return metrics.get("val/acc", metrics["test/acc_last"])
     if not isinstance(failure, NonFiniteLoss):  # that would fail again
         print(f"go on with\n  {resume_command(config.composed, spool.run.id)}", flush=True)
     raise SystemExit(hooks.exit_code if failure is None else 1)
@@ -172,16 +172,6 @@ def _say_what_is_left(config: Config, spool: Spool) -> None:
     )
 
 
-@dataclass
-class Outcome:
-    """How a training ended."""
-
-    state: str
-    """`finished`, `interrupted`, `pruned` or `timeout`."""
-    metrics: dict[str, float]
-    """The last value of every metric."""
-
-
 def train_run(
     trainer: Trainer,
     spool: Spool,
@@ -190,7 +180,7 @@ def train_run(
     *,
     resumed: bool,
     is_trial: bool = False,
-) -> Outcome:
+) -> tuple[StopReason | None, dict[str, float]]:
     """Train to the end and record that; the caller sets the run's status.
 
     Args:
@@ -199,6 +189,9 @@ def train_run(
         is_trial: whether it is a sweep's. It shows no progress then, and another machine may have
             to continue it, so training waits after each checkpoint until the store has it, or is
             away.
+
+    Returns:
+        Why it ended before its last epoch, `None` if it did not; the last value of every metric.
 
     Raises:
         UserError, NonFiniteLoss: and whatever a user's own code raises.
@@ -232,8 +225,8 @@ def train_run(
     last = position.history[-1] if position.history else {}
     metrics = {name: value for name, value in last.items() if "/" in name}
     if stopped is not None:
-        return Outcome(stopped.value, metrics)
-    return Outcome("finished", metrics | _record_end(trainer, spool))
+        return stopped, metrics
+    return None, metrics | _record_end(trainer, spool)
 
 
 @dataclass
@@ -336,8 +329,8 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
-    metrics, history = outcome.metrics, trainer.position.history
+def _print_summary(metrics: dict[str, float], trainer: Trainer, spool: Spool) -> None:
+    history = trainer.position.history
     seconds = sum(epoch["epoch_s"] for epoch in history)
     after = _count(len(history), "epoch")
     lines = [f"test accuracy {percent(metrics['test/acc_last'])} after {after}"]
