@@ -250,14 +250,11 @@ class Tracker:
             raise checkpoint.DamagedCheckpoint(f"tag {CHECKPOINT_TAG} is not what was written")
         problems = []
         there = {file.path for file in self.client.list_artifacts(run_id, "checkpoints")}
-        for slot in (tag, tag.get("before")):
-            if slot is None:
-                continue
+        for slot in filter(None, (tag, tag.get("before"))):
             name = f"checkpoints/slot-{slot['slot']}.pt"
-            if name not in there:
-                problems.append(f"{name} is missing")
-                continue
             try:
+                if name not in there:
+                    raise checkpoint.DamagedCheckpoint(f"{name} is missing")
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(self.client.download_artifacts(run_id, name, folder))
                     state = checkpoint.load(path, slot["sha256"])
