@@ -151,13 +151,9 @@ class Ledger:
         """
         read_now = self._read_entries(0.0 if up_to_date else self._read_s / SHARE_OF_TIME)
         opened = {run.info.run_id: run for run in self._children("attributes.status = 'RUNNING'")}
-        trials: dict[str, Trial] = {}
-        for fingerprint, trial in list(self._trials.items()):
-            now: Trial | None = trial
-            if trial.state == RUNNING:
-                now = self._as_running(trial, opened.get(trial.run_id), read_now)
-            if now is not None:
-                trials[fingerprint] = now
+        known = list(self._trials.values())
+        now = [self._as_it_is(trial, opened.get(trial.run_id), read_now) for trial in known]
+        trials = {trial.fingerprint: trial for trial in now if trial is not None}
         return View(trials, proposed_points(self._entries), self.entries(STOP))
 
     def mark_dead(self, observer: Observer, up_to_date: bool = False) -> View:
@@ -392,19 +388,18 @@ class Ledger:
             self._trials[fingerprint] = trial
         return trial
 
-    def _as_running(self, trial: Trial, run: Run | None, exact: bool) -> Trial | None:
-        """A running trial with what its run says; `None` if that was deleted.
+    def _as_it_is(self, trial: Trial, run: Run | None, exact: bool) -> Trial | None:
+        """A trial, if it is running with what its run says; `None` if that was deleted.
 
         Args:
             run: `None` where it is not open: the attempt may have ended since the last reading.
             exact: the entries were read just now, so the attempt cannot have ended.
         """
-        if run is None and exact:
-            run = existing_run(self.client, trial.run_id)
-            if run is None:
-                return self._without_deleted(trial)
-        if run is None:
+        if trial.state != RUNNING or (run is None and not exact):
             return trial
+        run = run or existing_run(self.client, trial.run_id)
+        if run is None:
+            return self._without_deleted(trial)
         epoch, step = _checkpoint(run)
         heartbeat = run.data.tags.get(HEARTBEAT_TAG, "")
         metrics = dict(run.data.metrics)
