@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner
 from mnist_hydra.ledger.parent import existing_run, pages_of
-from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import (
     DIED,
     FAILURES,
@@ -82,14 +81,9 @@ class View:
     trials: Mapping[str, Trial]
     """Those that were attempted, by fingerprint."""
     points: Sequence[Point] = ()
-    """The points that a search has proposed so far."""
+    """Those that a search has proposed so far; a grid has none."""
     stops: Mapping[str, str] = field(default_factory=dict)
     """Why trials are to stop, by the token of their sweeper."""
-
-    @property
-    def proposed(self) -> list[Planned]:
-        """The trials at the points of a search; a grid has none."""
-        return [point.planned for point in self.points]
 
 
 def wait_for_store(

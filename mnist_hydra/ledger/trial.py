@@ -180,26 +180,18 @@ class Trial:
         return replace(self, attempts=(*before, replace(last, end=End(DIED))))
 
 
-@dataclass(frozen=True)
-class Point:
-    """A point that a search has proposed."""
+@dataclass(frozen=True, kw_only=True)
+class Point(Planned):
+    """A trial that a search has proposed."""
 
     number: int
-    fingerprint: str
-    overrides: tuple[str, ...]
-    """The swept ones."""
+    """Counts the search's points, from 0."""
     values: Mapping[str, Any]
     """What was chosen, by the axis's key."""
 
-    @property
-    def planned(self) -> Planned:
-        """The trial at this point."""
-        return Planned(self.fingerprint, self.overrides, title(self.overrides))
-
     def text(self) -> str:
-        content = asdict(self)
-        del content["number"]
-        return json.dumps(content)
+        told = asdict(self)
+        return json.dumps({name: told[name] for name in ("fingerprint", "overrides", "values")})
 
 
 Entry: TypeAlias = Claim | End | Point | str
@@ -249,9 +241,8 @@ def read_entry(key: str, text: str) -> Entry:
         return End(**raw)
     if key.startswith(POINT):
         raw = json.loads(text)
-        overrides = tuple(raw["overrides"])
-        number = int(key.removeprefix(POINT))
-        return Point(number, raw["fingerprint"], overrides, raw["values"])
+        at, number = tuple(raw["overrides"]), int(key.removeprefix(POINT))
+        return Point(raw["fingerprint"], at, title(at), number=number, values=raw["values"])
     return text
 
 

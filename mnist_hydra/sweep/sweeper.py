@@ -262,7 +262,7 @@ class Sweep:
 
 def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known now, in order."""
-    return [*command.plan.trials, *view.proposed]
+    return [*command.plan.trials, *view.points]
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:

@@ -146,7 +146,7 @@ class Worker:
             view = ledger.mark_dead(observer, up_to_date)
             if sweeper in view.stops:
                 return None
-            wanted = {one.fingerprint: one for one in (*self.planned, *view.proposed)}
+            wanted = {one.fingerprint: one for one in (*self.planned, *view.points)}
             for trial in view.trials.values():
                 is_mine = trial.state == RUNNING and trial.owner == owner
                 if is_mine and trial.fingerprint in wanted and ledger.beat(trial, 0):

@@ -339,10 +339,11 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
 
 def test_points_are_numbered_without_gaps_and_never_overwritten(ledger: Ledger) -> None:
     ledger.read()
-    point = Point(0, "f0", ("lr=0.1",), {"lr": 0.1})
+    point = Point("f0", ("lr=0.1",), "lr=0.1", number=0, values={"lr": 0.1})
     assert ledger.propose(point)
     assert ledger.propose(point)  # asking again after a lost answer does no harm
-    assert not ledger.propose(Point(0, "f1", ("lr=0.2",), {"lr": 0.2}))
+    other = replace(point, fingerprint="f1", overrides=("lr=0.2",), values={"lr": 0.2})
+    assert not ledger.propose(other)
     assert again(ledger).read().points == [point]
 
 
@@ -377,7 +378,7 @@ def test_the_entries_of_a_larger_sweep_are_on_several_pages_and_are_read_togethe
         assert trial is not None and ledger.holds(claim_key(fingerprint, 1))
         assert ledger.end(trial, "finished")
         assert again(ledger).claim(fingerprint, fingerprint, None, owner, SWEEPER) is None
-    ledger.propose(Point(0, "a", ("lr=0.1",), {"lr": 0.1}))
+    ledger.propose(Point("a", ("lr=0.1",), "lr=0.1", number=0, values={"lr": 0.1}))
     ledger.stop("one", "Ctrl-C")
     view = again(ledger).read()
     assert sorted(view.trials) == list("abcdefgh") and len(view.points) == 1
