@@ -4,6 +4,7 @@ run's spool while the store is away.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -57,21 +58,21 @@ def resumed_run(config: Config, overrides: list[str]) -> Resumed:
             f"resume={name} goes on with the run's own settings, got {changed[0]}; right: "
             f"without it (allowed: {allowed})"
         )
+    found: Resumed | None
     try:
         found = _from_store(config, name, overrides)
     except Exception as error:
         not_there_yet = isinstance(error, NothingRecorded)  # its maker was killed before it was
         if not (is_away(error) or not_there_yet):
             raise
-        from_spool = _from_spool(config, name, overrides)
-        if from_spool is None:
-            if not_there_yet:
-                raise
+        found = _from_spool(config, name, overrides)
+        if found is None and not_there_yet:
+            raise
+        if found is None:
             raise UserError(
                 f"resume={name}: the store does not answer ({first_line(error)}), and only there "
                 f"is what the run goes on from; right: when it is back"
             ) from None
-        found = from_spool
     first, _, state = found
     if state is not None and state["fingerprint"] != fingerprint(first):
         raise UserError(
@@ -185,10 +186,9 @@ def _refuse_what_is_no_run_of_its_own(tracker: Tracker, run: Run) -> None:
     sweep = tags.get(PARENT_TAG) or (run_id if SWEEP_TAG in tags else None)
     if sweep is not None:
         what = "is a sweep" if sweep == run_id else f"is a trial of the sweep {sweep}"
-        try:
+        command = ""
+        with suppress(UserError):  # it is gone for good
             command = tracker.find_run(sweep).data.tags.get(COMMAND_TAG, "")
-        except UserError:  # it is gone for good
-            command = ""
         raise UserError(
             f"resume={run_id} {what}; right: the sweep's own command again, which goes on with "
             f"all of its trials{': ' if command else ''}{command}"
