@@ -76,7 +76,7 @@ class Tracker:
     """
 
     def __init__(self, place: Place, *, make: bool = True) -> None:
-        self.experiment_name = place.tracking.experiment_name
+        name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
         self._newest: tuple[str, dict[str, Any] | None] = ("", None)
         """A run and the checkpoint that its next one comes after, as its tag has it: the newest, or
@@ -93,12 +93,10 @@ class Tracker:
         store.check_usable(self.store, place.folder)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
-        experiment = find_experiment(
-            self.client, self.experiment_name, self.store.artifacts, make=make
-        )
+        experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
         self.experiment_id = str(experiment.experiment_id)
         if place.tracking.uri is None:
-            check_not_moved(self.experiment_name, experiment.artifact_location, place.folder)
+            check_not_moved(name, experiment.artifact_location, place.folder)
 
     @property
     def uri(self) -> str:
