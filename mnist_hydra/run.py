@@ -342,11 +342,9 @@ def _print_summary(metrics: dict[str, float], trainer: Trainer, spool: Spool) ->
     how = f"{chosen.device}, {chosen.precision}, {_count(chosen.threads, 'thread')}"
     print("; ".join(lines))
     print(f"{seconds:.0f} s on {how}")
-    print(f"run {spool.run.id} in experiment {spool.run.experiment}", end="")
-    if spool.tracker is None:
-        print()
-        return
-    print(f"; look at it with\n  {ui_command(trainer.config.composed, spool.run.id)}")
+    show = f"; look at it with\n  {ui_command(trainer.config.composed, spool.run.id)}"
+    there = "" if spool.tracker is None else show
+    print(f"run {spool.run.id} in experiment {spool.run.experiment}{there}")
 
 
 def _count(number: int, noun: str) -> str:
