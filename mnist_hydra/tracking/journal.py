@@ -67,10 +67,9 @@ class Record:
 
     def is_whole(self, folder: Path) -> bool:
         """Whether its file is there, and as it was written."""
-        try:
+        with suppress(OSError):
             return sha256_of(self.path(folder)) == self.sha256
-        except OSError:
-            return False
+        return False
 
 
 def line_of(record: Record) -> bytes:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,17 +129,15 @@ def user() -> str:
     """This user's name, or `unknown`."""
     import getpass
 
-    try:
+    with suppress(ImportError, KeyError, OSError):  # a container's user may have no name
         return getpass.getuser()
-    except (ImportError, KeyError, OSError):  # a container's user may have no name
-        return "unknown"
+    return "unknown"
 
 
 @cache
 def _version(name: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
+    with suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    return "not installed"

@@ -13,7 +13,7 @@ import shlex
 import socket
 import sqlite3
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -319,12 +319,10 @@ def experiment_in(path: Path, name: str) -> tuple[str, str, str] | None:
     `None` if there is none of that name, or the store cannot be read now.
     """
     which = "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments"
-    try:
-        with closing(_opened(path)) as store:
-            found = store.execute(f"{which} WHERE name = ?", (name,)).fetchone()
-    except DAMAGED:
-        return None
-    return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
+    with suppress(*DAMAGED), closing(_opened(path)) as store:
+        found = store.execute(f"{which} WHERE name = ?", (name,)).fetchone()
+        return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
+    return None
 
 
 def is_unmade(path: Path) -> bool:
@@ -338,21 +336,19 @@ def is_unmade(path: Path) -> bool:
     if path.stat().st_size == 0:
         return True
     known, newest = revisions()
-    try:
-        with closing(_opened(path)) as store:
-            tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
-            if not tables & {"experiments", "alembic_version"}:
+    with suppress(*DAMAGED), closing(_opened(path)) as store:
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+        if not tables & {"experiments", "alembic_version"}:
+            return False
+        for table, which in MADE_BY_PEOPLE.items():
+            query = f"SELECT 1 FROM {table} WHERE {which} LIMIT 1"
+            if table in tables and store.execute(query).fetchone():
                 return False
-            for table, which in MADE_BY_PEOPLE.items():
-                query = f"SELECT 1 FROM {table} WHERE {which} LIMIT 1"
-                if table in tables and store.execute(query).fetchone():
-                    return False
-            if "alembic_version" not in tables:
-                return True
-            found = store.execute("SELECT version_num FROM alembic_version").fetchone()
-    except DAMAGED:
-        return False
-    return found is None or (found[0] in known and found[0] not in newest)
+        if "alembic_version" not in tables:
+            return True
+        found = store.execute("SELECT version_num FROM alembic_version").fetchone()
+        return found is None or (found[0] in known and found[0] not in newest)
+    return False
 
 
 @cache

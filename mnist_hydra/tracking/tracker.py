@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -332,12 +333,11 @@ def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
     Returns:
         `epoch`, `step`, `slot`, `sha256` and `before`; `None` if it is not as it was written.
     """
-    try:
+    with suppress(ValueError, AttributeError):
         tag = json.loads(text)
         before = tag.get("before") or tag
         return tag if tag.keys() & before.keys() >= SLOT_KEYS else None
-    except (ValueError, AttributeError):
-        return None
+    return None
 
 
 def is_away(error: BaseException) -> bool:
