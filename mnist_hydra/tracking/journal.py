@@ -132,11 +132,9 @@ def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, Spooled
 
 def is_in_use(folder: Path) -> bool:
     """Whether a process writes to a spool or delivers it."""
-    try:
-        with FileLock(folder / LOCK).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    with suppress(Timeout), FileLock(folder / LOCK).acquire(timeout=0):
+        return False
+    return True
 
 
 def remove(folder: Path) -> None:

@@ -5,7 +5,6 @@ run's spool while the store is away.
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +13,7 @@ from mnist_hydra import checkpoint
 from mnist_hydra.cli.commands import written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.tracking.journal import Record, records, spools, warn_of_lost_records
+from mnist_hydra.tracking.journal import records, spools, warn_of_lost_records
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
 from mnist_hydra.tracking.tracker import (
@@ -120,7 +119,10 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | No
     """The run as its spool holds it; `None` if only the store can go on with it."""
     for folder, spooled in spools(config.folder, name):
         left = records(folder)
-        state = _newest(folder, left)
+        # The newest first; of the others nothing is read.
+        whole = (r for r in reversed(left) if r.kind == "checkpoint" and r.is_whole(folder))
+        states = (checkpoint.load(r.path(folder), str(r.sha256)) for r in whole)
+        state = next(states, None)
         if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it
         if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
@@ -131,14 +133,6 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | No
         first = _here(config, spooled.config, overrides)
         warn_of_lost_records(folder, spooled.id)
         return first, Spool(first.folder, spooled, lambda: Tracker(config), reopen=True), state
-    return None
-
-
-def _newest(folder: Path, left: list[Record]) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a spool's records."""
-    for record in reversed(left):
-        if record.kind == "checkpoint" and record.is_whole(folder):
-            return checkpoint.load(record.path(folder), str(record.sha256))
     return None
 
 
