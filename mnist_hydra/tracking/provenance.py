@@ -110,13 +110,12 @@ def git_state() -> dict[str, str]:
     def git(*words: str) -> str | None:
         settings = [word for setting in fixed for word in ("-c", setting)]
         command = [str(GIT), *settings, "-C", str(folder), *words]
-        try:
+        with suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=10, env=environment
             )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {}
