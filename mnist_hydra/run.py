@@ -267,16 +267,14 @@ def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resum
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
-    spool.set_tags(
-        provenance.tags()
-        | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
-        | {
-            FINGERPRINT_TAG: fingerprint(config),
-            provenance.DATA_TAG: trainer.dataset.sha256,
-            "device": device,
-            "weights": str(sum(p.numel() for p in trainer.model.parameters())),
-        },
-    )
+    tags = provenance.tags() | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
+    tags |= {
+        FINGERPRINT_TAG: fingerprint(config),
+        provenance.DATA_TAG: trainer.dataset.sha256,
+        "device": device,
+        "weights": str(sum(p.numel() for p in trainer.model.parameters())),
+    }
+    spool.set_tags(tags)
     begun_with = spool.run.config if resumed else config_text(config)
     if begun_with is not None:  # a run that was killed early may not have told it yet
         spool.log_text(begun_with, "config.yaml")
