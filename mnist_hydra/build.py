@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_hydra import runtime, targets
 from mnist_hydra.augment.pipeline import build_augmentation
@@ -96,9 +98,7 @@ def kernel_of(model: torch.nn.Module, folder: Path) -> Fused | None:
     return fused
 
 
-def runnable(
-    model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | None
-) -> Runnable:
+def runnable(model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | None) -> Runnable:
     """Make a model ready to run as chosen; the caller sees to mixed precision.
 
     Args:
@@ -122,10 +122,8 @@ def _dataset(settings: str, cache_dir: Path) -> Dataset:
     return dataset
 
 
-def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
-    kind = targets.resolve_class(
-        config.optimizer.target, torch.optim.Optimizer, "optimizer._target_"
-    )
+def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
+    kind = targets.resolve_class(config.optimizer.target, Optimizer, "optimizer._target_")
     arguments = dict(config.optimizer.arguments)
     if kind.__module__.startswith("torch.optim"):
         if targets.accepts(kind, "fused"):
@@ -135,17 +133,13 @@ def _optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     return targets.construct(kind, arguments, "optimizer", params=list(model.parameters()))
 
 
-def _scheduler(
-    config: Config, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Build the scheduler; what follows from the run itself is filled in where the class takes it.
 
     `total_steps` and `T_max` are the run's steps, `max_lr` its learning rate, `max_momentum` its
     momentum, and `base_momentum` is never above that.
     """
-    kind = targets.resolve_class(
-        config.scheduler.target, torch.optim.lr_scheduler.LRScheduler, "scheduler._target_"
-    )
+    kind = targets.resolve_class(config.scheduler.target, LRScheduler, "scheduler._target_")
     arguments = dict(config.scheduler.arguments)
     momentum = config.momentum
     follows: dict[str, Any] = {

@@ -198,13 +198,11 @@ def settle(cfg: DictConfig) -> Config:
 
     model, optimizer, scheduler = raw["model"], raw["optimizer"], raw["scheduler"]
     weight_decay = raw.get("weight_decay")
-    filled_in = {
+    settled: dict[str, Any] = {
         "lr": _settle_lr(raw.get("lr"), optimizer, str(scheduler.get("name", "scheduler"))),
         "dropout": _settle_value("dropout", raw.get("dropout"), model, "model"),
         "weight_decay": _settle_value("weight_decay", weight_decay, optimizer, "optimizer"),
         "momentum": _settle_momentum(raw.get("momentum"), optimizer),
-    }
-    groups: dict[str, Any] = {
         "data": read_settings(DataConfig, raw["data"], "data."),
         "model": _component("model", model),
         "optimizer": _component("optimizer", optimizer),
@@ -213,13 +211,13 @@ def settle(cfg: DictConfig) -> Config:
         "sweep": _sweep_settings(raw),
     }
     for part in ("model", "optimizer", "scheduler"):
-        for name, _ in leaves(groups[part].arguments, part):
+        for name, _ in leaves(settled[part].arguments, part):
             if not is_recordable(name):
                 raise UserError(
                     f"{name} is no name that MLflow keeps; right: at most 250 letters, digits, "
                     "spaces and _ - . : / in it, and no empty, . or .. between two slashes"
                 )
-    return read_settings(Config, raw | filled_in | groups, composed=cfg)
+    return read_settings(Config, raw | settled, composed=cfg)
 
 
 def sweep_settings(cfg: DictConfig) -> SweepConfig:

@@ -22,13 +22,7 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
-from mnist_hydra.config import (
-    NO_EFFECT_ON_RESULT,
-    Config,
-    fingerprint,
-    flatten,
-    unresolved,
-)
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, flatten, unresolved
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError, in_one_line
 from mnist_hydra.metrics import at_end, class_accuracy
@@ -38,7 +32,6 @@ from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.stopping import Hooks, StopOnSignal, StopReason, on_signals
 from mnist_hydra.tracking import provenance
 from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
-from mnist_hydra.tracking.resume import Start, resumed_run
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import (
@@ -67,22 +60,25 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     hooks = StopOnSignal()
     with on_signals(hooks.handle):
         resumed = config.resume is not None
-        start = resumed_run(config, overrides) if resumed else _new_run(config, overrides)
-        config = start.config
-        trainer = prepare(config, start.state)
-        spool = Spool(config.folder, start.spooled, start.open_tracker, reopen=resumed)
+        if resumed:
+            from mnist_hydra.tracking.resume import resumed_run
+
+            config, spool, state = resumed_run(config, overrides)
+        else:
+            spool, state = _new_run(config, overrides), None
+        trainer = prepare(config, state)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         was_trained = hooks.is_trained()
         hooks.go_on = lambda: resume_command(config.composed, spool.run.id)
         failure: BaseException | None = None
         with spool:
             try:
-                outcome = train_run(trainer, spool, hooks, overrides, resumed=resumed)
+                stopped, metrics = train_run(trainer, spool, hooks, overrides, resumed=resumed)
                 last_ms = trainer.position.history[-1]["timestamp_ms"] if was_trained else 0
                 ended_ms = int(last_ms) or _now_ms()  # no time in between is the training's
-                if outcome.state == "finished":
+                if stopped is None:
                     _record_product(trainer, spool)
-                spool.end("FINISHED" if outcome.state == "finished" else "KILLED", ended_ms)
+                spool.end("FINISHED" if stopped is None else "KILLED", ended_ms)
             except BaseException as error:  # noqa: B036  a user's own code may raise what it likes
                 failure = error
                 _record_failure(spool)
@@ -93,18 +89,18 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
         raise failure
     if failure is not None:
         print(f"run {spool.run.id} failed: {hide_in_error(one_line(failure))}", file=sys.stderr)
-    elif outcome.state != "finished":
+    elif stopped is not None:
         print(f"run {spool.run.id} stopped in epoch {trainer.position.epoch + 1}")
     else:
-        _print_summary(outcome, trainer, spool)
-        return outcome.metrics.get("val/acc", outcome.metrics["test/acc_last"])
+        _print_summary(metrics, trainer, spool)
+        return metrics.get("val/acc", metrics["test/acc_last"])
     if not isinstance(failure, NonFiniteLoss):  # that would fail again
         print(f"go on with\n  {resume_command(config.composed, spool.run.id)}", flush=True)
     raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
-def _new_run(config: Config, overrides: list[str]) -> Start:
-    """A new run, which MLflow gets as soon as it can be reached."""
+def _new_run(config: Config, overrides: list[str]) -> Spool:
+    """The spool of a new run, which MLflow gets as soon as it can be reached."""
     try:
         check_store(config)
     except StoreAway as away:
@@ -127,7 +123,7 @@ def _new_run(config: Config, overrides: list[str]) -> Start:
         shown_address(config.tracking.uri),
         config=config_text(config),
     )
-    return Start(config, spooled, lambda: Tracker(config), None)
+    return Spool(config.folder, spooled, lambda: Tracker(config))
 
 
 def _record_product(trainer: Trainer, spool: Spool) -> None:
@@ -176,16 +172,6 @@ def _say_what_is_left(config: Config, spool: Spool) -> None:
     )
 
 
-@dataclass
-class Outcome:
-    """How a training ended."""
-
-    state: str
-    """`finished`, `interrupted`, `pruned` or `timeout`."""
-    metrics: dict[str, float]
-    """The last value of every metric."""
-
-
 def train_run(
     trainer: Trainer,
     spool: Spool,
@@ -194,7 +180,7 @@ def train_run(
     *,
     resumed: bool,
     is_trial: bool = False,
-) -> Outcome:
+) -> tuple[StopReason | None, dict[str, float]]:
     """Train to the end and record that; the caller sets the run's status.
 
     Args:
@@ -203,6 +189,9 @@ def train_run(
         is_trial: whether it is a sweep's. It shows no progress then, and another machine may have
             to continue it, so training waits after each checkpoint until the store has it, or is
             away.
+
+    Returns:
+        Why it ended before its last epoch, `None` if it did not; the last value of every metric.
 
     Raises:
         UserError, NonFiniteLoss: and whatever a user's own code raises.
@@ -236,8 +225,8 @@ def train_run(
     last = position.history[-1] if position.history else {}
     metrics = {name: value for name, value in last.items() if "/" in name}
     if stopped is not None:
-        return Outcome(stopped.value, metrics)
-    return Outcome("finished", metrics | _record_end(trainer, spool))
+        return stopped, metrics
+    return None, metrics | _record_end(trainer, spool)
 
 
 @dataclass
@@ -274,22 +263,18 @@ class _Recorder(Listener):
         return self.hooks.after_epoch(epoch, metrics)
 
 
-def _record_settings(
-    trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool
-) -> None:
+def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resumed: bool) -> None:
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
-    spool.set_tags(
-        provenance.tags()
-        | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
-        | {
-            FINGERPRINT_TAG: fingerprint(config),
-            provenance.DATA_TAG: trainer.dataset.sha256,
-            "device": device,
-            "weights": str(sum(p.numel() for p in trainer.model.parameters())),
-        },
-    )
+    tags = provenance.tags() | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
+    tags |= {
+        FINGERPRINT_TAG: fingerprint(config),
+        provenance.DATA_TAG: trainer.dataset.sha256,
+        "device": device,
+        "weights": str(sum(p.numel() for p in trainer.model.parameters())),
+    }
+    spool.set_tags(tags)
     begun_with = spool.run.config if resumed else config_text(config)
     if begun_with is not None:  # a run that was killed early may not have told it yet
         spool.log_text(begun_with, "config.yaml")
@@ -342,8 +327,8 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
-    metrics, history = outcome.metrics, trainer.position.history
+def _print_summary(metrics: dict[str, float], trainer: Trainer, spool: Spool) -> None:
+    history = trainer.position.history
     seconds = sum(epoch["epoch_s"] for epoch in history)
     after = _count(len(history), "epoch")
     lines = [f"test accuracy {percent(metrics['test/acc_last'])} after {after}"]
@@ -355,11 +340,9 @@ def _print_summary(outcome: Outcome, trainer: Trainer, spool: Spool) -> None:
     how = f"{chosen.device}, {chosen.precision}, {_count(chosen.threads, 'thread')}"
     print("; ".join(lines))
     print(f"{seconds:.0f} s on {how}")
-    print(f"run {spool.run.id} in experiment {spool.run.experiment}", end="")
-    if spool.tracker is None:
-        print()
-        return
-    print(f"; look at it with\n  {ui_command(trainer.config.composed, spool.run.id)}")
+    show = f"; look at it with\n  {ui_command(trainer.config.composed, spool.run.id)}"
+    there = "" if spool.tracker is None else show
+    print(f"run {spool.run.id} in experiment {spool.run.experiment}{there}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -33,13 +33,8 @@ class Limits:
         return bool(self.above < value < self.below and self.at_least <= value <= self.at_most)
 
     def __str__(self) -> str:
-        ends = (
-            ("above", self.above),
-            ("at least", self.at_least),
-            ("below", self.below),
-            ("at most", self.at_most),
-        )
-        text = " and ".join(f"{word} {end}" for word, end in ends if math.isfinite(end))
+        ends = [(name.replace("_", " "), end) for name, end in vars(self).items()]
+        text = " and ".join(f"{words} {end}" for words, end in ends if math.isfinite(end))
         return f"of {text}" if text.startswith("at ") else text
 
 

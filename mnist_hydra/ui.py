@@ -38,7 +38,7 @@ def ui(cfg: DictConfig) -> int:
         raise wrong_value("port", cfg.port, "null, or a whole number from 1 to 65535")
     tracker = Tracker(entry.place_of(cfg), make=False)
     page = page_of(tracker, None if cfg.run is None else str(cfg.run))
-    if tracker.is_server:
+    if tracker.store.kind == "server":  # which has a UI of its own
         print(tracker.store.shown + page)
         return 0
     # As after Ctrl-C: the server, whose process it started, ends with this one.

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner
 from mnist_hydra.ledger.parent import existing_run, pages_of
-from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import (
     DIED,
     FAILURES,
@@ -82,14 +81,9 @@ class View:
     trials: Mapping[str, Trial]
     """Those that were attempted, by fingerprint."""
     points: Sequence[Point] = ()
-    """The points that a search has proposed so far."""
+    """Those that a search has proposed so far; a grid has none."""
     stops: Mapping[str, str] = field(default_factory=dict)
     """Why trials are to stop, by the token of their sweeper."""
-
-    @property
-    def proposed(self) -> list[Planned]:
-        """The trials at the points of a search; a grid has none."""
-        return [point.planned for point in self.points]
 
 
 def wait_for_store(
@@ -151,13 +145,9 @@ class Ledger:
         """
         read_now = self._read_entries(0.0 if up_to_date else self._read_s / SHARE_OF_TIME)
         opened = {run.info.run_id: run for run in self._children("attributes.status = 'RUNNING'")}
-        trials: dict[str, Trial] = {}
-        for fingerprint, trial in list(self._trials.items()):
-            now: Trial | None = trial
-            if trial.state == RUNNING:
-                now = self._as_running(trial, opened.get(trial.run_id), read_now)
-            if now is not None:
-                trials[fingerprint] = now
+        known = list(self._trials.values())
+        now = [self._as_it_is(trial, opened.get(trial.run_id), read_now) for trial in known]
+        trials = {trial.fingerprint: trial for trial in now if trial is not None}
         return View(trials, proposed_points(self._entries), self.entries(STOP))
 
     def mark_dead(self, observer: Observer, up_to_date: bool = False) -> View:
@@ -304,9 +294,7 @@ class Ledger:
         self.close(trial.run_id, state, error, at_ms)
         return True
 
-    def close(
-        self, run_id: str, state: str, error: str = "", at_ms: int | None = None
-    ) -> None:
+    def close(self, run_id: str, state: str, error: str = "", at_ms: int | None = None) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
         tags = {STATE_TAG: state} | ({ERROR_TAG: error} if error else {})
         tag_run(self.client, run_id, tags)
@@ -394,19 +382,18 @@ class Ledger:
             self._trials[fingerprint] = trial
         return trial
 
-    def _as_running(self, trial: Trial, run: Run | None, exact: bool) -> Trial | None:
-        """A running trial with what its run says; `None` if that was deleted.
+    def _as_it_is(self, trial: Trial, run: Run | None, exact: bool) -> Trial | None:
+        """A trial, if it is running with what its run says; `None` if that was deleted.
 
         Args:
             run: `None` where it is not open: the attempt may have ended since the last reading.
             exact: the entries were read just now, so the attempt cannot have ended.
         """
-        if run is None and exact:
-            run = existing_run(self.client, trial.run_id)
-            if run is None:
-                return self._without_deleted(trial)
-        if run is None:
+        if trial.state != RUNNING or (run is None and not exact):
             return trial
+        run = run or existing_run(self.client, trial.run_id)
+        if run is None:
+            return self._without_deleted(trial)
         epoch, step = _checkpoint(run)
         heartbeat = run.data.tags.get(HEARTBEAT_TAG, "")
         metrics = dict(run.data.metrics)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, INTERRUPTED, Attempt, Trial
+from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, INTERRUPTED, RUNNING, Attempt, Trial
 
 MAX_DEATHS = 3
 """A trial is given up after so many deaths in a row without a new checkpoint."""
@@ -47,16 +47,16 @@ def next_action(trial: Trial | None, sweeper: str, retries: int) -> Action:
     if trial is None:
         return Action.START
     last = trial.attempts[-1]
-    if last.end in DONE:
+    if last.state in DONE:
         return Action.DONE
-    if last.end is None:
+    if last.state == RUNNING:
         return Action.WAIT
-    own = [attempt for attempt in trial.attempts if attempt.sweeper == sweeper]
-    failures = sum(attempt.end in FAILURES for attempt in own)
+    own = [attempt for attempt in trial.attempts if attempt.claim.by == sweeper]
+    failures = sum(attempt.state in FAILURES for attempt in own)
     if failures > retries or deaths_in_a_row(own, trial.step) >= MAX_DEATHS:
         return Action.GIVE_UP
-    died_further_on = last.end == DIED and last.from_step != trial.step
-    return Action.RESUME if last.end == INTERRUPTED or died_further_on else Action.RETRY
+    died_further_on = last.state == DIED and last.claim.from_step != trial.step
+    return Action.RESUME if last.state == INTERRUPTED or died_further_on else Action.RETRY
 
 
 def actions_of(
@@ -81,7 +81,7 @@ def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
     """
     count = 0
     for attempt in reversed(attempts):
-        if attempt.end != DIED or attempt.from_step != step:
+        if attempt.state != DIED or attempt.claim.from_step != step:
             break
         count += 1
     return count

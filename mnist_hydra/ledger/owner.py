@@ -12,7 +12,7 @@ import platform
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,8 @@ def _start_time_without_proc(pid: int) -> float | None:
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # there, but another user's
     return True
 
 
@@ -167,11 +165,9 @@ def _host() -> str:
 
     Where neither can be read it is random: then all others judge this process by its heartbeat.
     """
-    try:
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        pass
     if platform.system() == "Darwin":
         import psutil
 

@@ -96,9 +96,7 @@ def elect_parent(
         return _parent(newest)
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
-        run, made_now = _elect(
-            client, experiment_id, identity, generation, name, tags, trials
-        )
+        run, made_now = _elect(client, experiment_id, identity, generation, name, tags, trials)
         if run is None or (anew and ENTRIES_TAG not in run.data.tags):
             pass  # deleted, or of an earlier version: try the next generation
         elif run.info.experiment_id == experiment_id:

@@ -94,17 +94,17 @@ class End:
 
     state: str
     """One of the ends above."""
-    seconds: float
+    seconds: float = 0.0
     """How long the attempt took."""
-    epoch: int
+    epoch: int = 0
     """Epochs done, as the newest checkpoint has them."""
-    step: int
+    step: int = -1
     """Step of the newest checkpoint; -1 for none."""
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
     """The last value of each."""
-    error: str
+    error: str = ""
     """The last lines of what went wrong."""
-    made_by: Mapping[str, str]
+    made_by: Mapping[str, str] = field(default_factory=dict)
     """The code, package version and data that it was trained with, by tag."""
 
     def text(self) -> str:
@@ -124,17 +124,14 @@ class Attempt:
 
     number: int
     """Counts the trial's attempts, from 1."""
-    owner: Owner
-    sweeper: str
-    """The token of the sweeper that started the owner."""
-    from_step: int
-    """The step of the checkpoint that it goes on from; -1 for none."""
-    end: str | None = None
-    """How it ended; `None` while it runs, or if its process died and nobody has seen it yet."""
-    seconds: float = 0.0
-    """How long it took."""
-    error: str = ""
-    """The last lines of what went wrong."""
+    claim: Claim
+    end: End | None = None
+    """`None` while it runs, or if its process died and nobody has seen it yet."""
+
+    @property
+    def state(self) -> str:
+        """`running` (or its process is dead), or how it ended."""
+        return RUNNING if self.end is None else self.end.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +156,7 @@ class Trial:
     @property
     def state(self) -> str:
         """`running` (or its process is dead), or how the last attempt ended."""
-        return self.attempts[-1].end or RUNNING
+        return self.attempts[-1].state
 
     @property
     def number(self) -> int:
@@ -169,39 +166,32 @@ class Trial:
     @property
     def owner(self) -> Owner:
         """Who has the last attempt."""
-        return self.attempts[-1].owner
+        return self.attempts[-1].claim.owner
 
     @property
     def error(self) -> str:
         """The last lines of what went wrong in the last attempt."""
-        return self.attempts[-1].error
+        end = self.attempts[-1].end
+        return "" if end is None else end.error
 
     def as_dead(self) -> Trial:
         """The running trial as it will be once the death of its owner is recorded."""
         *before, last = self.attempts
-        return replace(self, attempts=(*before, replace(last, end=DIED)))
+        return replace(self, attempts=(*before, replace(last, end=End(DIED))))
 
 
-@dataclass(frozen=True)
-class Point:
-    """A point that a search has proposed."""
+@dataclass(frozen=True, kw_only=True)
+class Point(Planned):
+    """A trial that a search has proposed."""
 
     number: int
-    fingerprint: str
-    overrides: tuple[str, ...]
-    """The swept ones."""
+    """Counts the search's points, from 0."""
     values: Mapping[str, Any]
     """What was chosen, by the axis's key."""
 
-    @property
-    def planned(self) -> Planned:
-        """The trial at this point."""
-        return Planned(self.fingerprint, self.overrides, title(self.overrides))
-
     def text(self) -> str:
-        content = asdict(self)
-        del content["number"]
-        return json.dumps(content)
+        told = asdict(self)
+        return json.dumps({name: told[name] for name in ("fingerprint", "overrides", "values")})
 
 
 Entry: TypeAlias = Claim | End | Point | str
@@ -251,9 +241,8 @@ def read_entry(key: str, text: str) -> Entry:
         return End(**raw)
     if key.startswith(POINT):
         raw = json.loads(text)
-        overrides = tuple(raw["overrides"])
-        number = int(key.removeprefix(POINT))
-        return Point(number, raw["fingerprint"], overrides, raw["values"])
+        at, number = tuple(raw["overrides"]), int(key.removeprefix(POINT))
+        return Point(raw["fingerprint"], at, title(at), number=number, values=raw["values"])
     return text
 
 
@@ -266,24 +255,18 @@ def replay(
         entries: of the ledger, by key; at least those of the trial.
         deleted: runs that were deleted in MLflow; attempts in them are ignored.
     """
-    claims = claims_of(fingerprint, entries)
-    kept = [(number, claim) for number, claim in claims if claim.run_id not in deleted]
-    if not kept:
+    attempts = [
+        Attempt(number, claim, cast(End | None, entries.get(end_key(fingerprint, number))))
+        for number, claim in claims_of(fingerprint, entries)
+        if claim.run_id not in deleted
+    ]
+    if not attempts:
         return None
-    newest = kept[-1][1]
-    attempts: list[Attempt] = []
-    last: End | None = None
-    for number, claim in kept:
-        if claim.run_id == newest.run_id:
-            attempt = Attempt(number, claim.owner, claim.by, claim.from_step)
-            end = cast(End | None, entries.get(end_key(fingerprint, number)))
-            if end is not None:
-                last = end
-                attempt = replace(attempt, end=end.state, seconds=end.seconds, error=end.error)
-            attempts.append(attempt)
-    trial = Trial(fingerprint, newest.run_id, newest.name, tuple(attempts))
-    if last is None:
-        return trial
+    newest = attempts[-1].claim
+    in_it = tuple(attempt for attempt in attempts if attempt.claim.run_id == newest.run_id)
+    ends = [attempt.end for attempt in in_it if attempt.end is not None]
+    last = ends[-1] if ends else End(RUNNING)
+    trial = Trial(fingerprint, newest.run_id, newest.name, in_it)
     return replace(
         trial, epoch=last.epoch, step=last.step, metrics=last.metrics, made_by=last.made_by
     )

@@ -165,7 +165,7 @@ def record_of_trial(
         flags=flags,
         seed=values.get(SEED, ""),
         metrics=trial.metrics,
-        seconds=sum(attempt.seconds for attempt in trial.attempts),
+        seconds=sum(attempt.end.seconds for attempt in trial.attempts if attempt.end),
         tags=trial.made_by,
     )
 

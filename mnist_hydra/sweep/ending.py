@@ -44,7 +44,7 @@ def results_of(command: Command, ledger: Ledger, view: View) -> Results:
     twins, plan = command.trials.twins(), command.plan
     axes = [results.bare_key(axis.key) for axis in plan.arguments.axes]
     metric, records = command.objective, []
-    for planned in (*plan.trials, *view.proposed):
+    for planned in (*plan.trials, *view.points):
         trial = view.trials.get(planned.fingerprint)
         twin = view.trials.get(twins.get(planned.fingerprint, ""))
         if trial is None:

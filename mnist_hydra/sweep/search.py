@@ -215,7 +215,8 @@ class Search:
         except UserError as error:
             log.warning("the search passes over %s: %s", title(overrides), error)
             return None
-        return Point(number, key, tuple(overrides), values)
+        name = title(overrides)
+        return Point(key, tuple(overrides), name, number=number, values=values)
 
     def _result(self, point: Point, view: View, with_history: bool = False) -> Result:
         trial = view.trials.get(point.fingerprint)

@@ -21,7 +21,7 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, Attempt, Trial
+from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, End, Trial
 from mnist_hydra.progress import clock
 from mnist_hydra.tracking.provenance import HIDDEN
 
@@ -130,7 +130,7 @@ def events(
         ended_before = sum(attempt.end is not None for attempt in known)
         for number, attempt in enumerate(now.attempts, start=1):
             if attempt.end is not None and number > ended_before:
-                lines.append(f"{planned.name}: {_end(now, number, attempt)}")
+                lines.append(f"{planned.name}: {_end(now, number, attempt.end)}")
         if now.state == RUNNING and now.number > len(known):
             lines.append(f"{planned.name}: {_begin(now)}")
     return lines
@@ -235,14 +235,14 @@ def _begin(trial: Trial) -> str:
     return f"{how} (attempt {trial.number})"
 
 
-def _end(trial: Trial, number: int, attempt: Attempt) -> str:
-    if attempt.end in DONE:
+def _end(trial: Trial, number: int, end: End) -> str:
+    if end.state in DONE:
         score = f", accuracy {accuracy}" if (accuracy := _accuracy(trial)) else ""
-        return f"{attempt.end} after epoch {trial.epoch}{score}"
-    if attempt.end in FAILURES:
-        what = "TIMED OUT" if attempt.end == TIMEOUT else "FAILED"
-        return "\n    ".join([f"{what} in attempt {number}", *attempt.error.strip().splitlines()])
-    how = "its process died" if attempt.end == DIED else "stopped"
+        return f"{end.state} after epoch {trial.epoch}{score}"
+    if end.state in FAILURES:
+        what = "TIMED OUT" if end.state == TIMEOUT else "FAILED"
+        return "\n    ".join([f"{what} in attempt {number}", *end.error.strip().splitlines()])
+    how = "its process died" if end.state == DIED else "stopped"
     return f"{how} after epoch {trial.epoch}, to be continued"
 
 
@@ -306,7 +306,7 @@ class Follower:
                     f"{reason}: running trials write a checkpoint; once more to leave at once"
                 )
             view = self.ledger.read(up_to_date)
-            wanted = [*self.planned, *view.proposed]
+            wanted = [*self.planned, *view.points]
             self.display.update(wanted, view.trials, time.monotonic())
         except UserError:
             if not self.stop.is_set():

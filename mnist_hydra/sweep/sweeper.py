@@ -111,7 +111,8 @@ class Sweep:
         self.parent_id = self.parent.run_id
         axes = [axis.key for axis in command.plan.arguments.axes]
         view = pages.trials_view(self.parent_id, command.objective, axes)
-        tracker.set_view(self.parent_id, view)
+        tag = pages.VIEW_TAG + self.parent_id
+        tracker.client.set_experiment_tag(tracker.experiment_id, tag, view)
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
@@ -258,7 +259,7 @@ class Sweep:
 
 def wanted_of(command: Command, view: View) -> list[Planned]:
     """The trials of a command that are known now, in order."""
-    return [*command.plan.trials, *view.proposed]
+    return [*command.plan.trials, *view.points]
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:

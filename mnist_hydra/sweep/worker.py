@@ -23,7 +23,7 @@ from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, working
 from mnist_hydra.ledger.plan import Plan, Planned, plan_file, read_plan
-from mnist_hydra.ledger.trial import INTERRUPTED, RUNNING, Trial
+from mnist_hydra.ledger.trial import FINISHED, INTERRUPTED, RUNNING, Trial
 from mnist_hydra.stopping import on_signals
 from mnist_hydra.sweep.attempt import Train, Watch, attempt
 from mnist_hydra.sweep.compose import Composer
@@ -88,10 +88,12 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         trainer = prepare(trial, state)
         with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
             resumed = state is not None
-            end = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True).state
+            stopped, _ = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True)
             spool.close(watch.stop)  # the ledger reads the run's metrics
         spool.raise_if_refused()
-        return INTERRUPTED if spool.left else end  # the next attempt delivers what is left
+        if spool.left:
+            return INTERRUPTED  # the next attempt delivers what is left
+        return FINISHED if stopped is None else stopped.value
 
     with stopping_on_signals(stop) if sweeper_stop is None else nullcontext():
         try:
@@ -144,7 +146,7 @@ class Worker:
             view = ledger.mark_dead(observer, up_to_date)
             if sweeper in view.stops:
                 return None
-            wanted = {one.fingerprint: one for one in (*self.planned, *view.proposed)}
+            wanted = {one.fingerprint: one for one in (*self.planned, *view.points)}
             for trial in view.trials.values():
                 is_mine = trial.state == RUNNING and trial.owner == owner
                 if is_mine and trial.fingerprint in wanted and ledger.beat(trial, 0):

@@ -67,10 +67,9 @@ class Record:
 
     def is_whole(self, folder: Path) -> bool:
         """Whether its file is there, and as it was written."""
-        try:
+        with suppress(OSError):
             return sha256_of(self.path(folder)) == self.sha256
-        except OSError:
-            return False
+        return False
 
 
 def line_of(record: Record) -> bytes:
@@ -133,11 +132,9 @@ def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, Spooled
 
 def is_in_use(folder: Path) -> bool:
     """Whether a process writes to a spool or delivers it."""
-    try:
-        with FileLock(folder / LOCK).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
+    with suppress(Timeout), FileLock(folder / LOCK).acquire(timeout=0):
+        return False
+    return True
 
 
 def remove(folder: Path) -> None:

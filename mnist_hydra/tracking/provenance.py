@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,13 +110,12 @@ def git_state() -> dict[str, str]:
     def git(*words: str) -> str | None:
         settings = [word for setting in fixed for word in ("-c", setting)]
         command = [str(GIT), *settings, "-C", str(folder), *words]
-        try:
+        with suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=10, env=environment
             )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+            return done.stdout.strip() if done.returncode == 0 else None
+        return None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {}
@@ -128,17 +128,15 @@ def user() -> str:
     """This user's name, or `unknown`."""
     import getpass
 
-    try:
+    with suppress(ImportError, KeyError, OSError):  # a container's user may have no name
         return getpass.getuser()
-    except (ImportError, KeyError, OSError):  # a container's user may have no name
-        return "unknown"
+    return "unknown"
 
 
 @cache
 def _version(name: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
-    try:
+    with suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    return "not installed"

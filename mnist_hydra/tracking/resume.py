@@ -4,10 +4,8 @@ run's spool while the store is away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,15 +13,9 @@ from mnist_hydra import checkpoint
 from mnist_hydra.cli.commands import written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.tracking.journal import (
-    Record,
-    SpooledRun,
-    records,
-    spools,
-    warn_of_lost_records,
-)
+from mnist_hydra.tracking.journal import records, spools, warn_of_lost_records
 from mnist_hydra.tracking.provenance import COMMAND_TAG
-from mnist_hydra.tracking.spool import deliver_left, spooled_run
+from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
     PARENT_TAG,
@@ -42,21 +34,13 @@ OLD_TAGS = "mnist_hydra."
 """How the tags of versions before 2026-11-25 begin, whose checkpoints are not looked for."""
 BEGIN_ANEW = "right: the run's first command again, which begins anew"
 
-
-@dataclass(frozen=True)
-class Start:
-    """What a training starts from: a new run, or one that was begun before."""
-
-    config: Config
-    """What it began with, in the place where it goes on."""
-    spooled: SpooledRun
-    open_tracker: Callable[[], Tracker]
-    """Opens the store, see `Spool`."""
-    state: dict[str, Any] | None
-    """Its newest whole checkpoint; `None` if it has none."""
+Resumed: TypeAlias = tuple[Config, Spool, dict[str, Any] | None]
+"""A run that goes on: what it began with, in the place where it goes on; its spool, not entered
+yet; and its newest whole checkpoint, `None` if it has none.
+"""
 
 
-def resumed_run(config: Config, overrides: list[str]) -> Start:
+def resumed_run(config: Config, overrides: list[str]) -> Resumed:
     """The run that `config.resume` names, by its id or by the key that it had before it got one.
 
     What its last process could not deliver is delivered first.
@@ -73,31 +57,32 @@ def resumed_run(config: Config, overrides: list[str]) -> Start:
             f"resume={name} goes on with the run's own settings, got {changed[0]}; right: "
             f"without it (allowed: {allowed})"
         )
+    found: Resumed | None
     try:
-        start = _from_store(config, name, overrides)
+        found = _from_store(config, name, overrides)
     except Exception as error:
         not_there_yet = isinstance(error, NothingRecorded)  # its maker was killed before it was
         if not (is_away(error) or not_there_yet):
             raise
-        from_spool = _from_spool(config, name, overrides)
-        if from_spool is None:
-            if not_there_yet:
-                raise
+        found = _from_spool(config, name, overrides)
+        if found is None and not_there_yet:
+            raise
+        if found is None:
             raise UserError(
                 f"resume={name}: the store does not answer ({first_line(error)}), and only there "
                 f"is what the run goes on from; right: when it is back"
             ) from None
-        start = from_spool
-    if start.state is not None and start.state["fingerprint"] != fingerprint(start.config):
+    first, _, state = found
+    if state is not None and state["fingerprint"] != fingerprint(first):
         raise UserError(
             f"resume={name}: its checkpoint is of other settings (fingerprint "
-            f"{start.state['fingerprint']}, now {fingerprint(start.config)}); right: the version "
-            f"of mnist_hydra that made it"
+            f"{state['fingerprint']}, now {fingerprint(first)}); right: the version of "
+            f"mnist_hydra that made it"
         )
-    return start
+    return found
 
 
-def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
+def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
     tracker = Tracker(config, make=False)
     deliver_left(config, tracker, name)
     run = tracker.find_run(name)
@@ -126,14 +111,18 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Start:
             f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
             f"version of mnist_hydra); {BEGIN_ANEW}"
         )
-    return Start(first, spooled_run(config, run_id, text), lambda: tracker, state)
+    spooled = spooled_run(config, run_id, text)
+    return first, Spool(first.folder, spooled, lambda: tracker, reopen=True), state
 
 
-def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None:
+def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
     for folder, spooled in spools(config.folder, name):
         left = records(folder)
-        state = _newest(folder, left)
+        # The newest first; of the others nothing is read.
+        whole = (r for r in reversed(left) if r.kind == "checkpoint" and r.is_whole(folder))
+        states = (checkpoint.load(r.path(folder), str(r.sha256)) for r in whole)
+        state = next(states, None)
         if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it
         if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
@@ -143,15 +132,7 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Start | None
             )
         first = _here(config, spooled.config, overrides)
         warn_of_lost_records(folder, spooled.id)
-        return Start(first, spooled, lambda: Tracker(config), state)
-    return None
-
-
-def _newest(folder: Path, left: list[Record]) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a spool's records."""
-    for record in reversed(left):
-        if record.kind == "checkpoint" and record.is_whole(folder):
-            return checkpoint.load(record.path(folder), str(record.sha256))
+        return first, Spool(first.folder, spooled, lambda: Tracker(config), reopen=True), state
     return None
 
 
@@ -199,10 +180,9 @@ def _refuse_what_is_no_run_of_its_own(tracker: Tracker, run: Run) -> None:
     sweep = tags.get(PARENT_TAG) or (run_id if SWEEP_TAG in tags else None)
     if sweep is not None:
         what = "is a sweep" if sweep == run_id else f"is a trial of the sweep {sweep}"
-        try:
+        command = ""
+        with suppress(UserError):  # it is gone for good
             command = tracker.find_run(sweep).data.tags.get(COMMAND_TAG, "")
-        except UserError:  # it is gone for good
-            command = ""
         raise UserError(
             f"resume={run_id} {what}; right: the sweep's own command again, which goes on with "
             f"all of its trials{': ' if command else ''}{command}"

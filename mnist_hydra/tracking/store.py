@@ -13,8 +13,7 @@ import shlex
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -320,12 +319,10 @@ def experiment_in(path: Path, name: str) -> tuple[str, str, str] | None:
     `None` if there is none of that name, or the store cannot be read now.
     """
     which = "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments"
-    try:
-        with closing(_opened(path)) as store:
-            found = store.execute(f"{which} WHERE name = ?", (name,)).fetchone()
-    except DAMAGED:
-        return None
-    return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
+    with suppress(*DAMAGED), closing(_opened(path)) as store:
+        found = store.execute(f"{which} WHERE name = ?", (name,)).fetchone()
+        return None if found is None else (str(found[0]), str(found[1]), str(found[2]))
+    return None
 
 
 def is_unmade(path: Path) -> bool:
@@ -339,21 +336,19 @@ def is_unmade(path: Path) -> bool:
     if path.stat().st_size == 0:
         return True
     known, newest = revisions()
-    try:
-        with closing(_opened(path)) as store:
-            tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
-            if not tables & {"experiments", "alembic_version"}:
+    with suppress(*DAMAGED), closing(_opened(path)) as store:
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master")}
+        if not tables & {"experiments", "alembic_version"}:
+            return False
+        for table, which in MADE_BY_PEOPLE.items():
+            query = f"SELECT 1 FROM {table} WHERE {which} LIMIT 1"
+            if table in tables and store.execute(query).fetchone():
                 return False
-            for table, which in MADE_BY_PEOPLE.items():
-                query = f"SELECT 1 FROM {table} WHERE {which} LIMIT 1"
-                if table in tables and store.execute(query).fetchone():
-                    return False
-            if "alembic_version" not in tables:
-                return True
-            found = store.execute("SELECT version_num FROM alembic_version").fetchone()
-    except DAMAGED:
-        return False
-    return found is None or (found[0] in known and found[0] not in newest)
+        if "alembic_version" not in tables:
+            return True
+        found = store.execute("SELECT version_num FROM alembic_version").fetchone()
+        return found is None or (found[0] in known and found[0] not in newest)
+    return False
 
 
 @cache
@@ -388,7 +383,9 @@ def open_store(store: Store) -> MlflowClient:
         return MlflowClient(store.uri)
     path = Path(os.path.realpath(store.path))
     if is_unmade(path) or not _has_an_experiment(path):
-        with _lock(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One process at a time: MLflow's migration takes no two.
+        with FileLock(path.with_name(f".{path.name}.lock")):
             if is_unmade(path):
                 _make_sqlite(path)
             return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own experiment
@@ -409,14 +406,6 @@ def sqlite_uri(path: Path) -> str:
     escaped = f"file:{quote(str(path))}"
     url = URL.create("sqlite+pysqlite", database=escaped, query={"uri": "true"})
     return url.render_as_string()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time make a SQLite file: MLflow's migration takes no two."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
 
 
 def _make_sqlite(path: Path) -> None:

@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -23,7 +24,6 @@ from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.tracking import store
-from mnist_hydra.tracking.pages import VIEW_TAG
 from mnist_hydra.tracking.provenance import HIDDEN
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Tracker:
     """
 
     def __init__(self, place: Place, *, make: bool = True) -> None:
-        self.experiment_name = place.tracking.experiment_name
+        name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
         self._newest: tuple[str, dict[str, Any] | None] = ("", None)
         """A run and the checkpoint that its next one comes after, as its tag has it: the newest, or
@@ -94,27 +94,16 @@ class Tracker:
         store.check_usable(self.store, place.folder)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
-        experiment = find_experiment(
-            self.client, self.experiment_name, self.store.artifacts, make=make
-        )
+        experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
         self.experiment_id = str(experiment.experiment_id)
         if place.tracking.uri is None:
-            check_not_moved(self.experiment_name, experiment.artifact_location, place.folder)
+            check_not_moved(name, experiment.artifact_location, place.folder)
 
     @property
     def uri(self) -> str:
         """The store's address as MLflow takes it."""
         path = self.store.path
         return self.store.uri if path is None else store.sqlite_uri(path)
-
-    @property
-    def is_server(self) -> bool:
-        """Whether the store has a UI of its own."""
-        return self.store.kind == "server"
-
-    def set_view(self, name: str, view: str) -> None:
-        """Keep a view of the experiment's list of runs, which MLflow's page opens by its name."""
-        self.client.set_experiment_tag(self.experiment_id, VIEW_TAG + name, view)
 
     def create_run(self, spooled: SpooledRun) -> str:
         """The MLflow run of a spool: found, or started now; returns its id."""
@@ -260,14 +249,11 @@ class Tracker:
             raise checkpoint.DamagedCheckpoint(f"tag {CHECKPOINT_TAG} is not what was written")
         problems = []
         there = {file.path for file in self.client.list_artifacts(run_id, "checkpoints")}
-        for slot in (tag, tag.get("before")):
-            if slot is None:
-                continue
+        for slot in filter(None, (tag, tag.get("before"))):
             name = f"checkpoints/slot-{slot['slot']}.pt"
-            if name not in there:
-                problems.append(f"{name} is missing")
-                continue
             try:
+                if name not in there:
+                    raise checkpoint.DamagedCheckpoint(f"{name} is missing")
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(self.client.download_artifacts(run_id, name, folder))
                     state = checkpoint.load(path, slot["sha256"])
@@ -347,12 +333,11 @@ def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
     Returns:
         `epoch`, `step`, `slot`, `sha256` and `before`; `None` if it is not as it was written.
     """
-    try:
+    with suppress(ValueError, AttributeError):
         tag = json.loads(text)
         before = tag.get("before") or tag
         return tag if tag.keys() & before.keys() >= SLOT_KEYS else None
-    except (ValueError, AttributeError):
-        return None
+    return None
 
 
 def is_away(error: BaseException) -> bool:

@@ -110,12 +110,12 @@ def resumed(config: Config, key: str) -> int | None:
     """The step that a run is gone on from; `None` if it is refused in one line."""
     words = [f"output_dir={config.output_dir}", f"resume={key}"]
     try:
-        begun = resumed_run(composed(*words), words)
+        first, _, state = resumed_run(composed(*words), words)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
         return None
-    assert fingerprint(begun.config) == fingerprint(config)
-    return 0 if begun.state is None else int(begun.state["steps"])
+    assert fingerprint(first) == fingerprint(config)
+    return 0 if state is None else int(state["steps"])
 
 
 @PLACES

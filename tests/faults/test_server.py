@@ -96,7 +96,7 @@ def test_a_worker_whose_claim_was_recorded_and_never_answered_trains_that_trial(
         Worker(ledger, plan("do=train"), train, settings, threading.Event()).pull()
         assert proxy.loses == 0
     [trial] = Ledger(client, parent).read().trials.values()
-    assert [attempt.end for attempt in trial.attempts] == ["finished"]
+    assert [attempt.state for attempt in trial.attempts] == ["finished"]
     runs = client.search_runs([experiment])
     assert {run.info.run_id for run in runs} == {parent, trial.run_id}
 

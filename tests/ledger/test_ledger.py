@@ -46,7 +46,7 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
     trial = claimed(ledger, owner)
     running = again(ledger).read().trials["a"]
     assert (running.state, running.number, running.heartbeat) == ("running", 1, "1:0")
-    assert (running.attempts[0].owner, running.attempts[0].sweeper) == (owner, SWEEPER)
+    assert (running.owner, running.attempts[0].claim.by) == (owner, SWEEPER)
 
     client = ledger.client
     newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
@@ -61,7 +61,7 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
 
     done = again(ledger).read().trials["a"]
     assert (done.state, done.epoch, done.step) == ("finished", 2, 236)
-    assert done.attempts[0].seconds == 12.5
+    assert done.attempts[0].end is not None and done.attempts[0].end.seconds == 12.5
     assert done.metrics == {"val/acc": 0.95}
     assert done.made_by == {COMMIT_TAG: "c0ffee"}
     assert done.name == "trial=a"
@@ -238,7 +238,7 @@ def test_who_was_taken_for_dead_can_record_nothing_more(ledger: Ledger, owner: O
     now = again(ledger).read().trials["a"]
     assert now.state == "failed"
     assert now.error.endswith("the last line")
-    assert [attempt.end for attempt in now.attempts] == ["died", "failed"]
+    assert [attempt.state for attempt in now.attempts] == ["died", "failed"]
 
 
 def test_an_attempt_whose_run_another_closed_late_is_shown_as_running_again(
@@ -339,10 +339,11 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
 
 def test_points_are_numbered_without_gaps_and_never_overwritten(ledger: Ledger) -> None:
     ledger.read()
-    point = Point(0, "f0", ("lr=0.1",), {"lr": 0.1})
+    point = Point("f0", ("lr=0.1",), "lr=0.1", number=0, values={"lr": 0.1})
     assert ledger.propose(point)
     assert ledger.propose(point)  # asking again after a lost answer does no harm
-    assert not ledger.propose(Point(0, "f1", ("lr=0.2",), {"lr": 0.2}))
+    other = replace(point, fingerprint="f1", overrides=("lr=0.2",), values={"lr": 0.2})
+    assert not ledger.propose(other)
     assert again(ledger).read().points == [point]
 
 
@@ -377,7 +378,7 @@ def test_the_entries_of_a_larger_sweep_are_on_several_pages_and_are_read_togethe
         assert trial is not None and ledger.holds(claim_key(fingerprint, 1))
         assert ledger.end(trial, "finished")
         assert again(ledger).claim(fingerprint, fingerprint, None, owner, SWEEPER) is None
-    ledger.propose(Point(0, "a", ("lr=0.1",), {"lr": 0.1}))
+    ledger.propose(Point("a", ("lr=0.1",), "lr=0.1", number=0, values={"lr": 0.1}))
     ledger.stop("one", "Ctrl-C")
     view = again(ledger).read()
     assert sorted(view.trials) == list("abcdefgh") and len(view.points) == 1

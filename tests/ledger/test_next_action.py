@@ -6,7 +6,7 @@ import pytest
 
 from mnist_hydra.ledger.next_action import Action, attempt_order, deaths_in_a_row, next_action
 from mnist_hydra.ledger.owner import Owner
-from mnist_hydra.ledger.trial import Attempt, Trial
+from mnist_hydra.ledger.trial import Attempt, Claim, End, Trial
 
 ELSEWHERE = Owner("t", "another host", 7, 300.0)
 
@@ -17,7 +17,9 @@ def trial(
     """A trial whose attempts ended so, each made by the sweeper that its letter stands for."""
     bys = by if len(by) == len(ends) else by * len(ends)
     attempts = [
-        Attempt(number, ELSEWHERE, who, from_step, end)
+        Attempt(
+            number, Claim("run", "name", ELSEWHERE, who, from_step), End(end) if end else None
+        )
         for number, (end, who, from_step) in enumerate(
             zip(ends, bys, steps or (-1,) * len(ends), strict=True), start=1
         )

@@ -80,7 +80,7 @@ def test_a_trial_is_a_replay_of_its_entries(
         assert trial is None
         return
     assert trial is not None
-    ends = [attempt.end for attempt in trial.attempts]
+    ends = [attempt.end and attempt.end.state for attempt in trial.attempts]
     found = (trial.run_id, trial.state, ends, trial.step, trial.epoch, trial.error)
     assert found == expected
     assert trial.name == "lr=0.1"

@@ -10,7 +10,7 @@ from rich.console import Console
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Owner
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import Attempt, Trial
+from mnist_hydra.ledger.trial import Attempt, Claim, End, Trial
 from mnist_hydra.sweep.show import (
     Display,
     counts,
@@ -24,14 +24,14 @@ from mnist_hydra.tracking.provenance import COMMIT_TAG as COMMIT
 from mnist_hydra.tracking.provenance import DATA_TAG as DATA
 
 WANTED = [Planned(key, (), f"model=model{key}", 4) for key in "12"]
-OWNER = Owner("token", "host", 1, 0.0)
+CLAIM = Claim("run1", "lr=0.1", Owner("token", "host", 1, 0.0), "sweeper", -1)
 
 
 def trial(
     *ends: str | None, epoch: int = 3, accuracy: float = 0.9875, error: str = "", **made_by: str
 ) -> Trial:
     attempts = tuple(
-        Attempt(number, OWNER, "sweeper", -1, end, error=error if end == "failed" else "")
+        Attempt(number, CLAIM, End(end, error=error if end == "failed" else "") if end else None)
         for number, end in enumerate(ends, start=1)
     )
     metrics = {"val/acc": accuracy}

@@ -180,8 +180,8 @@ def test_another_process_goes_on_from_the_checkpoint_of_one_that_was_killed(swee
     sweep.pull(planned, by="another")
     trial = sweep.trials()["do=stay"]
     assert (trial.state, trial.epoch, trial.run_id) == ("finished", 3, run_id)
-    assert [attempt.end for attempt in trial.attempts] == ["died", "finished"]
-    assert trial.attempts[1].from_step == 10
+    assert [attempt.state for attempt in trial.attempts] == ["died", "finished"]
+    assert trial.attempts[1].claim.from_step == 10
     stayed = [(epoch, pid) for name, epoch, pid in sweep.journaled() if name == "do=stay"]
     assert stayed == [(1, victim.pid), (2, os.getpid()), (3, os.getpid())]
 
@@ -195,7 +195,7 @@ def test_a_trial_that_kills_its_process_three_times_is_given_up(sweep: Sweep) ->
     trial = sweep.trials()["do=die"]
     # The first death brought a checkpoint, of epoch 1; three more did not.
     assert exits == [-signal.SIGKILL] * 4 + [0]
-    assert [attempt.end for attempt in trial.attempts] == ["died"] * 4
+    assert [attempt.state for attempt in trial.attempts] == ["died"] * 4
     assert sweep.trials()["do=train"].state == "finished"
     assert sweep.client.get_run(trial.run_id).info.status == "FAILED"
 
@@ -267,7 +267,7 @@ def test_a_failure_leaves_its_traceback_and_log_and_holds_up_nobody(
     sweep.pull(plan("do=raise", "do=train"))
     trials = sweep.trials()
     failed = trials["do=raise"]
-    assert [attempt.end for attempt in failed.attempts] == ["failed", "failed"]
+    assert [attempt.state for attempt in failed.attempts] == ["failed", "failed"]
     assert failed.error.endswith("RuntimeError: as it was told to\n")
     assert sweep.client.get_run(failed.run_id).info.status == "FAILED"
     assert trials["do=train"].state == "finished"
@@ -287,7 +287,7 @@ def test_a_failed_trial_is_tried_again_and_its_error_forgotten_when_it_works(
 ) -> None:
     sweep.pull(plan("do=raise-once"))
     trial = sweep.trials()["do=raise-once"]
-    assert [attempt.end for attempt in trial.attempts] == ["failed", "finished"]
+    assert [attempt.state for attempt in trial.attempts] == ["failed", "finished"]
     assert trial.error == ""
 
 
@@ -347,7 +347,7 @@ def test_who_lost_its_claim_stops_and_writes_nothing_more(sweep: Sweep) -> None:
     assert not thread.is_alive()
     now = sweep.trials()["do=stay"]
     assert (now.state, now.number) == ("running", 2)
-    assert now.attempts[0].end == "died"
+    assert now.attempts[0].state == "died"
     assert sweep.client.get_run(trial.run_id).info.status == "RUNNING"
 
 

@@ -289,7 +289,7 @@ def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
     tracker.log_text(tracker.create_run(SPOOLED), "hello", "words.txt")
     assert {p.name for p in tmp_path.iterdir()} >= {"mine.db", "out"}
     assert not (tmp_path / "mlruns").exists() and list((tmp_path / "out").rglob("words.txt"))
-    assert not tracker.is_server
+    assert tracker.store.kind == "sqlite"
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
