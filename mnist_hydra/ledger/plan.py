@@ -87,9 +87,18 @@ class Arguments:
         return itertools.product(*([f"{a.key}={v}" for v in a.values] for a in self.axes))
 
     def overrides(self, point: Sequence[str]) -> list[str]:
-        """All overrides of the trial at a point, in the order of the command line."""
-        swept = iter(point)
-        return [next(swept) if isinstance(item, Axis) else item for item in self.items]
+        """All overrides of the trial at a point, in the order of the command line.
+
+        A search's point may be of an earlier command, over other axes: of an axis that it lacks
+        there is none, and what it has besides comes last.
+        """
+        swept = {text.partition("=")[0]: text for text in point}
+        placed = [swept.pop(i.key, None) if isinstance(i, Axis) else i for i in self.items]
+        return [text for text in placed if text is not None] + [*swept.values()]
+
+    def are_of(self, point: Sequence[str]) -> bool:
+        """Whether a point is over these axes."""
+        return {axis.key for axis in self.axes} == {text.partition("=")[0] for text in point}
 
 
 def title(point: Sequence[str]) -> str:

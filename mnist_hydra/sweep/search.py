@@ -276,8 +276,9 @@ def _fits(values: Mapping[str, Any], axes: Sequence[Axis]) -> bool:
     """Whether a point lies on the axes: a named sweep may have been begun over other ones."""
 
     def holds(axis: Axis, value: Any) -> bool:
-        if axis.span is None:
-            return value in axis.values
+        if listed := _listed(axis):
+            return value in listed
+        assert axis.span is not None
         return not isinstance(value, str) and bool(axis.span.low <= value <= axis.span.high)
 
     same_keys = values.keys() == {axis.key for axis in axes}

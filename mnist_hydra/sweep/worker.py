@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import override_value
-from mnist_hydra.config import Config, SweepConfig, settle
-from mnist_hydra.errors import first_line
+from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, working
@@ -75,6 +75,12 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         overrides = plan.arguments.overrides(planned.overrides)
         in_place = f"++output_dir={override_value(config.output_dir)}"  # it may hold the time
         trial = settle(composer.compose([*overrides, in_place]))
+        is_own = plan.arguments.are_of(planned.overrides)
+        if not is_own and fingerprint(trial) != planned.fingerprint:
+            raise UserError(
+                f"{planned.name} was proposed by a command over other axes, and would be another "
+                "training with the settings of this one; right: that command again"
+            )
         watch.epochs = trial.epochs
 
         state = None

@@ -150,3 +150,12 @@ def test_a_grid_refuses_what_it_cannot_list() -> None:
 def test_a_search_refuses_what_it_cannot_sample(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_search(parse(arguments, options))
+
+
+def test_a_point_over_other_axes_keeps_what_it_has() -> None:
+    arguments = parse(["lr=interval(0.1,0.2)", "epochs=2", "dropout=interval(0.0,0.1)"], options)
+    own, fewer, other = ("lr=0.15", "dropout=0.05"), ("lr=0.15",), ("momentum=0.9", "lr=0.15")
+    assert arguments.overrides(own) == ["lr=0.15", "epochs=2", "dropout=0.05"]
+    assert arguments.overrides(fewer) == ["lr=0.15", "epochs=2"]
+    assert arguments.overrides(other) == ["lr=0.15", "epochs=2", "momentum=0.9"]
+    assert arguments.are_of(own) and not arguments.are_of(fewer) and not arguments.are_of(other)

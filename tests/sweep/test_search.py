@@ -83,6 +83,22 @@ def test_no_point_is_proposed_twice_and_every_one_lies_in_its_space(late: int) -
         assert values["model"] in ("model2", "model3")
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("batch_size=range(64,513,64)", 96),
+        ("lr=range(0.0,0.5,0.1)", 0.25),
+        ("lr=interval(0.1,0.2)", 0.3),
+        ("dropout=choice(0.0,0.1)", 0.1),
+    ],
+)
+def test_a_point_that_no_axis_holds_any_more_is_passed_over(typed: str, value: float) -> None:
+    (axis,) = space(typed)
+    before = Result({axis.key: value}, search.FINISHED, 0.9)
+    found = propose([axis], [before], sampler="tpe", minimize=False, seed=1)
+    assert found is not None and found.keys() == {axis.key}
+
+
 def test_tpe_looks_where_it_was_good() -> None:
     late = searched("tpe", 3, 50)[25:]
     tpe = sum(accuracy(result.values) for result in late) / len(late)
