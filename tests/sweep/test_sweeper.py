@@ -322,6 +322,23 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
     assert fresh.code == 0 and "1 to run" in fresh.err
 
 
+def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    flag = tmp_path / "flag"
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=angry", f"model.flag={flag}")
+    search = ("hydra/sweeper=search", "sweep.name=mine", "sweep.n_trials=1", "data.val_size=50")
+    first = (*words, *search, NO_REPORT, "sweep.keep=0", "lr=interval(0.05,0.3)", "dropout=0.05")
+    assert run(*first, cwd=tmp_path).code == 1
+    flag.touch()
+    other = run(*first[:-1], "dropout=interval(0.0,0.1)", cwd=tmp_path)
+    assert other.code == 1 and "was proposed by a command over other axes" in other.err
+    again = run(*first, cwd=tmp_path)
+    assert again.code == 0, again.err
+    fewer = run(*first[:-2], "dropout=interval(0.0,0.1)", "lr=0.1", cwd=tmp_path)
+    assert fewer.code == 0 and "1 of 1 trials done" in fewer.err, fewer.err
+
+
 def test_trials_that_train_the_same_stand_in_the_table_once(tiny: str, tmp_path: Path) -> None:
     words = (tiny, *QUICK, "model=model3,model2", "dropout=0.02", "sweep.keep=0", NO_REPORT)
     done = run(*words, cwd=tmp_path)
