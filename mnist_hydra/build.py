@@ -36,7 +36,7 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     Raises:
         UserError: for settings that this machine, the data or a class does not allow.
     """
-    machine, recorded = runtime.capability(), (state or {}).get("runtime")
+    machine, recorded = runtime.capability(config.device), (state or {}).get("runtime")
     where = runtime.choose(config, machine, recorded)
     parts = build(config, where)
     fused = None

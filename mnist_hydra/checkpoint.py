@@ -56,8 +56,8 @@ def load(path: Path, sha256: str) -> dict[str, Any]:
     return state
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every global generator that a user's own code may draw from."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every global generator that a user's own code on `device` may draw from."""
     version, words, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, cached = numpy_state
@@ -65,16 +65,16 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Put every global generator back to what `random_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and len(state["cuda"]) == 1:  # it may come from a CPU
+        torch.cuda.set_rng_state(state["cuda"][0], device)

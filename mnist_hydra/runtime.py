@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mnist_hydra.config import Config
+from mnist_hydra.cores import usable_cores
 from mnist_hydra.errors import UserError
 
 
@@ -47,9 +48,14 @@ class Runtime:
     deterministic: bool
 
 
-def capability() -> Capability:
-    """Ask torch what this machine has."""
-    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+def capability(device: str) -> Capability:
+    """Ask torch what this machine has.
+
+    Args:
+        device: as the configuration names it. For `cpu` no GPU is looked at: even that takes time
+            and some of its memory.
+    """
+    cuda = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
     # no public name; where these are missing, plain float32 it is
     has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -58,9 +64,7 @@ def capability() -> Capability:
         cuda_bf16=cuda > 0 and torch.cuda.is_bf16_supported(including_emulation=False),
         mps=torch.backends.mps.is_available(),
         cpu_bf16=bool(has()) or bool(has_amx()),
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=usable_cores(),
     )
 
 

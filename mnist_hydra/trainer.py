@@ -297,7 +297,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": storable(self.scheduler.state_dict()),
                 "scaler": self.scaler.state_dict(),
-                "random": checkpoint.random_state(),
+                "random": checkpoint.random_state(self.device),
                 "runtime": asdict(self.runtime),
                 "steps": self.steps,
                 **{name: getattr(position, name) for name in position.__dataclass_fields__},
@@ -317,7 +317,7 @@ class Trainer:
             position.correct = position.correct.to(self.device)
         self.position = position
         self._predicted = None
-        checkpoint.set_random_state(state["random"])
+        checkpoint.set_random_state(state["random"], self.device)
 
     def release(self) -> None:
         """Free the memory that only training needs; it is allocated again on use."""

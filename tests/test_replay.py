@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,23 @@ def test_the_gpu_holds_no_more_after_many_trainings_than_after_two(mnist: Path) 
         trained(mnist)
         held.append(torch.cuda.memory_reserved())
     assert max(held[2:]) <= max(held[:2])
+
+
+ON_THE_CPU = """
+import sys
+import torch
+from mnist_hydra import train
+
+try:
+    train.main()
+except SystemExit as end:
+    assert not end.code
+assert not torch.cuda.is_initialized()
+"""
+
+
+@cuda
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(mnist: Path, tmp_path: Path) -> None:
+    words = ("device=cpu", "epochs=1", "data.limit=512", f"data.root={mnist}")
+    command = [sys.executable, "-c", ON_THE_CPU, *words]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)

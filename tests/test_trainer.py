@@ -202,9 +202,10 @@ def test_a_checkpoint_that_is_a_pickle_of_code_is_not_executed(tmp_path: Path) -
 def test_the_state_of_every_global_generator_comes_back() -> None:
     import random
 
-    state = checkpoint.random_state()
+    cpu = torch.device("cpu")
+    state = checkpoint.random_state(cpu)
     drawn = (random.random(), np.random.rand(), torch.rand(1).item())
-    checkpoint.set_random_state(state)
+    checkpoint.set_random_state(state, cpu)
     assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
 
 

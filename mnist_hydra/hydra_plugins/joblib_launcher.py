@@ -9,11 +9,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
+from mnist_hydra.cores import usable_cores
 from mnist_hydra.sweep.launchers import CommandLauncher, Ended, last_line, start_process
 
 MPS = "mps"
@@ -36,7 +36,7 @@ class JoblibLauncher(CommandLauncher):
 
     def room(self) -> int:
         """Room on the GPUs; without any, the cores that this process may use."""
-        return len(self.gpus) * self.trials_per_gpu or _cores()
+        return len(self.gpus) * self.trials_per_gpu or usable_cores()
 
     @cached_property
     def gpus(self) -> list[str]:
@@ -50,7 +50,7 @@ class JoblibLauncher(CommandLauncher):
         self._count = max(self._count, len(commands))
         started = {}
         for number, (head, rest) in commands.items():
-            place = placement(number, self._count, gpus=self.gpus, cores=_cores())
+            place = placement(number, self._count, gpus=self.gpus, cores=usable_cores())
             log = self._log(number)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
@@ -134,13 +134,3 @@ def _installed_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return answer.stdout.split()
-
-
-def _cores() -> int:
-    """CPU cores that this process may use, by its affinity and its container's limit."""
-    affine = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # `max` stands for no limit
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores

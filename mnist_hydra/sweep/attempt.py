@@ -102,8 +102,7 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
 @dataclass

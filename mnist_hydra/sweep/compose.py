@@ -23,13 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from mnist_hydra import secrets
 from mnist_hydra.cli.refusals import refused
 from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.cores import on_all_cores
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Axis, Planned, title
 from mnist_hydra.sweep.torch_tasks import kind_of
 
 MAX_KINDS = 100
+POINTS_A_PROCESS = 200
+"""So many at least are worth a process to check them in."""
 ALMOST = 1 - 1e-9
 MODEL2, MODEL3 = "mnist_hydra.models.Model2", "mnist_hydra.models.Model3"
 """They differ in their default dropout alone."""
@@ -193,36 +197,65 @@ class Trials:
         self.holdout = self.holdout and config.data.val_size > 0
         self.epochs = max(self.epochs, config.epochs)
 
+    def join(self, later: Trials) -> None:
+        """Add the trials of points that come later in the sweep."""
+        for key, planned in later.planned.items():
+            twin = self.planned.setdefault(key, planned)
+            if twin is not planned:
+                self.repeated.append((planned.name, twin.name))
+        self.repeated += later.repeated
+        self.kinds |= later.kinds
+        self.as_model2 |= later.as_model2
+        for kind, sample in later.samples.items():
+            if len(self.samples) < MAX_KINDS:
+                self.samples.setdefault(kind, sample)
+        self.holdout = self.holdout and later.holdout
+        self.epochs = max(self.epochs, later.epochs)
+
 
 def check_points(
     arguments: Arguments, points: Iterable[Sequence[str]], composer: Composer
 ) -> Trials:
-    """Compose and range-check every trial.
+    """Compose and range-check every trial, on all cores where there are many.
 
     Raises:
         UserError: naming the trial that is wrong, or that would be recorded in another place.
     """
-    trials = Trials()
-    for point in points:
-        try:
-            config = settle(composer.compose(arguments.overrides(point)))
-        except UserError as error:
-            raise UserError(f"trial {title(point)}: {error}") from None
-        if config.resume is not None:
-            raise UserError(
-                f"resume={config.resume} goes on with one run and has no place in a sweep; right: "
-                "the same --multirun command again, which goes on with the whole sweep"
-            )
-        if not trials.planned:
-            trials.first = config
-        for key in ("output_dir", "tracking", "sweep"):
-            if getattr(config, key) != getattr(trials.first, key):
+
+    def check(part: Sequence[Sequence[str]]) -> tuple[Trials, set[str]]:
+        trials = Trials()
+        for point in part:
+            try:
+                config = settle(composer.compose(arguments.overrides(point)))
+            except UserError as error:
+                raise UserError(f"trial {title(point)}: {error}") from None
+            if config.resume is not None:
                 raise UserError(
-                    f"trial {title(point)} has another {key} than the first trial; right: the same "
-                    "for the whole sweep, on the command line"
+                    f"resume={config.resume} goes on with one run and has no place in a sweep; "
+                    "right: the same --multirun command again, which goes on with the whole sweep"
                 )
-        trials.add(point, config)
+            if not trials.planned:
+                trials.first = config
+            _insist_on_place(title(point), config, trials.first)
+            trials.add(point, config)
+        return trials, secrets.READ
+
+    (trials, _), *others = on_all_cores(check, list(points), POINTS_A_PROCESS)
+    for later, variables in others:
+        secrets.READ.update(variables)
+        _insist_on_place(next(iter(later.planned.values())).name, later.first, trials.first)
+        trials.join(later)
     return trials
+
+
+def _insist_on_place(name: str, config: Config, first: Config) -> None:
+    """Refuse a trial that would be recorded in another place than the first one."""
+    for key in ("output_dir", "tracking", "sweep"):
+        if getattr(config, key) != getattr(first, key):
+            raise UserError(
+                f"trial {name} has another {key} than the first trial; right: the same "
+                "for the whole sweep, on the command line"
+            )
 
 
 def corners(arguments: Arguments) -> list[tuple[str, ...]]:

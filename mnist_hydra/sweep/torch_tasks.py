@@ -40,7 +40,7 @@ def check_trials(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> No
             cfg.merge_with({"device": "cpu", "precision": "auto"})
         try:
             config = settle(cfg)
-            build.build(config, runtime.choose(config, runtime.capability()))
+            build.build(config, runtime.choose(config, runtime.capability(config.device)))
         except UserError as error:
             raise UserError(f"trial {title}: {error}") from None
 

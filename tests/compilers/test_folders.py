@@ -35,7 +35,8 @@ def train(commands: Commands, mnist: Path) -> Train:
     words = ["device=cpu", "epochs=1", "data.limit=512", f"data.root={mnist}"]
 
     def run(home: Path) -> list[str]:
-        env = {"HOME": str(home), "MPLCONFIGDIR": str(home.parent), "XDG_CACHE_HOME": None}
+        elsewhere = {"MPLCONFIGDIR": str(home.parent), "CUDA_CACHE_PATH": str(home.parent / "nv")}
+        env = {"HOME": str(home), "XDG_CACHE_HOME": None, **elsewhere}
         done = commands.run_module("train", *words, cwd=home.parent, env=env)
         assert done.code == 0, done.said
         return [line for line in done.err.splitlines() if line.startswith(PLAIN)]

@@ -9,10 +9,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
+from mnist_hydra import cores
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Plan, Planned, read_plan
+from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep.axes import parse
 from mnist_hydra.sweep.command import objective_of
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
@@ -80,6 +83,53 @@ def test_a_bad_value_names_its_trial(
 ) -> None:
     with pytest.raises(UserError, match=message):
         trials_of(composer, *arguments)
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "usable_cores", lambda: 4)
+
+
+def test_many_points_are_checked_on_all_cores_and_come_out_the_same(
+    composer: Composer, four_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = ("model=model2,model3", "data.val_size=0,100", "seed=range(0,150)", "dropout=0.04,null")
+    side_by_side = trials_of(composer, *axes)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 1)
+    assert vars(side_by_side) == vars(trials_of(composer, *axes))
+    assert len(side_by_side.planned) + len(side_by_side.repeated) == 1200
+    assert side_by_side.same_as_others() is not None and not side_by_side.holdout
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("1.5", "trial dropout=1.5, seed=0: dropout=1.5 is not valid"),
+        ("0.1,1.5,1.6", "trial dropout=1.5, seed=0: dropout=1.5 is not valid"),
+    ],
+)
+def test_the_first_bad_one_of_many_points_is_named(
+    composer: Composer, four_cores: None, last: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trials_of(composer, f"dropout=0,0.02,{last}", "seed=range(0,300)")
+
+
+def test_a_place_that_changes_among_many_points_is_named(
+    composer: Composer, four_cores: None
+) -> None:
+    OmegaConf.register_new_resolver("by_200", lambda seed: seed // 200, replace=True)
+    with pytest.raises(UserError, match="trial seed=1000 has another output_dir"):
+        trials_of(composer, "seed=range(800,1600)", "output_dir='here/${by_200:${seed}}'")
+
+
+def test_a_variable_that_one_of_many_points_reads_is_hidden(
+    composer: Composer, four_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_LAST_RATE", "0.123456")
+    rates = ",".join(f"0.{number}" for number in range(1000, 1900))
+    trials_of(composer, f"lr={rates},'${{oc.decode:${{oc.env:THE_LAST_RATE}}}}'")
+    assert hide_in_error("lr=0.123456") == "lr=${oc.env:THE_LAST_RATE}"
 
 
 def test_trials_that_differ_in_checked_numbers_alone_are_looked_at_once(composer: Composer) -> None:
