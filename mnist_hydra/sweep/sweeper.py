@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
@@ -275,13 +276,14 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     if not samples:
         return
     elsewhere = not launchers.trains_here(launcher)
-    here = launchers.in_process(launcher)
+    check = partial(torch_tasks.run, torch_tasks.check_trials, samples, elsewhere)
+    if launchers.in_process(launcher):
+        check(here=True)
+        return
     importing = threading.Thread(target=import_mlflow, args=[command.config], daemon=True)
-    if not here:
-        importing.start()  # while another process checks: it is needed next
-    torch_tasks.run(torch_tasks.check_trials, samples, elsewhere, here=here)
-    if not here:
-        importing.join()  # two threads that import parts of a library may each see half of it
+    importing.start()  # while another process checks: it is needed next
+    check(here=False)
+    importing.join()  # two threads that import parts of a library may each see half of it
 
 
 def _list(command: Command, view: View) -> None:

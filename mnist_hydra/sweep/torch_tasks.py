@@ -6,7 +6,6 @@ imports torch itself.
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.cli.entry import NEW_OBJECTS_BETWEEN_COLLECTIONS
+from mnist_hydra.cli.entry import collect_seldom
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
 from mnist_hydra.targets import LET_IN, let_in
@@ -124,7 +123,7 @@ def kind_of(config: Config) -> str:
 
 
 def _main() -> None:
-    gc.set_threshold(NEW_OBJECTS_BETWEEN_COLLECTIONS)
+    collect_seldom()
     answer_to, sys.stdout = sys.stdout, sys.stderr
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
