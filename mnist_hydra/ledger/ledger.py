@@ -312,11 +312,6 @@ class Ledger:
         """Add a search's point; false if another process has taken its number."""
         return self.write_once(f"{POINT}{point.number}", point.text())
 
-    def history(self, trial: Trial, metric: str) -> dict[int, float]:
-        """A metric's values by epoch."""
-        rows = self.client.get_metric_history(trial.run_id, metric)
-        return {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
-
     def _last_epoch_ms(self, run_id: str) -> int | None:
         """When the last epoch of a run was measured; `None` if none was."""
         rows = self.client.get_metric_history(run_id, "epoch_s")

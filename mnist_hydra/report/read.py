@@ -16,9 +16,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger
+from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger, View
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG
-from mnist_hydra.ledger.plan import PLANS, Plan, read_plan
+from mnist_hydra.ledger.plan import PLANS, Plan, Planned, read_plan
 from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import (
@@ -39,6 +39,7 @@ from mnist_hydra.tracking.tracker import (
     SWEEP_TAG,
     Tracker,
     each_run,
+    history_of,
 )
 
 if TYPE_CHECKING:
@@ -137,11 +138,11 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         for key, record in found.items():
             if key not in records or (record.counts and not records[key].counts):
                 records[key] = record
-    completed = [_completed(record, axes) for record in records.values()]
+    every_trial = [completed(record, axes) for record in records.values()]
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
-        tuple(completed),
-        ranked(completed, axes, objective, at),
+        tuple(every_trial),
+        ranked(every_trial, axes, objective, at),
         len(planned),
         commands,
         tuple(run.info.run_id for run in parents),
@@ -193,7 +194,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             metrics=dict(run.data.metrics),
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
-        records.append(_with_run(record, run))
+        records.append(with_run(record, run))
     results = ranked(records, axes, objective)
     if not results.rows:
         raise UserError(f"filter={query} finds no finished run; right: one that finds some")
@@ -205,13 +206,7 @@ def histories(
     tracker: Tracker, run_ids: Iterable[str], metric: str
 ) -> dict[str, dict[int, float]]:
     """A metric's values by epoch of runs, one request a run, several at once on a server."""
-
-    def read(run_id: str) -> dict[int, float]:
-        rows = tracker.client.get_metric_history(run_id, metric)
-        last = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
-        return dict(sorted(last.items()))
-
-    return _of_each(run_ids, read)
+    return _of_each(run_ids, lambda run_id: history_of(tracker.client, run_id, metric))
 
 
 def mistakes(tracker: Tracker, run_ids: Iterable[str]) -> dict[str, dict[int, int]]:
@@ -275,35 +270,48 @@ def _read_one(
             f"sweep={parent.info.run_name}: its artifacts below {PLANS}/ are missing from the "
             "store; right: a sweep that has them"
         )
-    planned = {point.fingerprint: (point.overrides, plans[-1]) for point in view.points}
-    planned |= {one.fingerprint: (one.overrides, plan) for plan in plans for one in plan.trials}
+    records = records_of(tracker, view, plans, objective, at)
+    planned = {one.fingerprint for one in (*view.points, *(t for p in plans for t in p.trials))}
     best_first = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
     order = best_first if len(planned) > MAX_RUNS else ()  # it costs minutes of a large store
     of_parent = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
     found = _search(tracker, [parent.info.experiment_id], of_parent, MAX_RUNS, order)
     runs = {run.info.run_id: run for run in found}
+    return {key: with_run(one, runs.get(one.run_id)) for key, one in records.items()}, planned
+
+
+def records_of(
+    tracker: Tracker, view: View, plans: Sequence[Plan], objective: str, at: str
+) -> dict[str, TrialRecord]:
+    """The trials that were begun, by fingerprint, as far as the ledger has them.
+
+    Args:
+        plans: what the sweep's commands go over; those of a search do not say which point is whose,
+            so all are taken for the last one's.
+        at: the epoch that the objective is taken at, `last` or `best`.
+    """
+    planned: dict[str, tuple[Planned, Plan]] = {}
+    planned |= {point.fingerprint: (point, plans[-1]) for point in view.points}
+    planned |= {one.fingerprint: (one, plan) for plan in plans for one in plan.trials}
     begun = {key: view.trials[key] for key in planned if key in view.trials}
-    at_best = [trial.run_id for trial in begun.values()] if at == "best" else []
-    by_epoch = histories(tracker, at_best, objective)
-    records = {}
-    for key, trial in begun.items():
-        swept, plan = planned[key]
-        overrides = [*plan.arguments.fixed, *swept]
-        curve = by_epoch.get(trial.run_id)
-        record = record_of_trial(trial, swept, overrides, plan.flags, objective, curve)
-        run = runs.get(trial.run_id)
-        records[key] = record if run is None else _with_run(record, run)
-    return records, set(planned)
+    finished = [trial.run_id for trial in begun.values() if trial.state == FINISHED]
+    by_epoch = histories(tracker, finished if at == "best" else [], objective)
+    return {
+        key: record_of_trial(trial, *planned[key], objective, by_epoch.get(trial.run_id))
+        for key, trial in begun.items()
+    }
 
 
-def _with_run(record: TrialRecord, run: Run) -> TrialRecord:
-    """A record with what its run says of it."""
+def with_run(record: TrialRecord, run: Run | None) -> TrialRecord:
+    """A record with what its run, where there is one, says of it."""
+    if run is None:
+        return record
     params, tags, began_s = dict(run.data.params), dict(run.data.tags), run.info.start_time / 1000
     seed = record.seed or params.get(SEED, "")
     return replace(record, seed=seed, params=params, tags=tags, began_s=began_s)
 
 
-def _completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
+def completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
     """A record with a value for each axis: what its own sweep left fixed is in its parameters."""
     values = dict(record.values)
     for axis in axes:

@@ -14,10 +14,10 @@ from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
-from mnist_hydra.ledger.parent import REPORT, Parent
+from mnist_hydra.ledger.parent import REPORT, Parent, existing_run
 from mnist_hydra.ledger.trial import FINISHED
-from mnist_hydra.report import results
-from mnist_hydra.report.results import Results, record_of_trial
+from mnist_hydra.report import read, results
+from mnist_hydra.report.results import Results
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import torch_tasks
 from mnist_hydra.sweep.command import Command
@@ -36,26 +36,25 @@ SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 """Pictures of the report that the sweep's description shows."""
 
 
-def results_of(command: Command, ledger: Ledger, view: View) -> Results:
+def results_of(command: Command, tracker: Tracker, view: View) -> Results:
     """The trials that the ledger knows, ranked by the objective.
 
     Of two that train the same and came out the same the earlier one counts, as in the report.
     """
-    twins, plan = command.trials.twins(), command.plan
-    axes = [results.bare_key(axis.key) for axis in plan.arguments.axes]
-    metric, records = command.objective, []
-    for planned in (*plan.trials, *view.points):
-        trial = view.trials.get(planned.fingerprint)
-        twin = view.trials.get(twins.get(planned.fingerprint, ""))
-        if trial is None:
-            continue
-        if twin is not None and trial.state == twin.state == FINISHED:
-            if trial.metrics.get(metric) == twin.metrics.get(metric):
-                continue
-        is_of_best_epoch = plan.at == "best" and trial.state == FINISHED
-        curve = ledger.history(trial, metric) if is_of_best_epoch else None
-        swept, overrides = planned.overrides, plan.arguments.overrides(planned.overrides)
-        records.append(record_of_trial(trial, swept, overrides, plan.flags, metric, curve))
+    plan, metric = command.plan, command.objective
+    found = read.records_of(tracker, view, [plan], metric, plan.at)
+    for later, earlier in command.trials.twins().items():
+        one, other = found.get(later), found.get(earlier)
+        if one and other and one.state == other.state == FINISHED:
+            if one.objective == other.objective:
+                del found[later]
+    axes = dict.fromkeys(results.bare_key(axis.key) for axis in plan.arguments.axes)
+    axes |= dict.fromkeys(key for record in found.values() for key in record.values)
+    records = list(found.values())
+    for place, record in enumerate(records):
+        if record.values.keys() != axes.keys():  # a command before was over others
+            run = existing_run(tracker.client, record.run_id)
+            records[place] = read.completed(read.with_run(record, run), axes)
     return results.ranked(records, axes, metric, plan.at)
 
 
@@ -133,7 +132,7 @@ def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) ->
     try:
         if not anew and tracker.client.list_artifacts(parent.run_id, REPORT):
             return None
-        from mnist_hydra.report import make, read
+        from mnist_hydra.report import make
 
         findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
         made = make.make(tracker, findings, command.config)

@@ -164,7 +164,7 @@ class Sweep:
         """Show and record the results; returns the exit code."""
         view = wait_for_store(self.stop, self.ledger.read)
         actions = self._actions(view)
-        found = ending.results_of(self.command, self.ledger, view)
+        found = ending.results_of(self.command, self.tracker, view)
         interrupted = bool(self.signals)
         _say(self.console, show.outcome(actions))
         results.print_table(found)

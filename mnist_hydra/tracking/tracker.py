@@ -427,6 +427,13 @@ def each_run(
             return
 
 
+def history_of(client: MlflowClient, run_id: str, metric: str) -> dict[int, float]:
+    """A metric's values by epoch; of an epoch that was trained twice the later one."""
+    rows = client.get_metric_history(run_id, metric)
+    last = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
+    return dict(sorted(last.items()))
+
+
 def find_experiment(
     client: MlflowClient, name: str, artifacts: str | None = None, *, make: bool = True
 ) -> Experiment:

@@ -20,7 +20,7 @@ from mnist_hydra.ledger.owner import Observer, Owner, myself, new_token, working
 from mnist_hydra.ledger.parent import elect_parent, pages_of
 from mnist_hydra.ledger.trial import End, Point, Trial, claim_key, end_key, trial_of
 from mnist_hydra.tracking.provenance import COMMIT_TAG
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
+from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, history_of
 from tests.ledger.others import again, delete_for_good
 from tests.sweep_process import race_four
 
@@ -70,7 +70,7 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
     assert run.data.tags["mlflow.parentRunId"] == ledger.parent_id
     assert run.data.params == {}, "bookkeeping is no hyperparameter"
     assert client.get_run(ledger.parent_id).data.params == {}
-    assert ledger.history(done, "val/acc") == {1: 0.9, 2: 0.95}
+    assert history_of(client, done.run_id, "val/acc") == {1: 0.9, 2: 0.95}
 
 
 def test_what_is_done_is_read_in_one_request_however_many_trials_there_are(

@@ -337,6 +337,9 @@ def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
     assert again.code == 0, again.err
     fewer = run(*first[:-2], "dropout=interval(0.0,0.1)", "lr=0.1", cwd=tmp_path)
     assert fewer.code == 0 and "1 of 1 trials done" in fewer.err, fewer.err
+    names, row = (line.split() for line in fewer.out.splitlines()[1:3])
+    assert names[:3] == ["rank", "dropout", "lr"], "a column for the axis that was left out, too"
+    assert row[1] == "0.05" and 0.05 <= float(row[2]) <= 0.3
 
 
 def test_trials_that_train_the_same_stand_in_the_table_once(tiny: str, tmp_path: Path) -> None:
