@@ -19,7 +19,7 @@ from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger, View
 from mnist_hydra.ledger.parent import OBJECTIVE_TAG
 from mnist_hydra.ledger.plan import PLANS, Plan, Planned, read_plan
-from mnist_hydra.ledger.trial import FINISHED
+from mnist_hydra.ledger.trial import FINISHED, PRUNED
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import (
     SEED,
@@ -79,6 +79,11 @@ class Findings:
     def finished(self) -> int:
         """How many trials finished, those that are the same as others among them."""
         return sum(record.counts for record in self.records)
+
+    @property
+    def pruned(self) -> int:
+        """How many trials were given up on purpose."""
+        return sum(record.state == PRUNED for record in self.records)
 
     @property
     def axes(self) -> tuple[str, ...]:
