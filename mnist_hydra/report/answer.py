@@ -34,7 +34,6 @@ NOTHING_APART = (
     "Every configuration ran with one seed, so nothing can be told apart: the order may be chance. "
     "A seed axis, for example seed=1,2,3,4,5, tells more."
 )
-FEW_SEEDS = 5
 OPENING = {
     REAL: "Yes, by more than chance: ",
     HINT: "Perhaps: ",
@@ -227,16 +226,13 @@ def trust(findings: Findings, leads: Sequence[Difference]) -> list[str]:
     Args:
         leads: what the first configuration gains over each other one.
     """
-    of, seeds = findings.results.objective, [len(row.finished) for row in findings.results.rows]
     widths = [lead.half_width for lead in leads if lead.half_width]
     told = page.rendered(
         "trust.txt",
         findings=findings,
         optimistic=_optimistic(findings, "; its test accuracy is not"),
         nothing_apart=NOTHING_APART,
-        seeds=seeds,
-        few=FEW_SEEDS,
-        least=gain(of, statistics.median(widths)) if widths else "",
+        least=gain(findings.results.objective, statistics.median(widths)) if widths else "",
     )
     return told.splitlines()
 

@@ -30,6 +30,7 @@ from mnist_hydra.report.results import (
     record_of_trial,
 )
 from mnist_hydra.report.statistics import Values, same_values
+from mnist_hydra.tracking.pages import parameter_of
 from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.tracker import (
     FINGERPRINT_TAG,
@@ -318,11 +319,8 @@ def with_run(record: TrialRecord, run: Run | None) -> TrialRecord:
 
 def completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
     """A record with a value for each axis: what its own sweep left fixed is in its parameters."""
-    values = dict(record.values)
-    for axis in axes:
-        key = axis.replace("/", ".")
-        values.setdefault(axis, record.params.get(key, record.params.get(f"{key}.name", "")))
-    return replace(record, values=values)
+    recorded = {axis: record.params.get(parameter_of(axis), "") for axis in axes}
+    return replace(record, values={**recorded, **record.values})
 
 
 def counted_once(findings: Findings) -> Findings:
