@@ -16,8 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger, View
-from mnist_hydra.ledger.parent import OBJECTIVE_TAG
+from mnist_hydra.ledger.ledger import STATUS, Ledger, View
 from mnist_hydra.ledger.plan import PLANS, Plan, Planned, read_plan
 from mnist_hydra.ledger.trial import FINISHED, PRUNED
 from mnist_hydra.metrics import is_minimized
@@ -30,18 +29,9 @@ from mnist_hydra.report.results import (
     record_of_trial,
 )
 from mnist_hydra.report.statistics import Values, same_values
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.pages import parameter_of
-from mnist_hydra.tracking.provenance import COMMAND_TAG
-from mnist_hydra.tracking.tracker import (
-    FINGERPRINT_TAG,
-    MISTAKES_FILE,
-    OVERRIDES_TAG,
-    PARENT_TAG,
-    SWEEP_TAG,
-    Tracker,
-    each_run,
-    history_of,
-)
+from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker, each_run, history_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -111,7 +101,7 @@ def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
             the sweeps are ranked by different metrics.
     """
     experiments = [found.experiment_id for found in tracker.client.search_experiments()]
-    there = _search(tracker, experiments, f"tags.`{SWEEP_TAG}` != ''", 10_000)  # the newest first
+    there = _search(tracker, experiments, f"tags.`{tag.SWEEP}` != ''", 10_000)  # the newest first
     found = {run.info.run_id: run for run in (_find(there, name) for name in names)}
     return read_parents(tracker, list(found.values()))
 
@@ -124,7 +114,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     Raises:
         UserError: as `read_sweeps`.
     """
-    objectives = {run.data.tags.get(OBJECTIVE_TAG, "") for run in parents}
+    objectives = {run.data.tags.get(tag.OBJECTIVE, "") for run in parents}
     if len(objectives) > 1:
         right = "sweeps that are ranked by the same metric"
         raise UserError(f"sweep: ranked by {', '.join(sorted(objectives))}; right: {right}")
@@ -132,7 +122,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     plans = [_plans(tracker, run.info.run_id) for run in parents]
     every = [plan for of_sweep in plans for plan in of_sweep]
     axes = {bare_key(axis.key): axis for plan in every for axis in plan.arguments.axes}
-    commands = tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents)
+    commands = tuple(run.data.tags.get(tag.COMMAND, "") for run in parents)
     said_so = any("sweep.objective_at=best" in command for command in commands)
     # Plans of 2026-11-25 do not say.
     at = "best" if said_so or any(plan.at == "best" for plan in every) else "last"
@@ -179,12 +169,12 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             f"filter={query}: {str(error).splitlines()[0]}; right: as in MLflow's search, for "
             "example \"params.`model.name` = 'model3'\""
         ) from None
-    runs = [run for run in found if FINGERPRINT_TAG in run.data.tags]
+    runs = [run for run in found if tag.FINGERPRINT in run.data.tags]
     ended = [run for run in runs if run.info.status == STATUS[FINISHED]]
     on_holdout = all("val/acc" in run.data.metrics for run in ended)
     objective = "val/acc" if on_holdout else "test/acc_last"
     axes = _differing(runs)
-    parents = {run.data.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.data.tags}
+    parents = {run.data.tags[tag.PARENT] for run in runs if tag.PARENT in run.data.tags}
     flags = {parent: _flags(tracker, parent) for parent in parents}
     records = []
     for run in runs:
@@ -193,10 +183,10 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
         record = TrialRecord(
             values,
             _overrides(run) or [f"{key}={text}" for key, text in values.items()],
-            FINISHED if done else run.data.tags.get(STATE_TAG, run.info.status.lower()),
+            FINISHED if done else run.data.tags.get(tag.STATE, run.info.status.lower()),
             run.data.metrics.get(objective) if done else None,
             run.info.run_id,
-            flags=flags.get(run.data.tags.get(PARENT_TAG, ""), ()),
+            flags=flags.get(run.data.tags.get(tag.PARENT, ""), ()),
             metrics=dict(run.data.metrics),
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
@@ -238,7 +228,7 @@ def _of_each(run_ids: Iterable[str], read: Callable[[str], Found]) -> dict[str, 
 def _find(there: Sequence[Run], name: str) -> Run:
     """The newest sweep that has this name, identity or run id."""
     for run in there:
-        if name in (run.info.run_id, run.info.run_name, run.data.tags[SWEEP_TAG]):
+        if name in (run.info.run_id, run.info.run_name, run.data.tags[tag.SWEEP]):
             return run
     if not there:
         raise UserError(f"sweep={name}: this store holds no sweep; right: run one first")
@@ -280,7 +270,7 @@ def _read_one(
     planned = {one.fingerprint for one in (*view.points, *(t for p in plans for t in p.trials))}
     best_first = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
     order = best_first if len(planned) > MAX_RUNS else ()  # it costs minutes of a large store
-    of_parent = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+    of_parent = f"tags.`{tag.PARENT}` = '{parent.info.run_id}'"
     found = _search(tracker, [parent.info.experiment_id], of_parent, MAX_RUNS, order)
     runs = {run.info.run_id: run for run in found}
     return {key: with_run(one, runs.get(one.run_id)) for key, one in records.items()}, planned
@@ -355,7 +345,7 @@ def counted_once(findings: Findings) -> Findings:
 
 def _overrides(run: Run) -> list[str]:
     """A run's own overrides, which its tag separates by spaces; a value may hold some too."""
-    text = run.data.tags.get(OVERRIDES_TAG, "")
+    text = run.data.tags.get(tag.OVERRIDES, "")
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 
 

@@ -25,16 +25,14 @@ from mnist_hydra.cli.commands import (
 )
 from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
+from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
 from mnist_hydra.ledger.plan import Plan, base_settings, check_same_base, identity_of
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
-from mnist_hydra.tracking import provenance
+from mnist_hydra.tracking import provenance, tag
 from mnist_hydra.tracking.tracker import Tracker
 
-BASE_TAG = provenance.HIDDEN + "base/"
-AXES_TAG = provenance.HIDDEN + "axes"
 PART = 4_000
 """Characters of a tag that every MLflow store keeps."""
 
@@ -215,8 +213,8 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     mine = {axis.key: axis.text for axis in command.plan.arguments.axes}
     base = json.dumps(dict(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
-    parts = {f"{BASE_TAG}{n}": base[at : at + PART] for n, at in enumerate(starts)}
-    asked = {AXES_TAG: json.dumps(mine)[:PART], OBJECTIVE_TAG: command.objective}
+    parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
+    asked = {tag.AXES: json.dumps(mine)[:PART], tag.OBJECTIVE: command.objective}
     parent = elect_parent(
         tracker.client,
         tracker.experiment_id,
@@ -228,7 +226,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     )
     if not parent.made_now:
         _check_base(command, parent)
-        asked[AXES_TAG] = json.dumps({**_axes(parent), **mine})[:PART]
+        asked[tag.AXES] = json.dumps({**_axes(parent), **mine})[:PART]
         tracker.set_tags(parent.run_id, asked)
     return parent
 
@@ -242,8 +240,8 @@ def _check_base(command: Command, parent: Parent) -> None:
 
 
 def _base(parent: Parent) -> dict[str, str]:
-    parts = [key for key in parent.tags if key.startswith(BASE_TAG)]
-    in_order = sorted(parts, key=lambda key: int(key.removeprefix(BASE_TAG)))
+    parts = [key for key in parent.tags if key.startswith(tag.BASE)]
+    in_order = sorted(parts, key=lambda key: int(key.removeprefix(tag.BASE)))
     settings: dict[str, str] = json.loads("".join(parent.tags[key] for key in in_order) or "{}")
     return settings
 
@@ -251,7 +249,7 @@ def _base(parent: Parent) -> dict[str, str]:
 def _axes(parent: Parent) -> Mapping[str, str]:
     """The axes of all commands of the sweep so far, by key."""
     try:
-        axes: dict[str, str] = json.loads(parent.tags.get(AXES_TAG, "{}"))
+        axes: dict[str, str] = json.loads(parent.tags.get(tag.AXES, "{}"))
     except json.JSONDecodeError:  # cut off: too long for a tag
         return {}
     return axes

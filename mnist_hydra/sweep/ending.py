@@ -21,7 +21,7 @@ from mnist_hydra.report.results import Results
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import torch_tasks
 from mnist_hydra.sweep.command import Command
-from mnist_hydra.tracking import pages
+from mnist_hydra.tracking import pages, tag
 from mnist_hydra.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that set out to complete a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
-BEST_TAG = "best"
 SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 """Pictures of the report that the sweep's description shows."""
 
@@ -65,7 +64,7 @@ def record_results(
     tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
     best = results.best_command(found)
     if best is not None:
-        tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
+        tracker.set_tags(parent.run_id, {tag.BEST: best[:4000]})
         for name, value in results.sweep_metrics(found).items():
             tracker.client.log_metric(parent.run_id, name, value)
     if Action.WAIT in actions:
@@ -93,7 +92,7 @@ def describe(tracker: Tracker, parent: Parent, found: Results, report: Report | 
         note = pages.sweep_note(question, answer, table, same_command("python"), pictures)
         if len(note) <= pages.MAX_NOTE:
             break
-    tracker.set_tags(parent.run_id, {pages.NOTE_TAG: note[: pages.MAX_NOTE]})
+    tracker.set_tags(parent.run_id, {tag.NOTE: note[: pages.MAX_NOTE]})
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:

@@ -36,7 +36,7 @@ from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import folders_of, let_in
-from mnist_hydra.tracking import pages, provenance
+from mnist_hydra.tracking import pages, provenance, tag
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
 
 MAX_IDLE_LAUNCHES = 3
@@ -112,8 +112,7 @@ class Sweep:
         self.parent_id = self.parent.run_id
         axes = [axis.key for axis in command.plan.arguments.axes]
         view = pages.trials_view(self.parent_id, command.objective, axes)
-        tag = pages.VIEW_TAG + self.parent_id
-        tracker.client.set_experiment_tag(tracker.experiment_id, tag, view)
+        tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + self.parent_id, view)
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
@@ -179,7 +178,7 @@ class Sweep:
             ending.complete_best(self.command, self.ledger, found, in_process)
             if self.command.settings.report and found.rows:
                 report = ending.report_on(self.command, self.tracker, self.parent, anew)
-        if anew or pages.NOTE_TAG not in self.parent.tags:
+        if anew or tag.NOTE not in self.parent.tags:
             try:
                 ending.describe(self.tracker, self.parent, found, report)
             except Exception as error:

@@ -26,7 +26,6 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import Place, TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.ledger.ledger import STATE_TAG
 from mnist_hydra.report import answer, plots, questions, read, study, table
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
@@ -43,8 +42,8 @@ from mnist_hydra.report.statistics import (
     difference,
     summary,
 )
-from mnist_hydra.tracking.provenance import DATA_TAG
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, MISTAKES_FILE, Tracker
+from mnist_hydra.tracking import tag
+from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
 from tests.commands import Commands, Done
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
@@ -137,7 +136,7 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
         "Does lr matter?",
         "On the test set, which is not used for choosing, it reaches",
         "hold-out (val)",
-        trials[0].data.tags[DATA_TAG],
+        trials[0].data.tags[tag.DATA],
         "Which digits are hard?",
         "How it was made",
         "12 of 12 trials finished",
@@ -357,7 +356,7 @@ def test_a_pruned_run_that_a_filter_finds_is_not_said_to_have_failed(
     tracker = Tracker(place_in(tmp_path))
     _, (of_real, *_) = swept.runs()
     for lr, state, status in (("0.1", "finished", "FINISHED"), ("0.2", "pruned", "KILLED")):
-        tags = {**of_real.data.tags, FINGERPRINT_TAG: lr, STATE_TAG: state}
+        tags = {**of_real.data.tags, tag.FINGERPRINT: lr, tag.STATE: state}
         tags.pop("mlflow.parentRunId")
         run = tracker.client.create_run(tracker.experiment_id, tags=tags)
         metrics = [Metric(key, value, 0, 1) for key, value in of_real.data.metrics.items()]
@@ -376,7 +375,7 @@ def test_a_page_of_200_trials_is_small(swept: Swept, tmp_path: Path) -> None:
     draw = random.Random(0)
     for number in range(200):
         params = {"lr": repr(draw.random()), "dropout": repr(draw.random()), "seed": "1"}
-        tags = {**of_real.data.tags, FINGERPRINT_TAG: str(number)}
+        tags = {**of_real.data.tags, tag.FINGERPRINT: str(number)}
         tags.pop("mlflow.parentRunId")
         run = tracker.client.create_run(tracker.experiment_id, tags=tags)
         metrics = [
