@@ -181,10 +181,6 @@ class Tracker:
         """The epochs whose metrics the run has."""
         return {metric.step for metric in self.client.get_metric_history(run_id, "epoch_s")}
 
-    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Record a file as an artifact of the run."""
-        self.client.log_artifact(run_id, str(path), folder)
-
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
         self.client.log_text(run_id, hide(text), name)
@@ -217,7 +213,7 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             named = Path(folder) / f"slot-{slot}.pt"
             shutil.copyfile(path, named)
-            self.log_file(run_id, named, "checkpoints")
+            self.client.log_artifact(run_id, str(named), "checkpoints")
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         newest = {"slot": slot, **about, "before": older or None}
         self.client.set_tag(run_id, tag.CHECKPOINT, json.dumps(newest))
