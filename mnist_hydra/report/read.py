@@ -286,8 +286,8 @@ def records_of(
             so all are taken for the last one's.
         at: the epoch that the objective is taken at, `last` or `best`.
     """
-    planned: dict[str, tuple[Planned, Plan]] = {}
-    planned |= {point.fingerprint: (point, plans[-1]) for point in view.points}
+    planned: dict[str, tuple[Planned, Plan]]
+    planned = {point.fingerprint: (point, plans[-1]) for point in view.points}
     planned |= {one.fingerprint: (one, plan) for plan in plans for one in plan.trials}
     begun = {key: view.trials[key] for key in planned if key in view.trials}
     finished = [trial.run_id for trial in begun.values() if trial.state == FINISHED]

@@ -15,7 +15,6 @@ from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
 from mnist_hydra.ledger.parent import REPORT, Parent, existing_run
-from mnist_hydra.ledger.trial import FINISHED
 from mnist_hydra.report import read, results
 from mnist_hydra.report.results import Results
 from mnist_hydra.secrets import hide_in_error
@@ -44,9 +43,8 @@ def results_of(command: Command, tracker: Tracker, view: View) -> Results:
     found = read.records_of(tracker, view, [plan], metric, plan.at)
     for later, earlier in command.trials.twins().items():
         one, other = found.get(later), found.get(earlier)
-        if one and other and one.state == other.state == FINISHED:
-            if one.objective == other.objective:
-                del found[later]
+        if one and other and one.counts and other.counts and one.score == other.score:
+            del found[later]
     axes = dict.fromkeys(results.bare_key(axis.key) for axis in plan.arguments.axes)
     axes |= dict.fromkeys(key for record in found.values() for key in record.values)
     records = list(found.values())
