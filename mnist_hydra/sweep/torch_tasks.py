@@ -130,13 +130,11 @@ def _main() -> None:
     let_in(**request["let_in"])
     tasks: dict[str, Callable[..., Any]] = {t.__name__: t for t in (check_trials, complete)}
     try:
-        answer = tasks[request["task"]](*request["arguments"])
-        answer_to.write(json.dumps(answer))
-        answer_to.flush()
+        answer, code = json.dumps(tasks[request["task"]](*request["arguments"])), 0
     except UserError as error:
-        answer_to.write(str(error))
-        answer_to.flush()
-        sys.exit(BAD_INPUT)
+        answer, code = str(error), BAD_INPUT
+    print(answer, end="", file=answer_to, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
