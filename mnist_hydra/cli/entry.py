@@ -68,12 +68,10 @@ def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     words: list[str] = []
     hydras: list[str] = []
-    before = ""
-    for argument in arguments:
+    for before, argument in zip(["", *arguments], arguments):
         plain = argument[:1] not in ("-", "~") and ("=" not in argument or Path(argument).exists())
         own = plain and before not in OPTIONS_WITH_A_VALUE
         (words if own else hydras).append(argument)
-        before = argument
     return words, hydras
 
 
