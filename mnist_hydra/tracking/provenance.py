@@ -1,8 +1,4 @@
-"""What made a run: code, libraries, machine and command, as the tags and the file that record it.
-
-Tags that begin with `mlflow.` are hidden by MLflow's pages: those are for programs, the others for
-people.
-"""
+"""What made a run: code, libraries, machine and command, as tags and as a file of their own."""
 
 from __future__ import annotations
 
