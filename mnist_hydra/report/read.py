@@ -76,11 +76,6 @@ class Findings:
         """How many trials were given up on purpose."""
         return sum(record.state == PRUNED for record in self.records)
 
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """What was varied, but for the seed."""
-        return self.results.axes
-
     def scores(self) -> dict[Values, dict[str, float]]:
         """The objective by seed of every configuration, of the trials that count, in order."""
         values = {r.run_id: row.values for row in self.results.rows for r in row.finished}

@@ -69,14 +69,9 @@ class Command:
     """Overrides that tell a worker where the sweep is recorded, where its own would differ."""
 
     @property
-    def settings(self) -> SweepConfig:
-        """`sweep.*`."""
-        return self.config.sweep
-
-    @property
     def total(self) -> int:
         """How many trials there will be; for a search no more than its axes have points."""
-        arguments, most = self.plan.arguments, self.settings.n_trials
+        arguments, most = self.plan.arguments, self.config.sweep.n_trials
         if self.plan.kind == "grid":
             return len(self.plan.trials)
         finite = all(axis.values for axis in arguments.axes)
@@ -196,7 +191,7 @@ def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
         UserError: an earlier version began it, or the sweep's name is taken by a sweep with another
             base configuration.
     """
-    if command.settings.fresh:
+    if command.config.sweep.fresh:
         return None
     parent = find_parent(tracker.client, tracker.experiment_id, command.identity)
     if parent is not None:
@@ -219,10 +214,10 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         tracker.client,
         tracker.experiment_id,
         command.identity,
-        name=command.settings.name or "sweep over " + ", ".join(mine),
+        name=command.config.sweep.name or "sweep over " + ", ".join(mine),
         tags=hide_all(provenance.tags() | parts | asked),
         trials=command.total,
-        anew=command.settings.fresh,
+        anew=command.config.sweep.fresh,
     )
     if not parent.made_now:
         _check_base(command, parent)
@@ -233,10 +228,10 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
 
 def _check_base(command: Command, parent: Parent) -> None:
     """Check a named sweep's base; without a name the base is part of the identity already."""
-    if command.settings.name is None:
+    if command.config.sweep.name is None:
         return
     swept = _axes(parent).keys() | {axis.key for axis in command.plan.arguments.axes}
-    check_same_base(command.settings.name, _base(parent), command.base, swept)
+    check_same_base(command.config.sweep.name, _base(parent), command.base, swept)
 
 
 def _base(parent: Parent) -> dict[str, str]:

@@ -101,7 +101,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         in_process: whether this process may import torch.
     """
     best_first = sorted(found.ranked, key=lambda r: r.score, reverse=not found.minimize)
-    chosen = [record.run_id for record in best_first[: command.settings.keep]]
+    chosen = [record.run_id for record in best_first[: command.config.sweep.keep]]
     with working() as owner:
         mine = [run_id for run_id in chosen if claim_completion(ledger, run_id, owner)]
         if not mine:

@@ -90,10 +90,10 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
         tracker = Tracker(command.config, make=False)
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
         view = Ledger(tracker.client, begun.run_id).read()
-    if command.settings.dry_run:
+    if command.config.sweep.dry_run:
         _list(command, view)
         return SUCCESS
-    room = launchers.count_workers(launcher, command.settings)
+    room = launchers.count_workers(launcher, command.config.sweep)
     _check_with_torch(command, launcher, view)
     del view  # it may be large, and the sweep reads its own
     return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
@@ -176,7 +176,7 @@ class Sweep:
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
-            if self.command.settings.report and found.rows:
+            if self.command.config.sweep.report and found.rows:
                 report = ending.report_on(self.command, self.tracker, self.parent, anew)
         if anew or tag.NOTE not in self.parent.tags:
             try:
@@ -246,7 +246,7 @@ class Sweep:
 
     def _actions(self, view: View) -> dict[str, Action]:
         wanted = wanted_of(self.command, view)
-        return actions_of(view.trials, wanted, self.token, self.command.settings.retries)
+        return actions_of(view.trials, wanted, self.token, self.command.config.sweep.retries)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
@@ -293,7 +293,7 @@ def _list(command: Command, view: View) -> None:
         for key, trial in view.trials.items()
     }
     wanted = wanted_of(command, view)
-    actions = actions_of(trials, wanted, "", command.settings.retries)
+    actions = actions_of(trials, wanted, "", command.config.sweep.retries)
     print(show.overview(actions, command.total))
     for planned in wanted:
         action, trial = actions[planned.fingerprint], trials.get(planned.fingerprint)

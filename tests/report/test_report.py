@@ -343,7 +343,7 @@ def test_an_unknown_sweep_is_one_line_with_the_nearest_name(
 
 def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) -> None:
     found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
-    assert (found.axes, len(found.results.rows), len(found.records)) == (("lr",), 2, 6)
+    assert (found.results.axes, len(found.results.rows), len(found.records)) == (("lr",), 2, 6)
     with pytest.raises(UserError, match="finds no finished run"):
         read.read_filter(swept.tracker, "params.dropout = '0.7'")
     with pytest.raises(UserError, match="filter=nonsense"):
