@@ -30,7 +30,7 @@ from mnist_hydra.ledger.plan import Plan, base_settings, check_same_base, identi
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
-from mnist_hydra.tracking import provenance, tag
+from mnist_hydra.tracking import pages, provenance, tag
 from mnist_hydra.tracking.tracker import Tracker
 
 PART = 4_000
@@ -202,6 +202,8 @@ def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
 def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     """The command's sweep in MLflow; it is begun if it was not.
 
+    MLflow's list of its trials has a column for each axis, those of commands before included.
+
     Raises:
         UserError: as `find_sweep`.
     """
@@ -219,10 +221,13 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         trials=command.total,
         anew=command.config.sweep.fresh,
     )
+    axes = {**_axes(parent), **mine}
     if not parent.made_now:
         _check_base(command, parent)
-        asked[tag.AXES] = json.dumps({**_axes(parent), **mine})[:PART]
+        asked[tag.AXES] = json.dumps(axes)[:PART]
         tracker.set_tags(parent.run_id, asked)
+    view = pages.trials_view(parent.run_id, command.objective, list(axes))
+    tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + parent.run_id, view)
     return parent
 
 

@@ -36,7 +36,7 @@ from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import folders_of, let_in
-from mnist_hydra.tracking import pages, provenance, tag
+from mnist_hydra.tracking import provenance, tag
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
 
 MAX_IDLE_LAUNCHES = 3
@@ -110,9 +110,6 @@ class Sweep:
         self.token = new_token()
         self.parent = begin_sweep(command, tracker)
         self.parent_id = self.parent.run_id
-        axes = [axis.key for axis in command.plan.arguments.axes]
-        view = pages.trials_view(self.parent_id, command.objective, axes)
-        tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + self.parent_id, view)
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
