@@ -6,8 +6,6 @@ The model is a `torch.export` program that needs none of this package's code.
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.inference.exported import without_file_lists
+from mnist_hydra.inference.exported import lean_models
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import Trainer
 
@@ -83,9 +81,11 @@ def save_model(trainer: Trainer, path: Path) -> None:
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
     )
     saved = Model()
-    with warnings.catch_warnings(), without_file_lists():
+    with warnings.catch_warnings(), lean_models():
+        import mlflow.pytorch
+
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
-        pytorch_flavor().save_model(
+        mlflow.pytorch.save_model(
             classifier,
             path,
             mlflow_model=saved,
@@ -97,22 +97,6 @@ def save_model(trainer: Trainer, path: Path) -> None:
     # Such a program stays on the device that it was exported on; MLflow would take a GPU.
     saved.flavors["python_function"]["config"] = {"device": "cpu"}
     saved.save(str(path / "MLmodel"))
-
-
-def pytorch_flavor() -> Any:
-    """`mlflow.pytorch`, imported without Lightning.
-
-    Where that is installed MLflow would import it too, for its autologging, which nothing here
-    uses: 2 s and 80 MiB of every run. In a user's own code `mlflow.pytorch.autolog()` works as
-    ever; only MLflow's checkpoint callback must then be imported from where it is made.
-    """
-    asking = "mlflow.pytorch._lightning_autolog"
-    sys.modules.setdefault(asking, None)  # type: ignore[arg-type]  # None: no such module
-    try:
-        return importlib.import_module("mlflow.pytorch")
-    finally:
-        if sys.modules[asking] is None:
-            del sys.modules[asking]
 
 
 def _augmented_examples(trainer: Trainer, rows: int = 8, draws: int = 8) -> tuple[Any, Any]:

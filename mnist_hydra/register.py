@@ -35,7 +35,7 @@ def register(cfg: DictConfig) -> int:
     from mnist_hydra.inference.exported import model_of
     from mnist_hydra.report import read
     from mnist_hydra.report.results import best_of
-    from mnist_hydra.tracking.provenance import DATA_TAG
+    from mnist_hydra.tracking import tag
     from mnist_hydra.tracking.tracker import Tracker
 
     tracker = Tracker(entry.place_of(cfg), make=False)
@@ -49,7 +49,7 @@ def register(cfg: DictConfig) -> int:
         )
     best = best_of(results.ranked, results.minimize)
     run = client.get_run(best.run_id)
-    data = run.data.tags.get(DATA_TAG, "")
+    data = run.data.tags.get(tag.DATA, "")
     split = data
     if not results.on_test_set:
         split += "".join(f" {key}={run.data.params.get(key)}" for key in HOLD_OUT)

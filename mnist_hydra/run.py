@@ -30,18 +30,11 @@ from mnist_hydra.progress import Progress, percent
 from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide, hide_in_error
 from mnist_hydra.stopping import Hooks, StopOnSignal, StopReason, on_signals
-from mnist_hydra.tracking import provenance
+from mnist_hydra.tracking import provenance, tag
 from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import shown_address
-from mnist_hydra.tracking.tracker import (
-    FINGERPRINT_TAG,
-    MISTAKES_FILE,
-    OVERRIDES_TAG,
-    Tracker,
-    check_store,
-    import_mlflow,
-)
+from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker, check_store, import_mlflow
 from mnist_hydra.trainer import Listener, NonFiniteLoss, Trainer
 
 
@@ -267,10 +260,10 @@ def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resum
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
-    tags = provenance.tags() | ({} if resumed else {OVERRIDES_TAG: " ".join(overrides)})
+    tags = provenance.tags() | ({} if resumed else {tag.OVERRIDES: " ".join(overrides)})
     tags |= {
-        FINGERPRINT_TAG: fingerprint(config),
-        provenance.DATA_TAG: trainer.dataset.sha256,
+        tag.FINGERPRINT: fingerprint(config),
+        tag.DATA: trainer.dataset.sha256,
         "device": device,
         "weights": str(sum(p.numel() for p in trainer.model.parameters())),
     }

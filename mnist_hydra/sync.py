@@ -16,10 +16,11 @@ from mnist_hydra.cli.commands import shell_command, words_for_place
 from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide_in_error
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import SpooledRun, spools
 from mnist_hydra.tracking.spool import deliver_all
 from mnist_hydra.tracking.store import shown_address
-from mnist_hydra.tracking.tracker import PARENT_TAG, Tracker
+from mnist_hydra.tracking.tracker import Tracker
 
 
 def sync(cfg: DictConfig) -> int:
@@ -57,7 +58,7 @@ def _deliver(folder: Path, spooled: SpooledRun, place: Place) -> str:
     count, run_id = deliver_all(folder, spooled, tracker)
     run = tracker.find_run(run_id)
     said = f"run {run_id}: {count} records delivered"
-    if run.info.status == "RUNNING" and PARENT_TAG not in run.data.tags:
+    if run.info.status == "RUNNING" and tag.PARENT not in run.data.tags:
         words = words_for_place(place.output_dir, spooled.store, spooled.experiment)
         again = shell_command("train", [*words, f"resume={run_id}"])
         said += f"; it was cut off, go on with\n  {again}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ from mnist_hydra.inference.exported import (
     find_model,
     images_of,
 )
+from mnist_hydra.whole_file import whole_file
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 IMAGES, LOG_PROBABILITIES = "images", "log_probabilities"
@@ -80,8 +80,7 @@ def write_checked(
     Raises:
         UserError: the answers differ, or the model cannot be written as ONNX.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with whole_file(target) as beside:
         try:
             write_onnx(model, beside)
             found = answers(beside, images)
@@ -93,9 +92,6 @@ def write_checked(
                 f"model={model.name}: onnxruntime's probabilities differ by {gap:.2g} from "
                 f"torch's; right: at most {TOLERANCE}"
             )
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
     return gap
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, wrong_value
-from mnist_hydra.tracking import pages
+from mnist_hydra.tracking import pages, tag
 from mnist_hydra.tracking.tracker import Tracker
 
 HOST = "127.0.0.1"
@@ -67,7 +67,7 @@ def page_of(tracker: Tracker, run: str | None) -> str:
     one = found[0] if found else tracker.find_run(run, "run")
     experiment_id, run_id = one.info.experiment_id, one.info.run_id
     views = tracker.client.get_experiment(experiment_id).tags
-    if pages.VIEW_TAG + run_id in views:
+    if tag.VIEW + run_id in views:
         return pages.runs_page(experiment_id, view=run_id)
     return pages.run_page(experiment_id, run_id)
 

@@ -8,12 +8,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from mnist_hydra.ledger.parent import ENTRIES_TAG
+from mnist_hydra.tracking import tag
 
 
 def entries(client: MlflowClient, parent: Run) -> dict[str, str]:
     """All entries of the sweep that has this parent run."""
-    pages = parent.data.tags[ENTRIES_TAG].partition("/")[2].split(",")
+    pages = parent.data.tags[tag.ENTRIES].partition("/")[2].split(",")
     return {key: text for page in pages for key, text in client.get_run(page).data.params.items()}
 
 

@@ -24,7 +24,7 @@ from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.sweep import attempt
 from mnist_hydra.sweep.attempt import Watch
 from mnist_hydra.sweep.worker import Worker, stopping_on_signals
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
+from mnist_hydra.tracking import tag
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -68,9 +68,9 @@ class TinyTrial:
         first = 1
         run = self._client.get_run(run_id)
         again = self._journal.exists() and f"{planned.name} 1 " in self._journal.read_text()
-        tag = run.data.tags.get(CHECKPOINT_TAG)
-        if resume and tag is not None:
-            first = json.loads(tag)["epoch"] + 1
+        newest = run.data.tags.get(tag.CHECKPOINT)
+        if resume and newest is not None:
+            first = json.loads(newest)["epoch"] + 1
         print(f"from epoch {first}")
         for epoch in range(first, self._epochs + 1):
             self._note(f"{planned.name} {epoch}")
@@ -84,7 +84,7 @@ class TinyTrial:
             state = json.dumps(
                 {"slot": epoch % 2, "sha256": "", "epoch": epoch, "step": epoch * 10}
             )
-            self._client.set_tag(run_id, CHECKPOINT_TAG, state)
+            self._client.set_tag(run_id, tag.CHECKPOINT, state)
             value = Metric("val/acc", epoch / 100, epoch, epoch)
             self._client.log_batch(run_id, metrics=[value])
             stopped = watch.after_epoch(epoch, {"val/acc": epoch / 100})

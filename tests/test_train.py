@@ -22,10 +22,10 @@ from mnist_hydra import train
 from mnist_hydra.build import prepare
 from mnist_hydra.config import Config, settle
 from mnist_hydra.stopping import StopReason
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import SpooledRun
-from mnist_hydra.tracking.provenance import DATA_TAG
 from mnist_hydra.tracking.spool import Spool
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
+from mnist_hydra.tracking.tracker import Tracker
 from mnist_hydra.trainer import Listener
 from tests.commands import Commands
 
@@ -108,19 +108,19 @@ def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path,
     assert "auto" not in (params["device"], params["precision"], params["compile"])
     tags = run.data.tags
     assert tags["selected_on"] == "test"
-    assert len(tags[DATA_TAG]) == 64
+    assert len(tags[tag.DATA]) == 64
     people = {name for name in tags if not name.startswith("mlflow.")}
     assert len(people) <= 10 and {"command", "device", "versions"} <= people
     tracker = Tracker(settled(f"output_dir={folder / 'outputs'}"), make=False)
     made = json.loads(tracker.read_text(run.info.run_id, "provenance.json"))
     assert made["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert made["data"]["sha256"] == tags[DATA_TAG] and made["data"]["source"]
+    assert made["data"]["sha256"] == tags[tag.DATA] and made["data"]["source"]
     splits = {part.tags[0].value: part.dataset for part in run.inputs.dataset_inputs}
     assert {use: split.name for use, split in splits.items()} == {
         "training": "MNIST train, 1,024 images",
         "testing": "MNIST test, 10,000 images",
     }
-    assert json.loads(splits["training"].source)["sha256"] == tags[DATA_TAG]
+    assert json.loads(splits["training"].source)["sha256"] == tags[tag.DATA]
     assert "aug=ssr" in tags["mlflow.mnist_hydra.overrides"]
     names = {a.path for a in mlflow.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "provenance.json", "checkpoints", "pictures"} <= names
@@ -129,7 +129,7 @@ def test_a_run_records_metrics_settings_tags_and_artifacts(finished: tuple[Path,
         f"pictures/{name}.png"
         for name in ("learning_curves", "confusion_matrix", "misclassified", "augmentation")
     }
-    newest = json.loads(tags[CHECKPOINT_TAG])
+    newest = json.loads(tags[tag.CHECKPOINT])
     assert (newest["epoch"], newest["step"]) == (2, 2 * 1024 // 128), "steps of the whole run"
     checkpoints = {a.path for a in mlflow.list_artifacts(run.info.run_id, "checkpoints")}
     assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= checkpoints
@@ -141,8 +141,9 @@ def test_exporting_a_model_imports_no_lightning_and_leaves_it_to_others(tmp_path
     for name in ("lightning", "pytorch_lightning"):
         (tmp_path / f"{name}.py").write_text("print('Lightning')")
     lines = [
-        "from mnist_hydra.export import pytorch_flavor",
-        "pytorch_flavor().log_model",
+        "from mnist_hydra.inference.exported import lean_models",
+        "with lean_models():",
+        "    import mlflow.pytorch",
         "print('flavor')",
         "import mlflow.pytorch._lightning_autolog",  # fails, but not before it found ours
     ]
@@ -314,8 +315,8 @@ def wait_until_it_has_a_checkpoint(folder: Path, process: subprocess.Popen[Any])
         assert process.poll() is None, "it ended by itself"
         if list(folder.glob("outputs/artifacts/*/artifacts/checkpoints/slot-*.pt")):
             run = only_run(folder)
-            if CHECKPOINT_TAG in run.data.tags:
-                json.loads(run.data.tags[CHECKPOINT_TAG])
+            if tag.CHECKPOINT in run.data.tags:
+                json.loads(run.data.tags[tag.CHECKPOINT])
                 return
         time.sleep(0.1)
     raise AssertionError("no checkpoint in two minutes")

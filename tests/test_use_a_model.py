@@ -33,7 +33,6 @@ from PIL import Image
 from mnist_hydra.cli.entry import take_words
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.export import pytorch_flavor
 from mnist_hydra.inference import digit_image, exported, quality
 from mnist_hydra.to_onnx import write_checked
 from mnist_hydra.tracking.tracker import Tracker
@@ -414,9 +413,11 @@ def exported_model(
     told = (-1, *([1, int(side), int(side)] if side else shape))
     outputs = Schema([TensorSpec(np.dtype("float32"), (-1, classes))])
     inputs = Schema([TensorSpec(np.dtype(kind or "uint8"), told)])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), exported.lean_models():
+        import mlflow.pytorch
+
         warnings.simplefilter("ignore")
-        pytorch_flavor().save_model(
+        mlflow.pytorch.save_model(
             Linear(shape, classes, returns).eval(),
             folder,
             signature=ModelSignature(inputs=inputs, outputs=outputs),
@@ -469,8 +470,7 @@ def test_the_file_lists_of_the_installed_packages_are_read_for_no_model(
         raise AssertionError("it takes a second")
 
     monkeypatch.setattr(importlib_metadata, "packages_distributions", read)
-    with exported.without_file_lists():
-        folder = exported_model(tmp_path / "mine", (1, 28, 28), requires="torch==1.0")
+    folder = exported_model(tmp_path / "mine", (1, 28, 28), requires="torch==1.0")
     assert exported.Exported(folder, "mine")(test_images[:3]).shape == (3, 10)
     assert "required: torch==1.0)" in capfd.readouterr().err, "the check itself is made"
 

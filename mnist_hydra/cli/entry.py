@@ -26,12 +26,6 @@ from mnist_hydra.typed import check_setting, read_settings
 
 T = TypeVar("T")
 
-NEW_OBJECTS_BETWEEN_COLLECTIONS = 20_000
-"""For Python's collector of garbage, which by itself waits for 700 at most.
-
-What torch, MLflow and pandas make as they are imported stays, and was looked through again and
-again: a sixth of a short command's time. A worker has it look after each trial besides.
-"""
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
@@ -74,12 +68,10 @@ def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     words: list[str] = []
     hydras: list[str] = []
-    before = ""
-    for argument in arguments:
+    for before, argument in zip(["", *arguments], arguments):
         plain = argument[:1] not in ("-", "~") and ("=" not in argument or Path(argument).exists())
         own = plain and before not in OPTIONS_WITH_A_VALUE
         (words if own else hydras).append(argument)
-        before = argument
     return words, hydras
 
 
@@ -141,13 +133,22 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def collect_seldom() -> None:
+    """Let Python's collector of garbage wait for more new objects than 700, its own number.
+
+    What torch, MLflow and pandas make as they are imported stays, and was looked through again and
+    again: a sixth of a short command's time. A worker has it look after each trial besides.
+    """
+    gc.set_threshold(20_000)
+
+
 def call(main: Callable[[], object]) -> None:
     """Call what `hydra.main` made.
 
     Raises:
         SystemExit: 2 for what Hydra refuses, after a line that says what.
     """
-    gc.set_threshold(NEW_OBJECTS_BETWEEN_COLLECTIONS)
+    collect_seldom()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
     try:
         insist_on_options(sys.argv[1:])

@@ -41,25 +41,13 @@ from mnist_hydra.ledger.trial import (
     replay,
     trial_of,
 )
-from mnist_hydra.tracking.provenance import HIDDEN, ORIGIN_TAGS
-from mnist_hydra.tracking.tracker import (
-    CHECKPOINT_TAG,
-    FINGERPRINT_TAG,
-    PARENT_TAG,
-    each_run,
-    is_away,
-    read_checkpoint_tag,
-    tag_run,
-)
+from mnist_hydra.tracking import tag
+from mnist_hydra.tracking.tracker import each_run, is_away, read_checkpoint_tag, tag_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-HEARTBEAT_TAG = HIDDEN + "heartbeat"
-CREATOR_TAG = HIDDEN + "creator"
-STATE_TAG = "state"
-ERROR_TAG = "error"
 STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
 MAX_NAME = 250
@@ -170,7 +158,7 @@ class Ledger:
         self._read_entries(0.0)
         by_run = {trial.run_id: trial for trial in self._trials.values()}
         for run in self._children("attributes.status = 'RUNNING'"):
-            run_id, creator = run.info.run_id, run.data.tags.get(CREATOR_TAG)
+            run_id, creator = run.info.run_id, run.data.tags.get(tag.CREATOR)
             trial = by_run.get(run_id)
             if trial is not None:
                 if trial.state != RUNNING and observer.is_dead(trial.owner):
@@ -254,12 +242,12 @@ class Ledger:
         run = existing_run(self.client, trial.run_id)
         if run is None or self.holds(end_key(trial.fingerprint, number)):
             return False
-        tags = {HEARTBEAT_TAG: f"{number}:{count}"}
+        tags = {tag.HEARTBEAT: f"{number}:{count}"}
         closed = run.info.status != "RUNNING"  # by the attempt before, and perhaps late
         if closed:
             self.client.update_run(trial.run_id, status="RUNNING")
         if closed or count == 0:
-            tags[STATE_TAG] = RUNNING
+            tags[tag.STATE] = RUNNING
         tag_run(self.client, trial.run_id, tags)
         return True
 
@@ -279,7 +267,7 @@ class Ledger:
             return False
         epoch, step = _checkpoint(run)
         tags = run.data.tags
-        made_by = {key: tags[key] for key in ORIGIN_TAGS if key in tags}
+        made_by = {key: tags[key] for key in tag.ORIGIN if key in tags}
         error = error[-MAX_ERROR:]
         end = End(state, round(seconds, 1), epoch, step, dict(run.data.metrics), error, made_by)
         key = end_key(trial.fingerprint, trial.attempts[-1].number)
@@ -296,7 +284,7 @@ class Ledger:
 
     def close(self, run_id: str, state: str, error: str = "", at_ms: int | None = None) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
-        tags = {STATE_TAG: state} | ({ERROR_TAG: error} if error else {})
+        tags = {tag.STATE: state} | ({tag.ERROR: error} if error else {})
         tag_run(self.client, run_id, tags)
         self.client.set_terminated(run_id, STATUS.get(state, "KILLED"), at_ms)
 
@@ -312,11 +300,6 @@ class Ledger:
         """Add a search's point; false if another process has taken its number."""
         return self.write_once(f"{POINT}{point.number}", point.text())
 
-    def history(self, trial: Trial, metric: str) -> dict[int, float]:
-        """A metric's values by epoch."""
-        rows = self.client.get_metric_history(trial.run_id, metric)
-        return {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
-
     def _last_epoch_ms(self, run_id: str) -> int | None:
         """When the last epoch of a run was measured; `None` if none was."""
         rows = self.client.get_metric_history(run_id, "epoch_s")
@@ -324,8 +307,8 @@ class Ledger:
 
     def _make_run(self, fingerprint: str, name: str, owner: Owner, number: int) -> str:
         """Make a trial's run; a tag names this process, in case it dies before its claim."""
-        tags = {PARENT_TAG: self.parent_id, FINGERPRINT_TAG: fingerprint}
-        tags |= {CREATOR_TAG: owner.text(), HEARTBEAT_TAG: f"{number}:0", STATE_TAG: RUNNING}
+        tags = {tag.PARENT: self.parent_id, tag.FINGERPRINT: fingerprint}
+        tags |= {tag.CREATOR: owner.text(), tag.HEARTBEAT: f"{number}:0", tag.STATE: RUNNING}
         name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
         return str(run.info.run_id)
@@ -395,7 +378,7 @@ class Ledger:
         if run is None:
             return self._without_deleted(trial)
         epoch, step = _checkpoint(run)
-        heartbeat = run.data.tags.get(HEARTBEAT_TAG, "")
+        heartbeat = run.data.tags.get(tag.HEARTBEAT, "")
         metrics = dict(run.data.metrics)
         return replace(trial, heartbeat=heartbeat, epoch=epoch, step=step, metrics=metrics)
 
@@ -424,7 +407,7 @@ class Ledger:
         from mlflow.exceptions import MlflowException
         from mlflow.utils.search_utils import SearchUtils
 
-        which = f"tags.`{PARENT_TAG}` = '{self.parent_id}' and attributes.status != 'RUNNING'"
+        which = f"tags.`{tag.PARENT}` = '{self.parent_id}' and attributes.status != 'RUNNING'"
         token: bytes = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
         try:
             last = self.client.search_runs(
@@ -435,7 +418,7 @@ class Ledger:
         return bool(last)
 
     def _children(self, condition: str = "", deleted: bool = False) -> Iterator[Run]:
-        which = f"tags.`{PARENT_TAG}` = '{self.parent_id}'"
+        which = f"tags.`{tag.PARENT}` = '{self.parent_id}'"
         which += f" and {condition}" if condition else ""
         return each_run(self.client, [self.experiment_id], which, deleted=deleted)
 
@@ -449,5 +432,5 @@ def _deleted(parent_id: str) -> UserError:
 
 def _checkpoint(run: Run) -> tuple[int, int]:
     """Epoch and step of a run's newest checkpoint; 0 and -1 if it has none."""
-    tag = read_checkpoint_tag(run.data.tags.get(CHECKPOINT_TAG, ""))
-    return (0, -1) if tag is None else (tag["epoch"], tag["step"])
+    newest = read_checkpoint_tag(run.data.tags.get(tag.CHECKPOINT, ""))
+    return (0, -1) if newest is None else (newest["epoch"], newest["step"])

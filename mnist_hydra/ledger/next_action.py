@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from itertools import takewhile
 
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, INTERRUPTED, RUNNING, Attempt, Trial
@@ -79,12 +80,8 @@ def deaths_in_a_row(attempts: Sequence[Attempt], step: int) -> int:
         attempts: in order.
         step: of the newest checkpoint, -1 for none.
     """
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.state != DIED or attempt.claim.from_step != step:
-            break
-        count += 1
-    return count
+    died_here = (one.state == DIED and one.claim.from_step == step for one in reversed(attempts))
+    return sum(takewhile(bool, died_here))
 
 
 def attempt_order(actions: Mapping[str, Action], offset: int = 0) -> list[str]:

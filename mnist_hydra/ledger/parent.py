@@ -12,19 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.tracking.pages import NOTE_TAG
-from mnist_hydra.tracking.provenance import HIDDEN
-from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, SWEEP_TAG, find_experiment, tag_run
+from mnist_hydra.tracking import tag
+from mnist_hydra.tracking.tracker import ENTRIES_SUFFIX, find_experiment, tag_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-GENERATION_TAG = HIDDEN + "generation"
-OBJECTIVE_TAG = "objective"
-ELECTED_TAG = "mnist_hydra.parent"
-ENTRIES_TAG = HIDDEN + "book"
-"""On the parent: the experiment and, with commas, the ids of the runs that hold the entries."""
 ENTRIES_NOTE = "The entries by which a sweep knows what is done. Without them it is begun anew."
 TRIALS_PER_PAGE = 500
 """To read a page takes time and memory by its length, and there are several in a larger sweep."""
@@ -97,7 +91,7 @@ def elect_parent(
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
         run, made_now = _elect(client, experiment_id, identity, generation, name, tags, trials)
-        if run is None or (anew and ENTRIES_TAG not in run.data.tags):
+        if run is None or (anew and tag.ENTRIES not in run.data.tags):
             pass  # deleted, or of an earlier version: try the next generation
         elif run.info.experiment_id == experiment_id:
             return _parent(run, made_now)
@@ -117,7 +111,7 @@ def pages_of(parent: Run) -> tuple[str, list[str]]:
     Raises:
         UserError: it has none: an earlier version of this program made it.
     """
-    text = parent.data.tags.get(ENTRIES_TAG)
+    text = parent.data.tags.get(tag.ENTRIES)
     if text is None:
         raise UserError(
             f"this sweep (run {parent.info.run_id}) was begun by an earlier version of "
@@ -153,10 +147,10 @@ def _elect(
         try:
             entries_in = str(find_experiment(client, experiment + ENTRIES_SUFFIX).experiment_id)
             for _ in range(count):  # they measure no time, so they are closed at once
-                client.set_terminated(make_run(entries_in, {NOTE_TAG: ENTRIES_NOTE}))
-            entries = {ENTRIES_TAG: f"{entries_in}/{','.join(mine)}"}
+                client.set_terminated(make_run(entries_in, {tag.NOTE: ENTRIES_NOTE}))
+            entries = {tag.ENTRIES: f"{entries_in}/{','.join(mine)}"}
             parent = make_run(experiment_id, {**tags, **entries})
-            client.create_experiment(register, tags={ELECTED_TAG: parent})
+            client.create_experiment(register, tags={tag.ELECTED: parent})
         except BaseException as error:  # noqa: B036  Ctrl-C leaves none of them behind, either
             code = error.error_code if isinstance(error, MlflowException) else None
             if code != "RESOURCE_ALREADY_EXISTS":
@@ -168,13 +162,13 @@ def _elect(
     if held.lifecycle_stage != "deleted":
         with suppress(MlflowException):  # another process was faster
             client.delete_experiment(held.experiment_id)
-    elected = held.tags[ELECTED_TAG]
+    elected = held.tags[tag.ELECTED]
     if elected not in mine:
         _delete(client, mine)
     run = existing_run(client, elected)
-    if run is not None and SWEEP_TAG not in run.data.tags:
+    if run is not None and tag.SWEEP not in run.data.tags:
         # Only the elected run gets the tag by which a parent is found.
-        official = {SWEEP_TAG: identity, GENERATION_TAG: str(generation)}
+        official = {tag.SWEEP: identity, tag.GENERATION: str(generation)}
         tag_run(client, elected, official)
         run = client.get_run(elected)
     return run, elected in mine
@@ -186,12 +180,12 @@ def _delete(client: MlflowClient, run_ids: list[str]) -> None:
 
 
 def _newest(client: MlflowClient, experiment_id: str, identity: str) -> Run | None:
-    runs = client.search_runs([experiment_id], f"tags.`{SWEEP_TAG}` = '{identity}'")
+    runs = client.search_runs([experiment_id], f"tags.`{tag.SWEEP}` = '{identity}'")
     return max(runs, key=_generation, default=None)
 
 
 def _generation(run: Run) -> int:
-    return int(run.data.tags[GENERATION_TAG])
+    return int(run.data.tags[tag.GENERATION])
 
 
 def _parent(run: Run, made_now: bool = False) -> Parent:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from mnist_hydra.ledger.trial import PRUNED
 from mnist_hydra.report import page
 from mnist_hydra.report.questions import Answers, Contrast
 from mnist_hydra.report.read import Findings
@@ -35,10 +34,6 @@ NOTHING_APART = (
     "Every configuration ran with one seed, so nothing can be told apart: the order may be chance. "
     "A seed axis, for example seed=1,2,3,4,5, tells more."
 )
-STILL_RISING = (
-    "The accuracy is still rising at epoch {}, the last: more epochs may change the ranking."
-)
-FEW_SEEDS = 5
 OPENING = {
     REAL: "Yes, by more than chance: ",
     HINT: "Perhaps: ",
@@ -89,10 +84,19 @@ def warnings(
         differing: the facts that are not the same for all trials.
         rising_at: the last epoch, where the best still improve in it.
     """
-    told = [selected_on_test_set(findings)] if findings.results.on_test_set else []
+    told = []
+    if findings.results.on_test_set:
+        told.append(
+            f"The first was selected on the test set, by {findings.results.objective}, since no "
+            "training images were held out: this is no ground for choosing it."
+            f"{_optimistic(findings)} data.val_size=5000 makes a hold-out."
+        )
     told += without_result(findings)
     if rising_at is not None:
-        told.append(STILL_RISING.format(rising_at))
+        told.append(
+            f"The accuracy is still rising at epoch {rising_at}, the last: more epochs may change "
+            "the ranking."
+        )
     told += same_thing(findings.same)
     return told + [
         f"The trials differ in {name}: see the table of every trial."
@@ -110,7 +114,7 @@ def winner(findings: Findings, leads: Sequence[Difference]) -> list[str]:
     told = [first_place(findings.results)]
     if leads:
         told.append(_lead(findings.results, leads))
-    return told + _on_test_set(findings)
+    return told + _on_test_set(findings.results)
 
 
 def in_brief(findings: Findings, answers: Answers) -> list[str]:
@@ -216,35 +220,26 @@ def of_command(findings: Findings, trial: TrialRecord, has_model: bool) -> str:
     )
 
 
-def trust(
-    findings: Findings, leads: Sequence[Difference], rising_at: int | None = None
-) -> list[str]:
-    """What to know before believing it.
+def trust(findings: Findings, leads: Sequence[Difference]) -> list[str]:
+    """What to know before believing it, besides the warnings.
 
     Args:
         leads: what the first configuration gains over each other one.
-        rising_at: the last epoch, where the best still improve in it.
     """
-    of, seeds = findings.results.objective, [len(row.finished) for row in findings.results.rows]
     widths = [lead.half_width for lead in leads if lead.half_width]
     told = page.rendered(
         "trust.txt",
         findings=findings,
-        selected_on_test_set=selected_on_test_set(findings),
         optimistic=_optimistic(findings, "; its test accuracy is not"),
         nothing_apart=NOTHING_APART,
-        seeds=seeds,
-        few=FEW_SEEDS,
-        least=gain(of, statistics.median(widths)) if widths else "",
-        still_rising="" if rising_at is None else STILL_RISING.format(rising_at),
+        least=gain(findings.results.objective, statistics.median(widths)) if widths else "",
     )
     return told.splitlines()
 
 
 def without_result(findings: Findings) -> list[str]:
     """How many trials are missing that nobody meant to leave out; empty where there is none."""
-    pruned = sum(record.state == PRUNED for record in findings.records)
-    missing = findings.planned - findings.finished - pruned
+    missing = findings.planned - findings.finished - findings.pruned
     if missing == 0:
         return []
     what = "has no result: it" if missing == 1 else "have no result: they"
@@ -289,15 +284,6 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
     )
 
 
-def selected_on_test_set(findings: Findings) -> str:
-    """What to know of a ranking that is of the test set."""
-    return (
-        f"Selected on the test set: the ranking is by {findings.results.objective}, since no "
-        "training images were held out. The first is no ground for a choice."
-        f"{_optimistic(findings)} data.val_size=5000 makes a hold-out."
-    )
-
-
 def _optimistic(findings: Findings, but: str = "") -> str:
     """What being picked does to the first one's value; empty where there was one to pick from."""
     if len(findings.results.rows) == 1:
@@ -309,15 +295,11 @@ def _optimistic(findings: Findings, but: str = "") -> str:
     )
 
 
-def _on_test_set(findings: Findings) -> list[str]:
-    found = findings.results
-    if found.on_test_set:
-        return [
-            "It was selected on the test set (no hold-out), so this is no ground for choosing it."
-        ]
+def _on_test_set(found: Results) -> list[str]:
+    """What the first configuration reaches there, where it was not selected by that."""
     first = [record.metrics for record in found.rows[0].finished]
     accuracies = [metrics["test/acc_last"] for metrics in first if "test/acc_last" in metrics]
-    if not accuracies:
+    if found.on_test_set or not accuracies:
         return []
     reached = mean_with_interval("test/acc", summary(accuracies))
     return [f"On the test set, which is not used for choosing, it reaches {reached}."]

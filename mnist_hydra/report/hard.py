@@ -19,7 +19,7 @@ from mnist_hydra.data.load import Split, load_dataset
 from mnist_hydra.report import read
 from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import means_by_name
-from mnist_hydra.tracking.provenance import DATA_TAG
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import Tracker
 from mnist_hydra.typed import read_settings
 
@@ -125,4 +125,4 @@ def test_set(tracker: Tracker, record: TrialRecord, cache_dir: Path) -> Split | 
         found = load_dataset(data, cache_dir)
     except Exception:  # whatever a store raises, and a file that is none of ours
         return None
-    return found.test if found.sha256 == record.tags.get(DATA_TAG, found.sha256) else None
+    return found.test if found.sha256 == record.tags.get(tag.DATA, found.sha256) else None

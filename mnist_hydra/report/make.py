@@ -59,8 +59,8 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
     if findings.commands:
         common.pop("command", None)  # of the one trial; here stand those of the sweeps
     columns, rows = table.every_trial(findings, origins)
-    told, rising = answer.in_words(findings, answers), rising_at(curves)
-    warnings = answer.warnings(findings, differing, rising)
+    told = answer.in_words(findings, answers)
+    warnings = answer.warnings(findings, differing, rising_at(curves))
     settings = answer.settings(findings, answers)
     html = page.rendered(
         "page.html",
@@ -68,7 +68,7 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
         answer=told,
         warnings=warnings,
         settings=settings,
-        trust=answer.trust(findings, answers.leads, rising),
+        trust=answer.trust(findings, answers.leads),
         command_note=answer.of_command(findings, best, _has_model(tracker, best)),
         command=trial_command(best),
         pictures=pictures,

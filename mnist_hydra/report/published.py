@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 
@@ -17,8 +17,8 @@ from mnist_hydra.report.wording import mean_with_interval, value
 
 def recipe_of(params: Mapping[str, str]) -> str | None:
     """The published recipe that a run's parameters are, but for the seed; `None` for none."""
-    for name, recipe in _recipes().items():
-        if all(_same(params.get(key, ""), value) for key, value in recipe.items()):
+    for name, experiment in _experiments().items():
+        if all(_same(params.get(key, ""), text) for key, text in experiment["recipe"].items()):
             return name
     return None
 
@@ -36,35 +36,23 @@ def beside(findings: Findings) -> Table | None:
             ours.setdefault(recipe, []).append(record.metrics)
     if not ours:
         return None
-    curves = _curves()
     rows = []
     for recipe, metrics in sorted(ours.items()):
         row = [recipe]
-        for published, key in ((curves[recipe][-1], "last"), (max(curves[recipe]), "best")):
-            here = [found[f"test/acc_{key}"] for found in metrics if f"test/acc_{key}" in found]
+        for epoch in ("last", "best"):
+            here = [one[f"test/acc_{epoch}"] for one in metrics if f"test/acc_{epoch}" in one]
             reached = mean_with_interval("test/acc", summary(here)) if here else "-"
-            row += [value("test/acc", published), reached]
+            row += [value("test/acc", _experiments()[recipe][epoch]), reached]
         rows.append([*row, str(len(metrics))])
     header = ["recipe", "last epoch, published", "last epoch, here", "best epoch, published"]
     return Table([*header, "best epoch, here (selected on the test set)", "seeds"], rows)
 
 
 @cache
-def _recipes() -> dict[str, dict[str, str]]:
-    """The settings of each published experiment, as a run's parameters."""
-    text = (files("mnist_hydra.report") / "published.yaml").read_text()
-    recipes: dict[str, dict[str, str]] = yaml.safe_load(text)
-    return recipes
-
-
-def _curves() -> dict[str, list[float]]:
-    """Test accuracy (share) of each published experiment by epoch."""
-    text = (files("mnist_hydra.report") / "published.csv").read_text()
-    curves: dict[str, list[float]] = {}
-    for row in csv.DictReader(text.splitlines()):
-        correct = int(row["test_correct_of_10000"])
-        curves.setdefault(row["experiment"], []).append(correct / 10_000)
-    return curves
+def _experiments() -> Mapping[str, Any]:
+    """Of each published experiment `recipe`, and accuracies (share) in the `last`, `best` epoch."""
+    content: Any = yaml.safe_load((files("mnist_hydra.report") / "published.yaml").read_text())
+    return cast(Mapping[str, Any], content)
 
 
 def _same(one: str, other: str) -> bool:

@@ -113,7 +113,7 @@ def layout(
 def ask(findings: Findings) -> Answers:
     """All statistics of the report."""
     importance = importances(findings)
-    chosen = layout(findings.axes, findings.scores(), importance, findings.drawn)
+    chosen = layout(findings.results.axes, findings.scores(), importance, findings.drawn)
     return Answers(importance, chosen, contrasts(findings, chosen), leads(findings))
 
 
@@ -126,12 +126,12 @@ def contrasts(findings: Findings, chosen: Layout) -> Contrasts:
     scores = gains(findings)
     panels: dict[str | None, Scores] = {}
     if chosen.panels is not None:
-        at = findings.axes.index(chosen.panels)
+        at = findings.results.axes.index(chosen.panels)
         for value in chosen.values[chosen.panels]:
             panels[value] = {point: s for point, s in scores.items() if point[at] == value}
     found = {}
     for axis, values in chosen.values.items():
-        place = findings.axes.index(axis)
+        place = findings.results.axes.index(axis)
         if axis not in chosen.scales and len(values) <= MAX_VALUES:
             found[axis] = _family(values, place, {None: scores})
             if axis != chosen.panels:
@@ -189,7 +189,7 @@ def costs(findings: Findings, chosen: Layout) -> dict[str, list[tuple[float, flo
     rows: Sequence[Row] = findings.results.rows
     groups = dict.fromkeys((row.values for row in rows), "")
     if chosen.group is not None:
-        place, order = findings.axes.index(chosen.group), chosen.values[chosen.group]
+        place, order = findings.results.axes.index(chosen.group), chosen.values[chosen.group]
         rows = sorted(rows, key=lambda row: order.index(row.values[place]))
         groups = {row.values: f"{chosen.group}={short(row.values[place])}" for row in rows}
     for row in rows:

@@ -16,10 +16,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.ledger import STATE_TAG, STATUS, Ledger
-from mnist_hydra.ledger.parent import OBJECTIVE_TAG
-from mnist_hydra.ledger.plan import PLANS, Plan, read_plan
-from mnist_hydra.ledger.trial import FINISHED
+from mnist_hydra.ledger.ledger import STATUS, Ledger, View
+from mnist_hydra.ledger.plan import PLANS, Plan, Planned, read_plan
+from mnist_hydra.ledger.trial import FINISHED, PRUNED
 from mnist_hydra.metrics import is_minimized
 from mnist_hydra.report.results import (
     SEED,
@@ -30,16 +29,9 @@ from mnist_hydra.report.results import (
     record_of_trial,
 )
 from mnist_hydra.report.statistics import Values, same_values
-from mnist_hydra.tracking.provenance import COMMAND_TAG
-from mnist_hydra.tracking.tracker import (
-    FINGERPRINT_TAG,
-    MISTAKES_FILE,
-    OVERRIDES_TAG,
-    PARENT_TAG,
-    SWEEP_TAG,
-    Tracker,
-    each_run,
-)
+from mnist_hydra.tracking import tag
+from mnist_hydra.tracking.pages import parameter_of
+from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker, each_run, history_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -80,9 +72,9 @@ class Findings:
         return sum(record.counts for record in self.records)
 
     @property
-    def axes(self) -> tuple[str, ...]:
-        """What was varied, but for the seed."""
-        return self.results.axes
+    def pruned(self) -> int:
+        """How many trials were given up on purpose."""
+        return sum(record.state == PRUNED for record in self.records)
 
     def scores(self) -> dict[Values, dict[str, float]]:
         """The objective by seed of every configuration, of the trials that count, in order."""
@@ -104,7 +96,7 @@ def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
             the sweeps are ranked by different metrics.
     """
     experiments = [found.experiment_id for found in tracker.client.search_experiments()]
-    there = _search(tracker, experiments, f"tags.`{SWEEP_TAG}` != ''", 10_000)  # the newest first
+    there = _search(tracker, experiments, f"tags.`{tag.SWEEP}` != ''", 10_000)  # the newest first
     found = {run.info.run_id: run for run in (_find(there, name) for name in names)}
     return read_parents(tracker, list(found.values()))
 
@@ -117,7 +109,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     Raises:
         UserError: as `read_sweeps`.
     """
-    objectives = {run.data.tags.get(OBJECTIVE_TAG, "") for run in parents}
+    objectives = {run.data.tags.get(tag.OBJECTIVE, "") for run in parents}
     if len(objectives) > 1:
         right = "sweeps that are ranked by the same metric"
         raise UserError(f"sweep: ranked by {', '.join(sorted(objectives))}; right: {right}")
@@ -125,7 +117,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     plans = [_plans(tracker, run.info.run_id) for run in parents]
     every = [plan for of_sweep in plans for plan in of_sweep]
     axes = {bare_key(axis.key): axis for plan in every for axis in plan.arguments.axes}
-    commands = tuple(run.data.tags.get(COMMAND_TAG, "") for run in parents)
+    commands = tuple(run.data.tags.get(tag.COMMAND, "") for run in parents)
     said_so = any("sweep.objective_at=best" in command for command in commands)
     # Plans of 2026-11-25 do not say.
     at = "best" if said_so or any(plan.at == "best" for plan in every) else "last"
@@ -137,11 +129,11 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         for key, record in found.items():
             if key not in records or (record.counts and not records[key].counts):
                 records[key] = record
-    completed = [_completed(record, axes) for record in records.values()]
+    every_trial = [completed(record, axes) for record in records.values()]
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
-        tuple(completed),
-        ranked(completed, axes, objective, at),
+        tuple(every_trial),
+        ranked(every_trial, axes, objective, at),
         len(planned),
         commands,
         tuple(run.info.run_id for run in parents),
@@ -172,12 +164,12 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             f"filter={query}: {str(error).splitlines()[0]}; right: as in MLflow's search, for "
             "example \"params.`model.name` = 'model3'\""
         ) from None
-    runs = [run for run in found if FINGERPRINT_TAG in run.data.tags]
+    runs = [run for run in found if tag.FINGERPRINT in run.data.tags]
     ended = [run for run in runs if run.info.status == STATUS[FINISHED]]
     on_holdout = all("val/acc" in run.data.metrics for run in ended)
     objective = "val/acc" if on_holdout else "test/acc_last"
     axes = _differing(runs)
-    parents = {run.data.tags[PARENT_TAG] for run in runs if PARENT_TAG in run.data.tags}
+    parents = {run.data.tags[tag.PARENT] for run in runs if tag.PARENT in run.data.tags}
     flags = {parent: _flags(tracker, parent) for parent in parents}
     records = []
     for run in runs:
@@ -186,14 +178,14 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
         record = TrialRecord(
             values,
             _overrides(run) or [f"{key}={text}" for key, text in values.items()],
-            FINISHED if done else run.data.tags.get(STATE_TAG, run.info.status.lower()),
+            FINISHED if done else run.data.tags.get(tag.STATE, run.info.status.lower()),
             run.data.metrics.get(objective) if done else None,
             run.info.run_id,
-            flags=flags.get(run.data.tags.get(PARENT_TAG, ""), ()),
+            flags=flags.get(run.data.tags.get(tag.PARENT, ""), ()),
             metrics=dict(run.data.metrics),
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
-        records.append(_with_run(record, run))
+        records.append(with_run(record, run))
     results = ranked(records, axes, objective)
     if not results.rows:
         raise UserError(f"filter={query} finds no finished run; right: one that finds some")
@@ -205,13 +197,7 @@ def histories(
     tracker: Tracker, run_ids: Iterable[str], metric: str
 ) -> dict[str, dict[int, float]]:
     """A metric's values by epoch of runs, one request a run, several at once on a server."""
-
-    def read(run_id: str) -> dict[int, float]:
-        rows = tracker.client.get_metric_history(run_id, metric)
-        last = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
-        return dict(sorted(last.items()))
-
-    return _of_each(run_ids, read)
+    return _of_each(run_ids, lambda run_id: history_of(tracker.client, run_id, metric))
 
 
 def mistakes(tracker: Tracker, run_ids: Iterable[str]) -> dict[str, dict[int, int]]:
@@ -237,7 +223,7 @@ def _of_each(run_ids: Iterable[str], read: Callable[[str], Found]) -> dict[str, 
 def _find(there: Sequence[Run], name: str) -> Run:
     """The newest sweep that has this name, identity or run id."""
     for run in there:
-        if name in (run.info.run_id, run.info.run_name, run.data.tags[SWEEP_TAG]):
+        if name in (run.info.run_id, run.info.run_name, run.data.tags[tag.SWEEP]):
             return run
     if not there:
         raise UserError(f"sweep={name}: this store holds no sweep; right: run one first")
@@ -275,41 +261,51 @@ def _read_one(
             f"sweep={parent.info.run_name}: its artifacts below {PLANS}/ are missing from the "
             "store; right: a sweep that has them"
         )
-    planned = {point.fingerprint: (point.overrides, plans[-1]) for point in view.points}
-    planned |= {one.fingerprint: (one.overrides, plan) for plan in plans for one in plan.trials}
+    records = records_of(tracker, view, plans, objective, at)
+    planned = {one.fingerprint for one in (*view.points, *(t for p in plans for t in p.trials))}
     best_first = [f"metrics.`{objective}` {'ASC' if is_minimized(objective) else 'DESC'}"]
     order = best_first if len(planned) > MAX_RUNS else ()  # it costs minutes of a large store
-    of_parent = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
+    of_parent = f"tags.`{tag.PARENT}` = '{parent.info.run_id}'"
     found = _search(tracker, [parent.info.experiment_id], of_parent, MAX_RUNS, order)
     runs = {run.info.run_id: run for run in found}
+    return {key: with_run(one, runs.get(one.run_id)) for key, one in records.items()}, planned
+
+
+def records_of(
+    tracker: Tracker, view: View, plans: Sequence[Plan], objective: str, at: str
+) -> dict[str, TrialRecord]:
+    """The trials that were begun, by fingerprint, as far as the ledger has them.
+
+    Args:
+        plans: what the sweep's commands go over; those of a search do not say which point is whose,
+            so all are taken for the last one's.
+        at: the epoch that the objective is taken at, `last` or `best`.
+    """
+    planned: dict[str, tuple[Planned, Plan]]
+    planned = {point.fingerprint: (point, plans[-1]) for point in view.points}
+    planned |= {one.fingerprint: (one, plan) for plan in plans for one in plan.trials}
     begun = {key: view.trials[key] for key in planned if key in view.trials}
-    at_best = [trial.run_id for trial in begun.values()] if at == "best" else []
-    by_epoch = histories(tracker, at_best, objective)
-    records = {}
-    for key, trial in begun.items():
-        swept, plan = planned[key]
-        overrides = [*plan.arguments.fixed, *swept]
-        curve = by_epoch.get(trial.run_id)
-        record = record_of_trial(trial, swept, overrides, plan.flags, objective, curve)
-        run = runs.get(trial.run_id)
-        records[key] = record if run is None else _with_run(record, run)
-    return records, set(planned)
+    finished = [trial.run_id for trial in begun.values() if trial.state == FINISHED]
+    by_epoch = histories(tracker, finished if at == "best" else [], objective)
+    return {
+        key: record_of_trial(trial, *planned[key], objective, by_epoch.get(trial.run_id))
+        for key, trial in begun.items()
+    }
 
 
-def _with_run(record: TrialRecord, run: Run) -> TrialRecord:
-    """A record with what its run says of it."""
+def with_run(record: TrialRecord, run: Run | None) -> TrialRecord:
+    """A record with what its run, where there is one, says of it."""
+    if run is None:
+        return record
     params, tags, began_s = dict(run.data.params), dict(run.data.tags), run.info.start_time / 1000
     seed = record.seed or params.get(SEED, "")
     return replace(record, seed=seed, params=params, tags=tags, began_s=began_s)
 
 
-def _completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
+def completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
     """A record with a value for each axis: what its own sweep left fixed is in its parameters."""
-    values = dict(record.values)
-    for axis in axes:
-        key = axis.replace("/", ".")
-        values.setdefault(axis, record.params.get(key, record.params.get(f"{key}.name", "")))
-    return replace(record, values=values)
+    recorded = {axis: record.params.get(parameter_of(axis), "") for axis in axes}
+    return replace(record, values={**recorded, **record.values})
 
 
 def counted_once(findings: Findings) -> Findings:
@@ -344,7 +340,7 @@ def counted_once(findings: Findings) -> Findings:
 
 def _overrides(run: Run) -> list[str]:
     """A run's own overrides, which its tag separates by spaces; a value may hold some too."""
-    text = run.data.tags.get(OVERRIDES_TAG, "")
+    text = run.data.tags.get(tag.OVERRIDES, "")
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
+from mnist_hydra.ledger.plan import Plan, Planned
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
 from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.report import wording
@@ -137,32 +138,26 @@ class Results:
 
 
 def record_of_trial(
-    trial: Trial,
-    swept: Sequence[str],
-    overrides: Sequence[str],
-    flags: Sequence[str],
-    metric: str,
-    by_epoch: Mapping[int, float] | None,
+    trial: Trial, planned: Planned, plan: Plan, metric: str, by_epoch: Mapping[int, float] | None
 ) -> TrialRecord:
     """A trial as a record, as far as the ledger has it; only a finished one has an objective.
 
     Args:
-        swept: the overrides that set it apart from the sweep's other trials.
-        overrides, flags: as in `TrialRecord`.
+        plan: of the command that `planned` is of.
         metric: the objective's name.
         by_epoch: the metric by epoch, where its best one counts; `None` where the last one does.
     """
-    values, objective = values_of(swept), trial.metrics.get(metric)
+    values, objective = values_of(planned.overrides), trial.metrics.get(metric)
     if by_epoch is not None:
         objective = objective_value(by_epoch, "best", is_minimized(metric))
     return TrialRecord(
         values,
-        overrides,
+        plan.arguments.overrides(planned.overrides),
         trial.state,
         objective if trial.state == FINISHED else None,
         trial.run_id,
         note=trial.error.strip().rpartition("\n")[2],
-        flags=flags,
+        flags=plan.flags,
         seed=values.get(SEED, ""),
         metrics=trial.metrics,
         seconds=sum(attempt.end.seconds for attempt in trial.attempts if attempt.end),

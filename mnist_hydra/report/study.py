@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from mnist_hydra.ledger.trial import PRUNED, RUNNING
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import in_order, number
+from mnist_hydra.whole_file import whole_file
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -68,23 +68,18 @@ def write_study(
     Raises:
         OSError: it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with _quiet():
-            import optuna
-            from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
+    with _quiet(), whole_file(path) as beside:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
 
-            study = optuna.create_study(
-                study_name=findings.title,
-                storage=JournalStorage(JournalFileBackend(str(beside))),
-                direction="minimize" if findings.results.minimize else "maximize",
-            )
-            study.set_metric_names([findings.results.objective])
-            study.add_trials(optuna_trials(findings, findings.records, histories))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        study = optuna.create_study(
+            study_name=findings.title,
+            storage=JournalStorage(JournalFileBackend(str(beside))),
+            direction="minimize" if findings.results.minimize else "maximize",
+        )
+        study.set_metric_names([findings.results.objective])
+        study.add_trials(optuna_trials(findings, findings.records, histories))
 
 
 def optuna_trials(
@@ -154,14 +149,10 @@ def _plain_value(text: str) -> str | float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna says nothing meanwhile."""
+    """Optuna, which logs nothing from now on, warns of nothing meanwhile."""
     import optuna
 
-    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

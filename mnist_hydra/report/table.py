@@ -19,8 +19,7 @@ from mnist_hydra.report.results import (
 )
 from mnist_hydra.report.statistics import Difference
 from mnist_hydra.report.wording import gain, interval, short, value, width
-from mnist_hydra.tracking.provenance import COMMAND_TAG, COMMIT_TAG, DATA_TAG, DIRTY_TAG
-from mnist_hydra.tracking.tracker import PARENT_TAG
+from mnist_hydra.tracking import tag
 
 MAX_ROWS = 300
 """Of a table on the page; the CSV has all."""
@@ -80,14 +79,14 @@ def origin_of(record: TrialRecord, results: Results) -> dict[str, str]:
     command = trial_command(record)
     if not tags:
         return {"commit": UNKNOWN, "command": command}
-    if PARENT_TAG not in tags:  # else it is the sweep's command, or its worker's
-        command = tags.get(COMMAND_TAG, command)
-    commit = tags.get(COMMIT_TAG, "")
-    dirty = " with uncommitted changes" if tags.get(DIRTY_TAG) == "true" else ""
+    if tag.PARENT not in tags:  # else it is the sweep's command, or its worker's
+        command = tags.get(tag.COMMAND, command)
+    commit = tags.get(tag.COMMIT, "")
+    dirty = " with uncommitted changes" if tags.get(tag.DIRTY) == "true" else ""
     return {
         "selected on": "test set" if results.on_test_set else "hold-out (val)",
         "commit": commit + dirty or "unknown",
-        "data SHA-256": tags.get(DATA_TAG, "unknown"),
+        "data SHA-256": tags.get(tag.DATA, "unknown"),
         "versions": tags.get("versions", "unknown"),
         "hardware": ", ".join(
             [tags.get("device", "unknown")]

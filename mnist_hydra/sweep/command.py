@@ -25,16 +25,14 @@ from mnist_hydra.cli.commands import (
 )
 from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.parent import OBJECTIVE_TAG, Parent, elect_parent, find_parent
+from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
 from mnist_hydra.ledger.plan import Plan, base_settings, check_same_base, identity_of
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
-from mnist_hydra.tracking import provenance
+from mnist_hydra.tracking import pages, provenance, tag
 from mnist_hydra.tracking.tracker import Tracker
 
-BASE_TAG = provenance.HIDDEN + "base/"
-AXES_TAG = provenance.HIDDEN + "axes"
 PART = 4_000
 """Characters of a tag that every MLflow store keeps."""
 
@@ -71,14 +69,9 @@ class Command:
     """Overrides that tell a worker where the sweep is recorded, where its own would differ."""
 
     @property
-    def settings(self) -> SweepConfig:
-        """`sweep.*`."""
-        return self.config.sweep
-
-    @property
     def total(self) -> int:
         """How many trials there will be; for a search no more than its axes have points."""
-        arguments, most = self.plan.arguments, self.settings.n_trials
+        arguments, most = self.plan.arguments, self.config.sweep.n_trials
         if self.plan.kind == "grid":
             return len(self.plan.trials)
         finite = all(axis.values for axis in arguments.axes)
@@ -198,7 +191,7 @@ def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
         UserError: an earlier version began it, or the sweep's name is taken by a sweep with another
             base configuration.
     """
-    if command.settings.fresh:
+    if command.config.sweep.fresh:
         return None
     parent = find_parent(tracker.client, tracker.experiment_id, command.identity)
     if parent is not None:
@@ -209,41 +202,46 @@ def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
 def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     """The command's sweep in MLflow; it is begun if it was not.
 
+    MLflow's list of its trials has a column for each axis, those of commands before included.
+
     Raises:
         UserError: as `find_sweep`.
     """
     mine = {axis.key: axis.text for axis in command.plan.arguments.axes}
     base = json.dumps(dict(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
-    parts = {f"{BASE_TAG}{n}": base[at : at + PART] for n, at in enumerate(starts)}
-    asked = {AXES_TAG: json.dumps(mine)[:PART], OBJECTIVE_TAG: command.objective}
+    parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
+    asked = {tag.AXES: json.dumps(mine)[:PART], tag.OBJECTIVE: command.objective}
     parent = elect_parent(
         tracker.client,
         tracker.experiment_id,
         command.identity,
-        name=command.settings.name or "sweep over " + ", ".join(mine),
+        name=command.config.sweep.name or "sweep over " + ", ".join(mine),
         tags=hide_all(provenance.tags() | parts | asked),
         trials=command.total,
-        anew=command.settings.fresh,
+        anew=command.config.sweep.fresh,
     )
+    axes = {**_axes(parent), **mine}
     if not parent.made_now:
         _check_base(command, parent)
-        asked[AXES_TAG] = json.dumps({**_axes(parent), **mine})[:PART]
+        asked[tag.AXES] = json.dumps(axes)[:PART]
         tracker.set_tags(parent.run_id, asked)
+    view = pages.trials_view(parent.run_id, command.objective, list(axes))
+    tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + parent.run_id, view)
     return parent
 
 
 def _check_base(command: Command, parent: Parent) -> None:
     """Check a named sweep's base; without a name the base is part of the identity already."""
-    if command.settings.name is None:
+    if command.config.sweep.name is None:
         return
     swept = _axes(parent).keys() | {axis.key for axis in command.plan.arguments.axes}
-    check_same_base(command.settings.name, _base(parent), command.base, swept)
+    check_same_base(command.config.sweep.name, _base(parent), command.base, swept)
 
 
 def _base(parent: Parent) -> dict[str, str]:
-    parts = [key for key in parent.tags if key.startswith(BASE_TAG)]
-    in_order = sorted(parts, key=lambda key: int(key.removeprefix(BASE_TAG)))
+    parts = [key for key in parent.tags if key.startswith(tag.BASE)]
+    in_order = sorted(parts, key=lambda key: int(key.removeprefix(tag.BASE)))
     settings: dict[str, str] = json.loads("".join(parent.tags[key] for key in in_order) or "{}")
     return settings
 
@@ -251,7 +249,7 @@ def _base(parent: Parent) -> dict[str, str]:
 def _axes(parent: Parent) -> Mapping[str, str]:
     """The axes of all commands of the sweep so far, by key."""
     try:
-        axes: dict[str, str] = json.loads(parent.tags.get(AXES_TAG, "{}"))
+        axes: dict[str, str] = json.loads(parent.tags.get(tag.AXES, "{}"))
     except json.JSONDecodeError:  # cut off: too long for a tag
         return {}
     return axes

@@ -14,14 +14,13 @@ from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
-from mnist_hydra.ledger.parent import REPORT, Parent
-from mnist_hydra.ledger.trial import FINISHED
-from mnist_hydra.report import results
-from mnist_hydra.report.results import Results, record_of_trial
+from mnist_hydra.ledger.parent import REPORT, Parent, existing_run
+from mnist_hydra.report import read, results
+from mnist_hydra.report.results import Results
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.sweep import torch_tasks
 from mnist_hydra.sweep.command import Command
-from mnist_hydra.tracking import pages
+from mnist_hydra.tracking import pages, tag
 from mnist_hydra.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -31,31 +30,28 @@ COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that set out to complete a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
-BEST_TAG = "best"
 SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 """Pictures of the report that the sweep's description shows."""
 
 
-def results_of(command: Command, ledger: Ledger, view: View) -> Results:
+def results_of(command: Command, tracker: Tracker, view: View) -> Results:
     """The trials that the ledger knows, ranked by the objective.
 
     Of two that train the same and came out the same the earlier one counts, as in the report.
     """
-    twins, plan = command.trials.twins(), command.plan
-    axes = [results.bare_key(axis.key) for axis in plan.arguments.axes]
-    metric, records = command.objective, []
-    for planned in (*plan.trials, *view.points):
-        trial = view.trials.get(planned.fingerprint)
-        twin = view.trials.get(twins.get(planned.fingerprint, ""))
-        if trial is None:
-            continue
-        if twin is not None and trial.state == twin.state == FINISHED:
-            if trial.metrics.get(metric) == twin.metrics.get(metric):
-                continue
-        is_of_best_epoch = plan.at == "best" and trial.state == FINISHED
-        curve = ledger.history(trial, metric) if is_of_best_epoch else None
-        swept, overrides = planned.overrides, plan.arguments.overrides(planned.overrides)
-        records.append(record_of_trial(trial, swept, overrides, plan.flags, metric, curve))
+    plan, metric = command.plan, command.objective
+    found = read.records_of(tracker, view, [plan], metric, plan.at)
+    for later, earlier in command.trials.twins().items():
+        one, other = found.get(later), found.get(earlier)
+        if one and other and one.counts and other.counts and one.score == other.score:
+            del found[later]
+    axes = dict.fromkeys(results.bare_key(axis.key) for axis in plan.arguments.axes)
+    axes |= dict.fromkeys(key for record in found.values() for key in record.values)
+    records = list(found.values())
+    for place, record in enumerate(records):
+        if record.values.keys() != axes.keys():  # a command before was over others
+            run = existing_run(tracker.client, record.run_id)
+            records[place] = read.completed(read.with_run(record, run), axes)
     return results.ranked(records, axes, metric, plan.at)
 
 
@@ -66,7 +62,7 @@ def record_results(
     tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
     best = results.best_command(found)
     if best is not None:
-        tracker.set_tags(parent.run_id, {BEST_TAG: best[:4000]})
+        tracker.set_tags(parent.run_id, {tag.BEST: best[:4000]})
         for name, value in results.sweep_metrics(found).items():
             tracker.client.log_metric(parent.run_id, name, value)
     if Action.WAIT in actions:
@@ -94,7 +90,7 @@ def describe(tracker: Tracker, parent: Parent, found: Results, report: Report | 
         note = pages.sweep_note(question, answer, table, same_command("python"), pictures)
         if len(note) <= pages.MAX_NOTE:
             break
-    tracker.set_tags(parent.run_id, {pages.NOTE_TAG: note[: pages.MAX_NOTE]})
+    tracker.set_tags(parent.run_id, {tag.NOTE: note[: pages.MAX_NOTE]})
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:
@@ -105,7 +101,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         in_process: whether this process may import torch.
     """
     best_first = sorted(found.ranked, key=lambda r: r.score, reverse=not found.minimize)
-    chosen = [record.run_id for record in best_first[: command.settings.keep]]
+    chosen = [record.run_id for record in best_first[: command.config.sweep.keep]]
     with working() as owner:
         mine = [run_id for run_id in chosen if claim_completion(ledger, run_id, owner)]
         if not mine:
@@ -133,7 +129,7 @@ def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) ->
     try:
         if not anew and tracker.client.list_artifacts(parent.run_id, REPORT):
             return None
-        from mnist_hydra.report import make, read
+        from mnist_hydra.report import make
 
         findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
         made = make.make(tracker, findings, command.config)

@@ -34,6 +34,7 @@ from mnist_hydra.ledger.trial import DIED, FAILED, FAILURES, FINISHED, PRUNED, R
 from mnist_hydra.metrics import is_minimized, objective_value
 from mnist_hydra.sweep.attempt import Prune
 from mnist_hydra.sweep.compose import Composer
+from mnist_hydra.tracking.tracker import history_of
 
 TRIES = 10
 """So many proposals may be refused before the remaining points are listed instead."""
@@ -192,7 +193,7 @@ class Search:
         pruner, objective = self.settings.pruner, self.settings.objective
         if pruner == "none":
             return None
-        own = self.ledger.history(trial, objective) if trial.step >= 0 else {}
+        own = history_of(self.ledger.client, trial.run_id, objective) if trial.step >= 0 else {}
 
         def give_up(epoch: int, metrics: dict[str, float]) -> bool:
             own[epoch] = metrics.get(objective, float("nan"))
@@ -238,7 +239,7 @@ class Search:
         key = trial.run_id, trial.number
         if key in self._histories:
             return self._histories[key]
-        history = self.ledger.history(trial, self.settings.objective)
+        history = history_of(self.ledger.client, trial.run_id, self.settings.objective)
         if trial.state != RUNNING:
             self._histories[key] = history
         return history

@@ -23,7 +23,7 @@ from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, End, Trial
 from mnist_hydra.progress import clock
-from mnist_hydra.tracking.provenance import HIDDEN
+from mnist_hydra.tracking import tag
 
 MAX_RUNNING_SHOWN = 20
 
@@ -96,11 +96,11 @@ def other_origin(trials: Mapping[str, Trial], now: Mapping[str, str]) -> str | N
     """
     differences = []
     done = [trial for trial in trials.values() if trial.state in DONE]
-    for tag in sorted({key for trial in done for key in trial.made_by} | now.keys()):
-        values = Counter(trial.made_by[tag] for trial in done if tag in trial.made_by)
-        here = now.get(tag)
+    for key in sorted({k for trial in done for k in trial.made_by} | now.keys()):
+        values = Counter(trial.made_by[key] for trial in done if key in trial.made_by)
+        here = now.get(key)
         if set(values) - {here} and (here is not None or len(values) > 1):
-            name = tag.removeprefix(HIDDEN).removeprefix("mlflow.source.")
+            name = key.removeprefix(tag.HIDDEN).removeprefix("mlflow.source.")
             of = ", ".join(f"{value[:12]} ({number})" for value, number in sorted(values.items()))
             differences.append(f"{name} {of}" + ("" if here is None else f", now {here[:12]}"))
     if not differences:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
@@ -35,7 +36,7 @@ from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import folders_of, let_in
-from mnist_hydra.tracking import pages, provenance
+from mnist_hydra.tracking import provenance, tag
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
 
 MAX_IDLE_LAUNCHES = 3
@@ -89,10 +90,10 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
         tracker = Tracker(command.config, make=False)
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
         view = Ledger(tracker.client, begun.run_id).read()
-    if command.settings.dry_run:
+    if command.config.sweep.dry_run:
         _list(command, view)
         return SUCCESS
-    room = launchers.count_workers(launcher, command.settings)
+    room = launchers.count_workers(launcher, command.config.sweep)
     _check_with_torch(command, launcher, view)
     del view  # it may be large, and the sweep reads its own
     return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
@@ -109,10 +110,6 @@ class Sweep:
         self.token = new_token()
         self.parent = begin_sweep(command, tracker)
         self.parent_id = self.parent.run_id
-        axes = [axis.key for axis in command.plan.arguments.axes]
-        view = pages.trials_view(self.parent_id, command.objective, axes)
-        tag = pages.VIEW_TAG + self.parent_id
-        tracker.client.set_experiment_tag(tracker.experiment_id, tag, view)
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer(time.monotonic)
         self.follower: Follower | None = None
@@ -163,7 +160,7 @@ class Sweep:
         """Show and record the results; returns the exit code."""
         view = wait_for_store(self.stop, self.ledger.read)
         actions = self._actions(view)
-        found = ending.results_of(self.command, self.ledger, view)
+        found = ending.results_of(self.command, self.tracker, view)
         interrupted = bool(self.signals)
         _say(self.console, show.outcome(actions))
         results.print_table(found)
@@ -176,9 +173,9 @@ class Sweep:
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
-            if self.command.settings.report and found.rows:
+            if self.command.config.sweep.report and found.rows:
                 report = ending.report_on(self.command, self.tracker, self.parent, anew)
-        if anew or pages.NOTE_TAG not in self.parent.tags:
+        if anew or tag.NOTE not in self.parent.tags:
             try:
                 ending.describe(self.tracker, self.parent, found, report)
             except Exception as error:
@@ -246,7 +243,7 @@ class Sweep:
 
     def _actions(self, view: View) -> dict[str, Action]:
         wanted = wanted_of(self.command, view)
-        return actions_of(view.trials, wanted, self.token, self.command.settings.retries)
+        return actions_of(view.trials, wanted, self.token, self.command.config.sweep.retries)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals.append(number)
@@ -275,13 +272,14 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     if not samples:
         return
     elsewhere = not launchers.trains_here(launcher)
-    here = launchers.in_process(launcher)
+    check = partial(torch_tasks.run, torch_tasks.check_trials, samples, elsewhere)
+    if launchers.in_process(launcher):
+        check(here=True)
+        return
     importing = threading.Thread(target=import_mlflow, args=[command.config], daemon=True)
-    if not here:
-        importing.start()  # while another process checks: it is needed next
-    torch_tasks.run(torch_tasks.check_trials, samples, elsewhere, here=here)
-    if not here:
-        importing.join()  # two threads that import parts of a library may each see half of it
+    importing.start()  # while another process checks: it is needed next
+    check(here=False)
+    importing.join()  # two threads that import parts of a library may each see half of it
 
 
 def _list(command: Command, view: View) -> None:
@@ -292,7 +290,7 @@ def _list(command: Command, view: View) -> None:
         for key, trial in view.trials.items()
     }
     wanted = wanted_of(command, view)
-    actions = actions_of(trials, wanted, "", command.settings.retries)
+    actions = actions_of(trials, wanted, "", command.config.sweep.retries)
     print(show.overview(actions, command.total))
     for planned in wanted:
         action, trial = actions[planned.fingerprint], trials.get(planned.fingerprint)

@@ -6,7 +6,6 @@ imports torch itself.
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.cli.entry import NEW_OBJECTS_BETWEEN_COLLECTIONS
+from mnist_hydra.cli.entry import collect_seldom
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
 from mnist_hydra.targets import LET_IN, let_in
@@ -124,20 +123,18 @@ def kind_of(config: Config) -> str:
 
 
 def _main() -> None:
-    gc.set_threshold(NEW_OBJECTS_BETWEEN_COLLECTIONS)
+    collect_seldom()
     answer_to, sys.stdout = sys.stdout, sys.stderr
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
     let_in(**request["let_in"])
     tasks: dict[str, Callable[..., Any]] = {t.__name__: t for t in (check_trials, complete)}
     try:
-        answer = tasks[request["task"]](*request["arguments"])
-        answer_to.write(json.dumps(answer))
-        answer_to.flush()
+        answer, code = json.dumps(tasks[request["task"]](*request["arguments"])), 0
     except UserError as error:
-        answer_to.write(str(error))
-        answer_to.flush()
-        sys.exit(BAD_INPUT)
+        answer, code = str(error), BAD_INPUT
+    print(answer, end="", file=answer_to, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

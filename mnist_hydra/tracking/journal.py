@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import zlib
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from mnist_hydra.whole_file import whole_file
 
 FOLDER = "spool"
 """Below `output_dir`; in it a folder for each run that has anything undelivered."""
@@ -188,12 +189,8 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, text: bytes) -> None:
     """Write a small file, with its checksum, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(_with_checksum(text))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as beside:
+        beside.write_bytes(_with_checksum(text))
 
 
 def _with_checksum(text: bytes) -> bytes:

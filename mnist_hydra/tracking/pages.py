@@ -12,10 +12,6 @@ from urllib.parse import urlencode
 from mnist_hydra.config import GROUPS
 from mnist_hydra.metrics import is_minimized
 
-VIEW_TAG = "mlflow.sharedViewState."
-"""On an experiment, with a name behind it: a view of the list of runs that MLflow opens by name."""
-NOTE_TAG = "mlflow.note.content"
-"""On a run: its description, which MLflow shows as Markdown."""
 MAX_NOTE = 8_000
 """Characters of a description that MLflow takes."""
 WORKFLOW = "workflowType=machine_learning"
@@ -40,7 +36,7 @@ def run_page(experiment_id: str, run_id: str) -> str:
 
 
 def trials_view(parent_id: str, objective: str, axes: Sequence[str]) -> str:
-    """A view of a sweep's trials, the best first, with what was swept: the value of `VIEW_TAG`.
+    """A view of a sweep's trials, the best first, with what was swept: the value of `tag.VIEW`.
 
     Args:
         objective: the metric's name.

@@ -1,8 +1,4 @@
-"""What made a run: code, libraries, machine and command, as the tags and the file that record it.
-
-Tags that begin with `mlflow.` are hidden by MLflow's pages: those are for programs, the others for
-people.
-"""
+"""What made a run: code, libraries, machine and command, as tags and as a file of their own."""
 
 from __future__ import annotations
 
@@ -18,18 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import mnist_hydra
 from mnist_hydra.cli.commands import same_command
+from mnist_hydra.tracking import tag
 
 if TYPE_CHECKING:
     from mnist_hydra.config import DataConfig
 
-HIDDEN = "mlflow.mnist_hydra."
-COMMIT_TAG = "mlflow.source.git.commit"
-DIRTY_TAG = HIDDEN + "git_dirty"
-VERSION_TAG = HIDDEN + "version"
-DATA_TAG = HIDDEN + "data_sha256"
-COMMAND_TAG = "command"
-ORIGIN_TAGS = (COMMIT_TAG, DIRTY_TAG, VERSION_TAG, DATA_TAG)
-"""Runs that differ in one of these were made by other code or from other data."""
 LIBRARIES = ("torch", "torchvision", "albumentations", "hydra-core", "omegaconf", "mlflow", "numpy")
 SHOWN_LIBRARIES = ("torch", "mlflow")
 FILE = "provenance.json"
@@ -42,10 +31,10 @@ def tags() -> dict[str, str]:
     shown = [f"{name} {_version(name)}" for name in SHOWN_LIBRARIES]
     ours = [f"mnist_hydra {mnist_hydra.__version__}", f"python {platform.python_version()}"]
     return git_state() | {
-        COMMAND_TAG: same_command("python"),
+        tag.COMMAND: same_command("python"),
         "host": platform.node(),
         "versions": ", ".join([*ours, *shown]),
-        VERSION_TAG: mnist_hydra.__version__,
+        tag.VERSION: mnist_hydra.__version__,
         "mlflow.source.name": "mnist_hydra.train",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": user(),
@@ -61,8 +50,8 @@ def record(**more: Any) -> dict[str, Any]:
     state = git_state()
     return {
         "command": same_command("python"),
-        "commit": state.get(COMMIT_TAG),
-        "uncommitted_changes": state[DIRTY_TAG] == "true" if DIRTY_TAG in state else None,
+        "commit": state.get(tag.COMMIT),
+        "uncommitted_changes": state[tag.DIRTY] == "true" if tag.DIRTY in state else None,
         "host": platform.node(),
         "system": platform.platform(),
         "user": user(),
@@ -76,13 +65,13 @@ def record(**more: Any) -> dict[str, Any]:
 
 
 def origin(data: DataConfig) -> dict[str, str]:
-    """The `ORIGIN_TAGS` that a run would get now; of the data only if its hashes are known."""
+    """The `tag.ORIGIN` that a run would get now; of the data only if its hashes are known."""
     from mnist_hydra.data.idx import FILES
 
-    now = git_state() | {VERSION_TAG: mnist_hydra.__version__}
+    now = git_state() | {tag.VERSION: mnist_hydra.__version__}
     if data.sha256 is not None and all(name in data.sha256 for name in FILES):
         digests = "".join(data.sha256[name] for name in FILES)
-        now[DATA_TAG] = hashlib.sha256(digests.encode()).hexdigest()
+        now[tag.DATA] = hashlib.sha256(digests.encode()).hexdigest()
     return now
 
 
@@ -121,7 +110,7 @@ def git_state() -> dict[str, str]:
         return {}
     commit = git("rev-parse", "HEAD")
     changes = git("status", "--porcelain", "--untracked-files=no", "--", "..")
-    return {COMMIT_TAG: commit or "", DIRTY_TAG: str(bool(changes)).lower()}
+    return {tag.COMMIT: commit or "", tag.DIRTY: str(bool(changes)).lower()}
 
 
 def user() -> str:

@@ -13,18 +13,10 @@ from mnist_hydra import checkpoint
 from mnist_hydra.cli.commands import written
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import records, spools, warn_of_lost_records
-from mnist_hydra.tracking.provenance import COMMAND_TAG
 from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
-from mnist_hydra.tracking.tracker import (
-    FINGERPRINT_TAG,
-    PARENT_TAG,
-    SWEEP_TAG,
-    NothingRecorded,
-    Tracker,
-    check_not_moved,
-    is_away,
-)
+from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_not_moved, is_away
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -93,7 +85,7 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
     run_id = str(run.info.run_id)
     if run.info.status == "FINISHED":
         raise UserError(f"resume={name}: that run has finished; right: one that has not")
-    if any(tag.startswith(OLD_TAGS) for tag in run.data.tags):
+    if any(name.startswith(OLD_TAGS) for name in run.data.tags):
         raise UserError(
             f"resume={name}: an older version of mnist_hydra began that run; right: that version, "
             f"or the run's first command again, which begins anew"
@@ -106,7 +98,7 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
         ) from None
     text = _config_text(tracker, run_id)
     first = _here(config, text, overrides)
-    if run.data.tags.get(FINGERPRINT_TAG, fingerprint(first)) != fingerprint(first):
+    if run.data.tags.get(tag.FINGERPRINT, fingerprint(first)) != fingerprint(first):
         raise UserError(
             f"resume={name}: {CONFIG} is not what the run began with (damaged, or of another "
             f"version of mnist_hydra); {BEGIN_ANEW}"
@@ -177,12 +169,12 @@ def _refuse_what_is_no_run_of_its_own(tracker: Tracker, run: Run) -> None:
             f"resume={run_id}: that run was deleted in MLflow; right: "
             f"`mlflow runs restore --run-id {run_id}` first, or another run"
         )
-    sweep = tags.get(PARENT_TAG) or (run_id if SWEEP_TAG in tags else None)
+    sweep = tags.get(tag.PARENT) or (run_id if tag.SWEEP in tags else None)
     if sweep is not None:
         what = "is a sweep" if sweep == run_id else f"is a trial of the sweep {sweep}"
         command = ""
         with suppress(UserError):  # it is gone for good
-            command = tracker.find_run(sweep).data.tags.get(COMMAND_TAG, "")
+            command = tracker.find_run(sweep).data.tags.get(tag.COMMAND, "")
         raise UserError(
             f"resume={run_id} {what}; right: the sweep's own command again, which goes on with "
             f"all of its trials{': ' if command else ''}{command}"

@@ -102,7 +102,7 @@ def _deliver(
         new = [epoch for epoch in data if "epoch_s" not in epoch or epoch["epoch"] not in recorded]
         tracker.log_epochs(run_id, new)
     elif record.kind == "file":
-        tracker.log_file(run_id, path, data)
+        tracker.client.log_artifact(run_id, str(path), data)
     elif record.kind == "checkpoint":
         tracker.log_checkpoint(run_id, path, {**data, "sha256": record.sha256})
     elif record.kind == "model":

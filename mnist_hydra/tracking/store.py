@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import address_without_password, without_password
+from mnist_hydra.whole_file import whole_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -418,19 +419,17 @@ def _make_sqlite(path: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables
 
     engine = sqlalchemy.create_engine("sqlite://")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         _initialize_tables(engine)  # type: ignore[no-untyped-call]
         memory = cast(sqlite3.Connection, engine.raw_connection().driver_connection)
-        with closing(sqlite3.connect(partial)) as disk:
-            memory.backup(disk)
-            disk.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
-        for suffix in ("-wal", "-shm"):  # of a file that was half made
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        os.replace(partial, path)
+        with whole_file(path) as beside:
+            with closing(sqlite3.connect(beside)) as disk:
+                memory.backup(disk)
+                disk.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
+            for suffix in ("-wal", "-shm"):  # of a file that was half made
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
     finally:
         engine.dispose()
-        partial.unlink(missing_ok=True)
 
 
 def _has_an_experiment(path: Path) -> bool:

@@ -23,8 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.secrets import hide, hide_all
-from mnist_hydra.tracking import store
-from mnist_hydra.tracking.provenance import HIDDEN
+from mnist_hydra.tracking import store, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,16 +31,8 @@ if TYPE_CHECKING:
 
     from mnist_hydra.tracking.journal import SpooledRun
 
-PARENT_TAG = "mlflow.parentRunId"
-SWEEP_TAG = HIDDEN + "sweep"
-"""On a sweep's parent: the sweep's identity."""
-CHECKPOINT_TAG = HIDDEN + "checkpoint"
 SLOT_KEYS = {"epoch", "step", "slot", "sha256"}
 """What a checkpoint's tag says of each of the two."""
-KEY_TAG = HIDDEN + "key"
-"""A run's own name in this program, by which it is found where MLflow's id was not known yet."""
-OVERRIDES_TAG = HIDDEN + "overrides"
-FINGERPRINT_TAG = HIDDEN + "fingerprint"
 ENTRIES_SUFFIX = ".ledger"
 """Is added to an experiment's name for the experiment that holds the entries of its sweeps."""
 RUNS_PER_PAGE = 1_000
@@ -112,7 +103,7 @@ class Tracker:
         found = self._run_with_key(spooled.key)
         if found is not None:
             return str(found.info.run_id)
-        tags = hide_all({**spooled.tags, KEY_TAG: spooled.key})
+        tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
         name = None if spooled.name is None else hide(spooled.name)
         run = self.client.create_run(self.experiment_id, spooled.start_ms, tags, name)
         return str(run.info.run_id)
@@ -139,7 +130,7 @@ class Tracker:
         return found
 
     def _run_with_key(self, key: str) -> Run | None:
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+        found = self.client.search_runs([self.experiment_id], f"tags.`{tag.KEY}` = '{key}'")
         return found[0] if found else None
 
     def log_data(self, run_id: str, splits: Sequence[Mapping[str, str]]) -> None:
@@ -190,10 +181,6 @@ class Tracker:
         """The epochs whose metrics the run has."""
         return {metric.step for metric in self.client.get_metric_history(run_id, "epoch_s")}
 
-    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Record a file as an artifact of the run."""
-        self.client.log_artifact(run_id, str(path), folder)
-
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Record text as an artifact called `name`."""
         self.client.log_text(run_id, hide(text), name)
@@ -226,11 +213,11 @@ class Tracker:
         with tempfile.TemporaryDirectory() as folder:
             named = Path(folder) / f"slot-{slot}.pt"
             shutil.copyfile(path, named)
-            self.log_file(run_id, named, "checkpoints")
+            self.client.log_artifact(run_id, str(named), "checkpoints")
         older = {key: value for key, value in (before or {}).items() if key != "before"}
-        tag = {"slot": slot, **about, "before": older or None}
-        self.client.set_tag(run_id, CHECKPOINT_TAG, json.dumps(tag))
-        self._newest = (run_id, tag)
+        newest = {"slot": slot, **about, "before": older or None}
+        self.client.set_tag(run_id, tag.CHECKPOINT, json.dumps(newest))
+        self._newest = (run_id, newest)
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """The run's newest whole checkpoint; `None` if it has none.
@@ -241,15 +228,15 @@ class Tracker:
         from mnist_hydra import checkpoint
 
         self._newest = ("", None)
-        text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG)
+        text = self.client.get_run(run_id).data.tags.get(tag.CHECKPOINT)
         if text is None:
             return None
-        tag = read_checkpoint_tag(text)
-        if tag is None:
-            raise checkpoint.DamagedCheckpoint(f"tag {CHECKPOINT_TAG} is not what was written")
+        newest = read_checkpoint_tag(text)
+        if newest is None:
+            raise checkpoint.DamagedCheckpoint(f"tag {tag.CHECKPOINT} is not what was written")
         problems = []
         there = {file.path for file in self.client.list_artifacts(run_id, "checkpoints")}
-        for slot in filter(None, (tag, tag.get("before"))):
+        for slot in filter(None, (newest, newest.get("before"))):
             name = f"checkpoints/slot-{slot['slot']}.pt"
             try:
                 if name not in there:
@@ -269,7 +256,7 @@ class Tracker:
 
     def forget_checkpoint(self, run_id: str) -> None:
         """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
-        self.client.delete_tag(run_id, CHECKPOINT_TAG)
+        self.client.delete_tag(run_id, tag.CHECKPOINT)
         self._newest = (run_id, None)
 
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
@@ -322,7 +309,7 @@ class Tracker:
 
     def _checkpoint_tag(self, run_id: str) -> dict[str, Any] | None:
         if self._newest[0] != run_id:  # else not every checkpoint asks for it
-            text = self.client.get_run(run_id).data.tags.get(CHECKPOINT_TAG, "")
+            text = self.client.get_run(run_id).data.tags.get(tag.CHECKPOINT, "")
             self._newest = (run_id, read_checkpoint_tag(text))
         return self._newest[1]
 
@@ -334,9 +321,9 @@ def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
         `epoch`, `step`, `slot`, `sha256` and `before`; `None` if it is not as it was written.
     """
     with suppress(ValueError, AttributeError):
-        tag = json.loads(text)
-        before = tag.get("before") or tag
-        return tag if tag.keys() & before.keys() >= SLOT_KEYS else None
+        newest = json.loads(text)
+        before = newest.get("before") or newest
+        return newest if newest.keys() & before.keys() >= SLOT_KEYS else None
     return None
 
 
@@ -425,6 +412,13 @@ def each_run(
         token = page.token
         if not token:
             return
+
+
+def history_of(client: MlflowClient, run_id: str, metric: str) -> dict[int, float]:
+    """A metric's values by epoch; of an epoch that was trained twice the later one."""
+    rows = client.get_metric_history(run_id, metric)
+    last = {row.step: row.value for row in sorted(rows, key=lambda row: row.timestamp)}
+    return dict(sorted(last.items()))
 
 
 def find_experiment(

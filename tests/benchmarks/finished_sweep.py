@@ -18,8 +18,8 @@ from mnist_hydra.ledger.plan import Planned, plan_file
 from mnist_hydra.ledger.trial import FINISHED, Trial
 from mnist_hydra.sweep import sweeper
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, read_command
-from mnist_hydra.tracking import provenance
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, OVERRIDES_TAG, Tracker
+from mnist_hydra.tracking import provenance, tag
+from mnist_hydra.tracking.tracker import Tracker
 
 EPOCH_METRICS = ("train/loss", "train/acc", "lr", "images_per_s", "epoch_s")
 
@@ -56,7 +56,7 @@ def _record(
     swept = dict(text.split("=", 1) for text in planned.overrides)
     tracker.log_settings(trial.run_id, flatten(config) | swept)
     checkpoint = {"slot": 0, "sha256": "", "epoch": config.epochs, "step": config.epochs}
-    own = {OVERRIDES_TAG: " ".join(overrides), CHECKPOINT_TAG: json.dumps(checkpoint)}
+    own = {tag.OVERRIDES: " ".join(overrides), tag.CHECKPOINT: json.dumps(checkpoint)}
     tracker.set_tags(trial.run_id, {**made_by, **own})
     now = {"timestamp_ms": int(time.time() * 1000)}
     split = command.objective.partition("/")[0]

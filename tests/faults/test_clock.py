@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mnist_hydra.kernel.compile import compiler
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG
+from mnist_hydra.tracking import tag
 from tests.faults.faulty_sweep import FaultySweep, wait_for
 from tests.sweep_entries import claims, entries
 
@@ -100,7 +100,7 @@ def _told(client: MlflowClient, name: str) -> list[dict[str, Any]]:
         for key, text in entries(client, parent).items()
         if key.startswith("point/")
     }
-    by_key = {run.data.tags.get(FINGERPRINT_TAG): run for run in runs if run != parent}
+    by_key = {run.data.tags.get(tag.FINGERPRINT): run for run in runs if run != parent}
     told = []
     for _, point in sorted(points.items()):
         run = by_key[point["fingerprint"]]

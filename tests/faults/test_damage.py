@@ -22,11 +22,11 @@ from mnist_hydra.config import Config, fingerprint, settle
 from mnist_hydra.data import idx
 from mnist_hydra.data.load import load_dataset
 from mnist_hydra.errors import UserError
-from mnist_hydra.tracking import journal
+from mnist_hydra.tracking import journal, tag
 from mnist_hydra.tracking.journal import SpooledRun
 from mnist_hydra.tracking.resume import resumed_run
 from mnist_hydra.tracking.spool import Spool
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG, KEY_TAG, Tracker
+from mnist_hydra.tracking.tracker import Tracker
 
 KEY = "d" * 32
 PLACES = pytest.mark.parametrize("places", [8, pytest.param(200, marks=pytest.mark.long)])
@@ -44,7 +44,7 @@ def checkpoint_state(config: Config, step: int) -> dict[str, Any]:
 
 def tell(spool: Spool, config: Config, steps: list[int]) -> None:
     """What a run of a few epochs tells, of this many steps each."""
-    spool.set_tags({FINGERPRINT_TAG: fingerprint(config)})
+    spool.set_tags({tag.FINGERPRINT: fingerprint(config)})
     spool.log_text(OmegaConf.to_yaml(config.composed), "config.yaml")
     for step in steps:
         spool.save_checkpoint(checkpoint_state(config, step))
@@ -162,7 +162,7 @@ def test_a_damaged_spool_is_found(places: int, spooled: Run, capfd: Any) -> None
         if step is None:
             shutil.rmtree(spool, ignore_errors=True)
             continue
-        (run,) = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")
+        (run,) = client.search_runs([experiment], f"tags.`{tag.KEY}` = '{key}'")
         rows = client.get_metric_history(run.info.run_id, "epoch_s")
         steps = [row.step for row in rows]
         assert steps == sorted(set(steps)), f"{said}, place {place}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mnist_hydra.tracking.tracker import FINGERPRINT_TAG
+from mnist_hydra.tracking import tag
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import ends
@@ -70,5 +70,5 @@ def test_the_same_command_finishes_what_was_killed_and_trains_no_trial_twice(
     assert code == 0, said
     assert "Traceback" not in said
     trials = sweep.trials(client)
-    assert len({run.data.tags[FINGERPRINT_TAG] for run in trials}) == len(trials) == 6
+    assert len({run.data.tags[tag.FINGERPRINT] for run in trials}) == len(trials) == 6
     assert all(ends(client, run).count("finished") == 1 for run in trials)

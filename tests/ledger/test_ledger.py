@@ -15,12 +15,12 @@ from mlflow.entities import Metric, Run
 from mlflow.store.entities import PagedList
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.ledger.ledger import CREATOR_TAG, Ledger
+from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import Observer, Owner, myself, new_token, working
 from mnist_hydra.ledger.parent import elect_parent, pages_of
 from mnist_hydra.ledger.trial import End, Point, Trial, claim_key, end_key, trial_of
-from mnist_hydra.tracking.provenance import COMMIT_TAG
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG
+from mnist_hydra.tracking import tag
+from mnist_hydra.tracking.tracker import history_of
 from tests.ledger.others import again, delete_for_good
 from tests.sweep_process import race_four
 
@@ -50,8 +50,8 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
 
     client = ledger.client
     newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
-    client.set_tag(trial.run_id, CHECKPOINT_TAG, json.dumps(newest))
-    client.set_tag(trial.run_id, COMMIT_TAG, "c0ffee")
+    client.set_tag(trial.run_id, tag.CHECKPOINT, json.dumps(newest))
+    client.set_tag(trial.run_id, tag.COMMIT, "c0ffee")
     client.log_batch(trial.run_id, metrics=[Metric("val/acc", 0.9, 1, 1)])
     client.log_batch(trial.run_id, metrics=[Metric("val/acc", 0.95, 2, 2)])
     assert ledger.beat(trial, 1)
@@ -63,14 +63,14 @@ def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner
     assert (done.state, done.epoch, done.step) == ("finished", 2, 236)
     assert done.attempts[0].end is not None and done.attempts[0].end.seconds == 12.5
     assert done.metrics == {"val/acc": 0.95}
-    assert done.made_by == {COMMIT_TAG: "c0ffee"}
+    assert done.made_by == {tag.COMMIT: "c0ffee"}
     assert done.name == "trial=a"
     run = client.get_run(trial.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == ledger.parent_id
     assert run.data.params == {}, "bookkeeping is no hyperparameter"
     assert client.get_run(ledger.parent_id).data.params == {}
-    assert ledger.history(done, "val/acc") == {1: 0.9, 2: 0.95}
+    assert history_of(client, done.run_id, "val/acc") == {1: 0.9, 2: 0.95}
 
 
 def test_what_is_done_is_read_in_one_request_however_many_trials_there_are(
@@ -275,7 +275,7 @@ def test_a_trial_whose_worker_died_after_the_last_epoch_ended_with_that_epoch(
     rows = [Metric("epoch_s", 1.5, 1_000 * epoch, epoch) for epoch in (1, 2)]
     client.log_batch(trial.run_id, metrics=rows)
     newest = {"slot": 0, "sha256": "", "epoch": 2, "step": 236}
-    client.set_tag(trial.run_id, CHECKPOINT_TAG, json.dumps(newest))
+    client.set_tag(trial.run_id, tag.CHECKPOINT, json.dumps(newest))
     ledger.end(trial, "died")
     assert client.get_run(trial.run_id).info.end_time > 2_000
     again_claimed = claimed(ledger, owner, ledger.read(up_to_date=True).trials["a"])
@@ -323,9 +323,9 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
     end = End("finished", 1.0, 3, 30, {"val/acc": 0.9}, "", {})
     client.log_batch(trial.run_id, metrics=[Metric("epoch_s", 1.5, 3_000, 3)])
     ledger.write_once(end_key("a", 1), end.text())  # and died
-    tags = {"mlflow.parentRunId": ledger.parent_id, CREATOR_TAG: dead.text()}
+    tags = {"mlflow.parentRunId": ledger.parent_id, tag.CREATOR: dead.text()}
     orphan = client.create_run(ledger.experiment_id, tags=tags).info.run_id  # and died
-    tags[CREATOR_TAG] = owner.text()
+    tags[tag.CREATOR] = owner.text()
     made = client.create_run(ledger.experiment_id, tags=tags).info.run_id  # and lives
     view = again(ledger).read()
     assert set(view.trials) == {"a"}

@@ -12,7 +12,7 @@ from mlflow.entities import Run, ViewType
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
-from mnist_hydra.tracking.tracker import SWEEP_TAG
+from mnist_hydra.tracking import tag
 from tests.ledger.others import again, delete_for_good
 from tests.sweep_process import race_four
 
@@ -93,7 +93,7 @@ def test_an_elected_parent_whose_maker_died_at_once_is_still_the_parent(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
     made = elect_parent(store[1], experiment, "abc", name="s", tags={})
-    store[1].delete_tag(made.run_id, SWEEP_TAG)  # as if it had died before
+    store[1].delete_tag(made.run_id, tag.SWEEP)  # as if it had died before
     assert find_parent(store[1], experiment, "abc") is None
     assert elect_parent(store[1], experiment, "abc", name="s", tags={}).run_id == made.run_id
     found = find_parent(store[1], experiment, "abc")

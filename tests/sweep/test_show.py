@@ -20,8 +20,7 @@ from mnist_hydra.sweep.show import (
     overview,
     trial_line,
 )
-from mnist_hydra.tracking.provenance import COMMIT_TAG as COMMIT
-from mnist_hydra.tracking.provenance import DATA_TAG as DATA
+from mnist_hydra.tracking import tag
 
 WANTED = [Planned(key, (), f"model=model{key}", 4) for key in "12"]
 CLAIM = Claim("run1", "lr=0.1", Owner("token", "host", 1, 0.0), "sweeper", -1)
@@ -70,11 +69,11 @@ def test_each_trial_is_listed_with_what_will_be_done_and_why() -> None:
 
 def test_results_of_other_code_or_data_are_used_with_one_warning() -> None:
     trials = {
-        "1": trial("finished", **{COMMIT: "aaaa", DATA: "d1"}),
-        "2": trial("finished", **{COMMIT: "bbbb", DATA: "d1"}),
-        "3": trial("failed", **{COMMIT: "cccc", DATA: "d9"}),
+        "1": trial("finished", **{tag.COMMIT: "aaaa", tag.DATA: "d1"}),
+        "2": trial("finished", **{tag.COMMIT: "bbbb", tag.DATA: "d1"}),
+        "3": trial("failed", **{tag.COMMIT: "cccc", tag.DATA: "d9"}),
     }
-    warning = other_origin(trials, {COMMIT: "aaaa", DATA: "d2"})
+    warning = other_origin(trials, {tag.COMMIT: "aaaa", tag.DATA: "d2"})
     assert warning is not None and "\n" not in warning
     assert "git.commit aaaa (1), bbbb (1), now aaaa" in warning
     assert " data_sha256 d1 (2), now d2" in warning
@@ -82,12 +81,12 @@ def test_results_of_other_code_or_data_are_used_with_one_warning() -> None:
 
 
 def test_no_warning_where_all_is_the_same_or_cannot_be_known() -> None:
-    trials = {"1": trial("finished", **{COMMIT: "aaaa", DATA: "d1"})}
-    assert other_origin(trials, {COMMIT: "aaaa"}) is None
-    assert other_origin(trials, {COMMIT: "aaaa", DATA: "d1"}) is None
-    assert other_origin({}, {COMMIT: "aaaa"}) is None
-    mixed = trials | {"2": trial("finished", **{COMMIT: "aaaa", DATA: "d2"})}
-    assert "data_sha256 d1 (1), d2 (1)" in (other_origin(mixed, {COMMIT: "aaaa"}) or "")
+    trials = {"1": trial("finished", **{tag.COMMIT: "aaaa", tag.DATA: "d1"})}
+    assert other_origin(trials, {tag.COMMIT: "aaaa"}) is None
+    assert other_origin(trials, {tag.COMMIT: "aaaa", tag.DATA: "d1"}) is None
+    assert other_origin({}, {tag.COMMIT: "aaaa"}) is None
+    mixed = trials | {"2": trial("finished", **{tag.COMMIT: "aaaa", tag.DATA: "d2"})}
+    assert "data_sha256 d1 (1), d2 (1)" in (other_origin(mixed, {tag.COMMIT: "aaaa"}) or "")
 
 
 def test_each_change_of_a_trial_is_told_once() -> None:

@@ -29,6 +29,7 @@ from mlflow.entities import Run, ViewType
 
 from mnist_hydra import train
 from mnist_hydra.data import idx
+from mnist_hydra.tracking import tag
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
@@ -337,6 +338,13 @@ def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
     assert again.code == 0, again.err
     fewer = run(*first[:-2], "dropout=interval(0.0,0.1)", "lr=0.1", cwd=tmp_path)
     assert fewer.code == 0 and "1 of 1 trials done" in fewer.err, fewer.err
+    names, row = (line.split() for line in fewer.out.splitlines()[1:3])
+    assert names[:3] == ["rank", "dropout", "lr"], "a column for the axis that was left out, too"
+    assert row[1] == "0.05" and 0.05 <= float(row[2]) <= 0.3
+    [parent], _ = runs(tmp_path)
+    views = client(tmp_path).get_experiment(parent.info.experiment_id).tags
+    columns = json.loads(views[tag.VIEW + parent.info.run_id])["selectedColumns"]
+    assert columns[1:] == ["params.`lr`", "params.`dropout`"], "in MLflow's list, too"
 
 
 def test_trials_that_train_the_same_stand_in_the_table_once(tiny: str, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from mnist_hydra.sweep import attempt
 from mnist_hydra.sweep.attempt import Prune
 from mnist_hydra.sweep.search import Search
 from mnist_hydra.sweep.worker import Worker
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, is_away
+from mnist_hydra.tracking import tag
+from mnist_hydra.tracking.tracker import is_away
 from tests.sweep_process import TinyTrial, ended, new_store, plan, processes, settings_of, work
 
 pytestmark = pytest.mark.xdist_group("sweep_worker")  # they share a store, which is slow to make
@@ -171,7 +172,7 @@ def test_another_process_goes_on_from_the_checkpoint_of_one_that_was_killed(swee
     sweep.wait_for(lambda: len(sweep.journaled()) == 1)
     run_id = sweep.trials()["do=stay"].run_id
     state = '{"slot": 0, "sha256": "", "epoch": 1, "step": 10}'
-    sweep.client.set_tag(run_id, CHECKPOINT_TAG, state)
+    sweep.client.set_tag(run_id, tag.CHECKPOINT, state)
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     assert ended(victim) == -signal.SIGKILL

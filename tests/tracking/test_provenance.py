@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_hydra.tracking import provenance
+from mnist_hydra.tracking import provenance, tag
 
 ROOT = Path(__file__).parents[2]
 ASK = (
@@ -87,12 +87,12 @@ def test_git_is_not_asked_about_another_repository(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     usual = told()
     assert told(GIT_DIR=str(tmp_path / ".git"), GIT_WORK_TREE=str(tmp_path)) == usual
-    assert provenance.COMMIT_TAG in usual
+    assert tag.COMMIT in usual
 
 
 def test_the_record_names_the_code_the_libraries_and_what_it_is_given() -> None:
     made = provenance.record(data={"sha256": "abc"})
-    assert made["commit"] == provenance.git_state()[provenance.COMMIT_TAG]
+    assert made["commit"] == provenance.git_state()[tag.COMMIT]
     assert set(provenance.LIBRARIES) < set(made["versions"])
     assert made["data"] == {"sha256": "abc"}
     json.dumps(made)

@@ -27,10 +27,11 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.inference.exported import find_model
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import Record, SpooledRun, line_of, record_of
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import sqlite_uri
-from mnist_hydra.tracking.tracker import CHECKPOINT_TAG, Tracker
+from mnist_hydra.tracking.tracker import Tracker
 
 SPOOLED = SpooledRun("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
 
@@ -304,11 +305,11 @@ def checkpoints(made: Path) -> tuple[Tracker, str, dict[str, Any], list[Path]]:
         spool.save_checkpoint(state(1))
         spool.save_checkpoint(state(2))
     client, run = the_run(made)
-    tag = json.loads(run.data.tags[CHECKPOINT_TAG])
-    assert (tag["step"], tag["before"]["step"]) == (2, 1)
+    newest = json.loads(run.data.tags[tag.CHECKPOINT])
+    assert (newest["step"], newest["before"]["step"]) == (2, 1)
     root = next((made / "artifacts").rglob("checkpoints"))
-    files = [root / f"slot-{slot['slot']}.pt" for slot in (tag, tag["before"])]
-    return Tracker(place(made)), run.info.run_id, tag, files
+    files = [root / f"slot-{slot['slot']}.pt" for slot in (newest, newest["before"])]
+    return Tracker(place(made)), run.info.run_id, newest, files
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
@@ -339,11 +340,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(made: Path) -> None:
 
 
 def test_a_late_checkpoint_never_replaces_a_newer_one(made: Path) -> None:
-    tracker, run_id, tag, _ = checkpoints(made)
+    tracker, run_id, newest, _ = checkpoints(made)
     with opened(made, dataclasses.replace(SPOOLED, run_id=run_id)) as spool:
         spool.save_checkpoint(state(1))
     _, run = the_run(made)
-    assert json.loads(run.data.tags[CHECKPOINT_TAG]) == tag
+    assert json.loads(run.data.tags[tag.CHECKPOINT]) == newest
 
 
 def test_a_run_has_one_model_however_often_it_is_told_and_whatever_its_folder_is_called(
@@ -463,7 +464,7 @@ def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothi
     with opened(made):
         pass
     client, run = the_run(made)
-    assert json.loads(run.data.tags[CHECKPOINT_TAG])["step"] == 1
+    assert json.loads(run.data.tags[tag.CHECKPOINT])["step"] == 1
 
 
 def test_a_close_that_is_interrupted_is_done_again(made: Path) -> None:

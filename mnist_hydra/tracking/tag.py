@@ -1,0 +1,48 @@
+"""The names of all tags by which this program marks runs and experiments in MLflow.
+
+Those that begin with `mlflow.` are hidden by MLflow's pages: they are for programs, the others for
+people.
+"""
+
+from __future__ import annotations
+
+HIDDEN = "mlflow.mnist_hydra."
+
+# On every run: what it is, and what made it.
+FINGERPRINT = HIDDEN + "fingerprint"
+OVERRIDES = HIDDEN + "overrides"
+KEY = HIDDEN + "key"
+"""A run's own name in this program, by which it is found where MLflow's id was not known yet."""
+CHECKPOINT = HIDDEN + "checkpoint"
+COMMAND = "command"
+COMMIT = "mlflow.source.git.commit"
+DIRTY = HIDDEN + "git_dirty"
+VERSION = HIDDEN + "version"
+DATA = HIDDEN + "data_sha256"
+ORIGIN = (COMMIT, DIRTY, VERSION, DATA)
+"""Runs that differ in one of these were made by other code or from other data."""
+
+# On a sweep's trial.
+PARENT = "mlflow.parentRunId"
+HEARTBEAT = HIDDEN + "heartbeat"
+CREATOR = HIDDEN + "creator"
+STATE = "state"
+ERROR = "error"
+
+# On a sweep's parent run.
+SWEEP = HIDDEN + "sweep"
+"""The sweep's identity."""
+GENERATION = HIDDEN + "generation"
+ENTRIES = HIDDEN + "book"
+"""The experiment and, with commas, the ids of the runs that hold the entries."""
+BASE = HIDDEN + "base/"
+AXES = HIDDEN + "axes"
+OBJECTIVE = "objective"
+BEST = "best"
+NOTE = "mlflow.note.content"
+"""A run's description, which MLflow shows as Markdown."""
+
+# On an experiment.
+ELECTED = "mnist_hydra.parent"
+VIEW = "mlflow.sharedViewState."
+"""With a name behind it: a view of the list of runs that MLflow opens by name."""
