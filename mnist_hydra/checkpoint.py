@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mnist_hydra.whole_file import whole_file
+
 FORMAT = 1
 
 
@@ -30,12 +32,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb") as file:
+    with whole_file(path) as beside, open(beside, "wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def load(path: Path, sha256: str) -> dict[str, Any]:
