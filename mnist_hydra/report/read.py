@@ -177,7 +177,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
         done = run.info.status == STATUS[FINISHED]
         record = TrialRecord(
             values,
-            _overrides(run) or [f"{key}={text}" for key, text in values.items()],
+            overrides_of(run) or [f"{key}={text}" for key, text in values.items()],
             FINISHED if done else run.data.tags.get(tag.STATE, run.info.status.lower()),
             run.data.metrics.get(objective) if done else None,
             run.info.run_id,
@@ -277,12 +277,12 @@ def records_of(
     """The trials that were begun, by fingerprint, as far as the ledger has them.
 
     Args:
-        plans: what the sweep's commands go over; those of a search do not say which point is whose,
-            so all are taken for the last one's.
+        plans: what the sweep's commands go over. A point of a search is taken for that of the last
+            one over its axes, and of the last one of all if there is none.
         at: the epoch that the objective is taken at, `last` or `best`.
     """
     planned: dict[str, tuple[Planned, Plan]]
-    planned = {point.fingerprint: (point, plans[-1]) for point in view.points}
+    planned = {point.fingerprint: (point, _plan_of(point, plans)) for point in view.points}
     planned |= {one.fingerprint: (one, plan) for plan in plans for one in plan.trials}
     begun = {key: view.trials[key] for key in planned if key in view.trials}
     finished = [trial.run_id for trial in begun.values() if trial.state == FINISHED]
@@ -291,6 +291,11 @@ def records_of(
         key: record_of_trial(trial, *planned[key], objective, by_epoch.get(trial.run_id))
         for key, trial in begun.items()
     }
+
+
+def _plan_of(point: Planned, plans: Sequence[Plan]) -> Plan:
+    over_its_axes = (plan for plan in plans[::-1] if plan.arguments.are_of(point.overrides))
+    return next(over_its_axes, plans[-1])
 
 
 def with_run(record: TrialRecord, run: Run | None) -> TrialRecord:
@@ -338,7 +343,7 @@ def counted_once(findings: Findings) -> Findings:
     return replace(findings, results=results, same=tuple(same))
 
 
-def _overrides(run: Run) -> list[str]:
+def overrides_of(run: Run) -> list[str]:
     """A run's own overrides, which its tag separates by spaces; a value may hold some too."""
     text = run.data.tags.get(tag.OVERRIDES, "")
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []

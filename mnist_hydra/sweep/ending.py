@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -50,8 +51,9 @@ def results_of(command: Command, tracker: Tracker, view: View) -> Results:
     records = list(found.values())
     for place, record in enumerate(records):
         if record.values.keys() != axes.keys():  # a command before was over others
-            run = existing_run(tracker.client, record.run_id)
-            records[place] = read.completed(read.with_run(record, run), axes)
+            if (run := existing_run(tracker.client, record.run_id)) is not None:
+                record = replace(read.with_run(record, run), overrides=read.overrides_of(run))
+            records[place] = read.completed(record, axes)
     return results.ranked(records, axes, metric, plan.at)
 
 

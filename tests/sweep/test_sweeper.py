@@ -341,6 +341,8 @@ def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
     names, row = (line.split() for line in fewer.out.splitlines()[1:3])
     assert names[:3] == ["rank", "dropout", "lr"], "a column for the axis that was left out, too"
     assert row[1] == "0.05" and 0.05 <= float(row[2]) <= 0.3
+    best = next(line for line in fewer.out.splitlines() if "mnist_hydra.train" in line)
+    assert "lr=0.1" not in best.split() and f"lr={row[2]}" in best and "dropout=0.05" in best
     [parent], _ = runs(tmp_path)
     views = client(tmp_path).get_experiment(parent.info.experiment_id).tags
     columns = json.loads(views[tag.VIEW + parent.info.run_id])["selectedColumns"]
