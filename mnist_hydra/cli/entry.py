@@ -69,14 +69,16 @@ def file_of(key: str, value: Any) -> Path:
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line's plain words, such as names of files, and what is Hydra's.
 
-    Hydra's are options, with their values, and whatever has a `=` or begins with `~`, unless there
-    is a file of that name.
+    Hydra's are options, with their values, and whatever has a `=` or begins with `~`, the latter
+    two unless there is a file of that name.
     """
     words: list[str] = []
     hydras: list[str] = []
     before = ""
     for argument in arguments:
-        plain = argument[:1] not in ("-", "~") and ("=" not in argument or Path(argument).exists())
+        override = "=" in argument or argument.startswith("~")
+        option = argument.startswith("-") and argument != "-"
+        plain = not option and (not override or Path(argument).exists())
         own = plain and before not in OPTIONS_WITH_A_VALUE
         (words if own else hydras).append(argument)
         before = argument
