@@ -9,7 +9,7 @@ import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -215,10 +215,11 @@ class _Dropping(io.FileIO):
     """A file whose writes never fail: what cannot be written is dropped."""
 
     def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError:
-            return len(data)
+        rest = memoryview(data)
+        with suppress(OSError):
+            while rest:
+                rest = rest[super().write(rest) :]
+        return len(data)
 
 
 def outlive_readers() -> None:
@@ -231,7 +232,8 @@ def outlive_readers() -> None:
             setattr(sys, name, open(os.devnull, "w"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.flush()
-            file = io.BufferedWriter(_Dropping(stream.fileno(), "wb", closefd=False))
+            # With no buffer between, which a signal's handler could not print through meanwhile.
+            file: Any = _Dropping(stream.fileno(), "wb", closefd=False)
             lasting = io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True)
             setattr(sys, name, lasting)
 
