@@ -91,6 +91,7 @@ def command() -> None:
     atexit.register(leave)  # the first one in is the last one out
     try:
         entry.prepare_streams()
+        entry.outlive_readers()
         main()
     except KeyboardInterrupt:
         status = 130

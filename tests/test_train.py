@@ -54,10 +54,14 @@ def client(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
 
 
-def only_run(folder: Path) -> Any:
+def all_runs(folder: Path) -> list[Any]:
     mlflow = client(folder)
     experiment = mlflow.get_experiment_by_name("mnist_hydra")
-    (run,) = mlflow.search_runs([experiment.experiment_id])
+    return list(mlflow.search_runs([experiment.experiment_id]))
+
+
+def only_run(folder: Path) -> Any:
+    (run,) = all_runs(folder)
     return run
 
 
@@ -616,6 +620,27 @@ def test_what_a_stopped_run_prints_goes_on_with_it_when_it_is_pasted(
         "tracking.experiment_name='a b'",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"my own", "printed", "it's größer"}
+
+
+def test_a_sweep_outlives_who_reads_what_it_prints(mnist: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["--multirun", f"data.root={mnist}", "epochs=1", "data.limit=600", "lr=0.1,0.2"]
+    words = [sys.executable, "-m", "mnist_hydra.train", *words]
+    done = subprocess.run(words, cwd=tmp_path, stdout=writer, stderr=writer, timeout=300)
+    os.close(writer)
+    assert done.returncode == 0
+    (parent,) = (run for run in all_runs(tmp_path) if run.info.run_name == "sweep over lr")
+    assert parent.info.status == "FINISHED"
+    there = {file.path for file in client(tmp_path).list_artifacts(parent.info.run_id)}
+    assert {"results.csv", "report"} <= there
+
+
+def test_a_run_without_standard_streams_is_trained(mnist: Path, tmp_path: Path) -> None:
+    words = [f"data.root={mnist}", "epochs=1", "data.limit=600"]
+    closed = shlex.join([sys.executable, "-m", "mnist_hydra.train", *words]) + " >&- 2>&-"
+    assert subprocess.run(closed, shell=True, cwd=tmp_path, timeout=300).returncode == 0
+    assert only_run(tmp_path).info.status == "FINISHED"
 
 
 def test_any_text_is_fine_where_the_locale_is_ascii(mnist: Path, tmp_path: Path) -> None:

@@ -630,12 +630,15 @@ def test_two_specks_far_apart_are_no_digit() -> None:
     assert digit_image.fit(paper, 28).shape == (28, 28)
 
 
-def test_words_are_files_and_the_rest_is_hydras(tmp_path: Path) -> None:
-    odd = tmp_path / "a=b.png"
-    odd.touch()
-    line = ["model=x", "a.png", "--config-dir", "mine", "~data", "-h", str(odd), "+k=v"]
-    assert take_words(line) == (
-        ["a.png", str(odd)],
+def test_words_are_files_and_the_rest_is_hydras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a=b.png", "~odd.png"):
+        Path(name).touch()
+    line = ["model=x", "a.png", "--config-dir", "mine", "~data", "-h", "a=b.png", "~odd.png", "-"]
+    assert take_words([*line, "+k=v"]) == (
+        ["a.png", "a=b.png", "~odd.png", "-"],
         ["model=x", "--config-dir", "mine", "~data", "-h", "+k=v"],
     )
 

@@ -8,7 +8,8 @@ import os
 import sys
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -63,13 +64,15 @@ def file_of(key: str, value: Any) -> Path:
 def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command line's plain words, such as names of files, and what is Hydra's.
 
-    Hydra's are options, with their values, and whatever has a `=` or begins with `~`, unless there
-    is a file of that name.
+    Hydra's are options, with their values, and whatever has a `=` or begins with `~`, the latter
+    two unless there is a file of that name.
     """
     words: list[str] = []
     hydras: list[str] = []
     for before, argument in zip(["", *arguments], arguments):
-        plain = argument[:1] not in ("-", "~") and ("=" not in argument or Path(argument).exists())
+        override = "=" in argument or argument.startswith("~")
+        option = argument.startswith("-") and argument != "-"
+        plain = not option and (not override or Path(argument).exists())
         own = plain and before not in OPTIONS_WITH_A_VALUE
         (words if own else hydras).append(argument)
     return words, hydras
@@ -105,17 +108,15 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
 
     def checked(cfg: DictConfig) -> None:
         try:
-            code = task(cfg)
+            with leaving_with_its_reader():
+                code = task(cfg)
         except UserError as error:
             leave(error)
-        except BrokenPipeError:  # nobody reads on, as behind `| head`
-            # Else Python, which flushes it at the end, would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1  # as where rich prints
         sys.exit(code)
 
     prepare_streams()
-    show_help(name)
+    with leaving_with_its_reader():
+        show_help(name)
     share_cores()
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
@@ -194,6 +195,48 @@ def insist_on_options(arguments: Sequence[str]) -> None:
             f"unrecognized: {' '.join(unknown)}; right: settings such as lr=0.1, all of them "
             "together, and options such as --multirun before or after them"
         )
+
+
+@contextmanager
+def leaving_with_its_reader() -> Iterator[None]:
+    """A context that ends the command where nobody reads on what it prints, as behind `| head`.
+
+    Raises:
+        SystemExit: 1 then, as where rich prints.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # Else Python, which flushes it at the end, would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+class _Dropping(io.FileIO):
+    """A file whose writes never fail: what cannot be written is dropped."""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        with suppress(OSError):
+            while rest:
+                rest = rest[super().write(rest) :]
+        return len(data)
+
+
+def outlive_readers() -> None:
+    """Let the command go on where what it prints cannot be written: nobody reads on, the disk is
+    full, or the stream was closed from the beginning.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            # With no buffer between, which a signal's handler could not print through meanwhile.
+            file: Any = _Dropping(stream.fileno(), "wb", closefd=False)
+            lasting = io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True)
+            setattr(sys, name, lasting)
 
 
 def prepare_streams() -> None:

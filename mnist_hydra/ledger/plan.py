@@ -100,6 +100,11 @@ class Arguments:
         """Whether a point is over these axes."""
         return {axis.key for axis in self.axes} == {text.partition("=")[0] for text in point}
 
+    def count_others(self, points: Iterable[Sequence[str]]) -> int:
+        """How many of these are none of `self.points()`."""
+        listed = {f"{axis.key}={value}" for axis in self.axes for value in axis.values}
+        return sum(not (self.are_of(point) and listed.issuperset(point)) for point in points)
+
 
 def title(point: Sequence[str]) -> str:
     """A trial's name for people: `model=model3, dropout=0.02`."""

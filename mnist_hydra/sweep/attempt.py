@@ -72,7 +72,8 @@ def attempt(planned: Planned, train: Train, watch: Watch) -> None:
         log.warning("%s", lost)
         return
     except TimedOut:
-        end, error = TIMEOUT, watch.timeout_text() + "\n" + traceback.format_exc()
+        # What a trial's error ends with is shown in the sweep's results.
+        end, error = TIMEOUT, traceback.format_exc() + watch.timeout_text()
     except BaseException:  # noqa: B036  a user's own code may raise what it likes
         end, error = FAILED, traceback.format_exc()
     seconds = watch.seconds

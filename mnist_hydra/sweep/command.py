@@ -6,7 +6,7 @@ It does not read the ledger and starts no worker.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from mnist_hydra.cli.commands import (
 from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
-from mnist_hydra.ledger.plan import Plan, base_settings, check_same_base, identity_of
+from mnist_hydra.ledger.plan import Plan, Planned, base_settings, check_same_base, identity_of
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
@@ -68,14 +68,20 @@ class Command:
     place: Sequence[str]
     """Overrides that tell a worker where the sweep is recorded, where its own would differ."""
 
-    @property
-    def total(self) -> int:
-        """How many trials there will be; for a search no more than its axes have points."""
+    def total(self, proposed: Collection[Planned]) -> int:
+        """How many trials there will be; for a search no more than its axes have points, beside
+        those that a command over other axes has proposed.
+
+        Args:
+            proposed: the search's points so far.
+        """
         arguments, most = self.plan.arguments, self.config.sweep.n_trials
         if self.plan.kind == "grid":
             return len(self.plan.trials)
-        finite = all(axis.values for axis in arguments.axes)
-        return min(most, arguments.count()) if finite else most
+        if not all(axis.values for axis in arguments.axes):
+            return most
+        others = arguments.count_others(point.overrides for point in proposed)
+        return min(most, arguments.count() + others)
 
     def worker_overrides(self, parent: str, sweeper: str, worker: int) -> list[str]:
         """The overrides that make this command a worker of the sweep.
@@ -218,7 +224,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         command.identity,
         name=command.config.sweep.name or "sweep over " + ", ".join(mine),
         tags=hide_all(provenance.tags() | parts | asked),
-        trials=command.total,
+        trials=command.total(()),
         anew=command.config.sweep.fresh,
     )
     axes = {**_axes(parent), **mine}

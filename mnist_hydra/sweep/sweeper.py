@@ -117,6 +117,8 @@ class Sweep:
         self.stop = threading.Event()
         self.problem: str | None = None
         self.plan_is_written = False
+        self.total = 0
+        """How many trials there will be, as far as the first look at the ledger tells."""
         if launchers.in_process(launcher):
             job = command.job
             launcher.setup(
@@ -133,8 +135,8 @@ class Sweep:
     def run(self) -> int:
         """Train what is missing, wait for what others train, show the results."""
         actions = self._begin()
-        if len(actions) < self.command.total or set(actions.values()) - {Action.DONE}:
-            display = Display(self.console, self.command.total, self.command.trials.epochs)
+        if len(actions) < self.total or set(actions.values()) - {Action.DONE}:
+            display = Display(self.console, self.total, self.command.trials.epochs)
             with on_signals(self._on_signal):
                 ledger = Ledger(self.tracker.client, self.parent_id)
                 planned = self.command.plan.trials
@@ -147,10 +149,10 @@ class Sweep:
     def _begin(self) -> dict[str, Action]:
         """Print which sweep it is and what will be done; returns the latter."""
         view = self.ledger.mark_dead(self.observer)
-        actions = self._actions(view)
+        actions, self.total = self._actions(view), self.command.total(view.points)
         known = {key: view.trials[key] for key in actions if key in view.trials}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent_id}")
-        _say(self.console, show.overview(actions, self.command.total))
+        _say(self.console, show.overview(actions, self.total))
         warning = show.other_origin(known, provenance.origin(self.command.config.data))
         if warning is not None:
             _say(self.console, warning)
@@ -196,7 +198,7 @@ class Sweep:
                 return
             actions = self._actions(view)
             known = sum(action in TO_DO for action in actions.values())
-            to_do = known + max(0, self.command.total - len(actions))
+            to_do = known + max(0, self.command.total(view.points) - len(actions))
             # A search whose workers proposed nothing has tried every point of its axes.
             exhausted = bool(idle_launches) and not known and self.problem is None
             if to_do == 0 or exhausted or idle_launches == MAX_IDLE_LAUNCHES:
@@ -266,7 +268,7 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
     if command.plan.kind == "grid":
         done = {key for key, trial in view.trials.items() if trial.state in DONE}
         kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
-    elif len(view.points) >= command.total:
+    elif len(view.points) >= command.total(view.points):
         kinds = set()
     samples = dict(sample for kind, sample in trials.samples.items() if kind in kinds)
     if not samples:
@@ -291,7 +293,7 @@ def _list(command: Command, view: View) -> None:
     }
     wanted = wanted_of(command, view)
     actions = actions_of(trials, wanted, "", command.config.sweep.retries)
-    print(show.overview(actions, command.total))
+    print(show.overview(actions, command.total(view.points)))
     for planned in wanted:
         action, trial = actions[planned.fingerprint], trials.get(planned.fingerprint)
         print("  " + show.trial_line(planned.name, action, trial, command.objective))

@@ -324,6 +324,8 @@ class Spool:
     def _append_file(self, kind: str, data: Any, name: str, make: Callable[[Path], Any]) -> Path:
         record = Record(next(self._numbers), kind, data, name)
         path = record.path(self.folder)
+        # A killed process may have left part of a file there that is in no record.
+        shutil.rmtree(path.parent, ignore_errors=True)
         path.parent.mkdir(exist_ok=True)
         try:
             make(path)

@@ -109,3 +109,14 @@ def test_the_help_of_every_command_comes_without_anything_heavy(tmp_path: Path) 
         assert done.returncode == 0 and done.stdout == help_text(command) + "\n", command
         assert imported & HEAVY == set(), command
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_that_nobody_reads_on_ends_without_a_word(command: str) -> None:
+    words = [sys.executable, "-m", f"mnist_hydra.{command}", "--help"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait(60)

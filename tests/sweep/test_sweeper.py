@@ -349,6 +349,18 @@ def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
     assert columns[1:] == ["params.`lr`", "params.`dropout`"], "in MLflow's list, too"
 
 
+def test_a_search_goes_on_over_fewer_points_than_it_has_trials(tiny: str, tmp_path: Path) -> None:
+    words = (tiny, *QUICK, "hydra/sweeper=search", "sweep.name=mine", "data.val_size=50")
+    words = (*words, NO_REPORT, "sweep.keep=0")
+    first = run(*words, "sweep.n_trials=2", "lr=interval(0.05,0.09)", cwd=tmp_path)
+    assert first.code == 0, first.err
+    more = run(*words, "sweep.n_trials=9", "lr=choice(0.1,0.2)", cwd=tmp_path)
+    assert more.code == 0 and "4 trials: 2 done and skipped, 2 to be proposed" in more.err, more.err
+    assert "4 of 4 trials done" in more.err
+    again = run(*words, "sweep.n_trials=9", "lr=choice(0.1,0.2)", cwd=tmp_path)
+    assert again.code == 0 and "4 trials: 4 done and skipped" in again.err
+
+
 def test_trials_that_train_the_same_stand_in_the_table_once(tiny: str, tmp_path: Path) -> None:
     words = (tiny, *QUICK, "model=model3,model2", "dropout=0.02", "sweep.keep=0", NO_REPORT)
     done = run(*words, cwd=tmp_path)

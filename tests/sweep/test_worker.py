@@ -249,7 +249,9 @@ def test_a_trial_hung_in_python_is_ended_and_the_next_one_trained(
     planned = plan("do=hang", "do=train")
     monkeypatch.setattr(attempt, "GRACE_S", 0.3)
     sweep.pull(planned[:1], trial_timeout_s=0.3, retries=0)
-    assert sweep.trials()["do=hang"].state == "timeout"
+    trial = sweep.trials()["do=hang"]
+    assert trial.state == "timeout"
+    assert trial.error.splitlines()[-1] == "took longer than sweep.trial_timeout_s=0.3"
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     sweep.pull(planned, retries=0)
     assert sweep.trials()["do=hang"].number == 1

@@ -232,6 +232,23 @@ with t.locked(Path({str(made)!r})), t.opened(Path({str(made)!r})) as spool:
     assert loaded is not None and loaded["steps"] >= told - 1
 
 
+def test_what_a_killed_process_left_half_made_is_made_anew(made: Path) -> None:
+    def save(path: Path) -> None:
+        path.mkdir()  # as MLflow, which refuses a folder that is there and not empty
+        (path / "MLmodel").write_text("- no model")
+
+    half = made / journal.FOLDER / SPOOLED.key / "0" / "model"
+    half.mkdir(parents=True)
+    (half / "MLmodel").touch()
+    with locked(made):
+        spool = opened(made)
+        spool.__enter__()
+        spool.log_model(save, 1)
+        (record,) = journal.records(spool.folder)
+        assert record.is_whole(spool.folder)
+    spool.close()
+
+
 @pytest.mark.parametrize("damage", ["record", "file", "gone"])
 def test_what_is_damaged_is_left_out_and_said_and_the_rest_arrives(
     made: Path, damage: str, capfd: pytest.CaptureFixture[str]
