@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.inference.exported import lean_models
+from mnist_hydra.inference.exported import HOLD_OUT, hold_out_of, lean_models
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import Trainer
 
@@ -80,7 +80,7 @@ def save_model(trainer: Trainer, path: Path) -> None:
         inputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
     )
-    saved = Model()
+    saved = Model(metadata={HOLD_OUT: hold_out_of(trainer.config.data)})
     with warnings.catch_warnings(), lean_models():
         import mlflow.pytorch
 

@@ -28,8 +28,15 @@ def sync(cfg: DictConfig) -> int:
 
     Returns:
         The exit code: 0 if all is delivered, 1 if anything stays; why is said.
+
+    Raises:
+        UserError: there is no such folder.
     """
     given = entry.place_of(cfg)
+    if not given.folder.is_dir():
+        raise UserError(
+            f"output_dir={given.output_dir} holds no runs; right: the one that a run wrote to"
+        )
     stays = 0
     found = spools(given.folder)
     for folder, spooled in found:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
 AT_ONCE = 500
+HOLD_OUT = "hold_out"
 RIGHT_MODEL = "right: model=RUN_ID, model=NAME@ALIAS, or the folder of a model"
 
 Images = npt.NDArray[np.uint8]
@@ -53,6 +54,8 @@ class Exported:
         about = Model.load(str(folder))
         insist_on_program(about, folder, name)
         self.side = side_of(about, name)
+        self.hold_out: dict[str, Any] = (about.metadata or {}).get(HOLD_OUT, {})
+        """As `hold_out_of`; empty for a model that does not say, as none before 2026-11-27 does."""
 
     @cached_property
     def _model(self) -> Any:
@@ -124,6 +127,11 @@ def images_of(
             f"{images.shape[1]}; right: the data that it was trained on"
         )
     return images, found.labels[found.index].astype(np.int64)
+
+
+def hold_out_of(data: DataConfig) -> dict[str, Any]:
+    """Which images a training with this data leaves out, by the settings that say so."""
+    return {"data": data.name, "data.val_size": data.val_size, "data.split_seed": data.split_seed}
 
 
 def find_model(name: str | None, place: Place) -> Exported:

@@ -161,6 +161,13 @@ def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(made: Path) -> N
     assert Tracker(place(made)).find_run(SPOOLED.key).info.run_id == run.info.run_id
 
 
+def test_a_folder_that_is_not_there_is_no_folder_of_which_all_is_delivered(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={tmp_path / 'typo'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "typo holds no runs; right: " in done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout and not list(tmp_path.iterdir())
+
+
 def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
     journal.write_run(left, dataclasses.replace(SPOOLED, store="http://127.0.0.1:9"))
