@@ -80,7 +80,8 @@ def save_model(trainer: Trainer, path: Path) -> None:
         inputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
     )
-    saved = Model(metadata={HOLD_OUT: hold_out_of(trainer.config.data)})
+    held_out = hold_out_of(trainer.config.data, trainer.dataset.sha256)
+    saved = Model(metadata={HOLD_OUT: held_out})
     with warnings.catch_warnings(), lean_models():
         import mlflow.pytorch
 

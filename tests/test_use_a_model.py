@@ -55,7 +55,6 @@ def labels(mnist: Path) -> Pixels:
     return np.fromfile(mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte", np.uint8, offset=8)
 
 
-ON_VAL = ("model=mnist@champion", "split=val")
 WHERE_A_GPU_IS = {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cuda"}
 """What MLflow takes by itself on a machine that has one; the models are programs for a CPU."""
 
@@ -177,8 +176,6 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
-        ("evaluate", [*ON_VAL, "data.val_size=999"], "right: data=mnist data.val_size=1000 data."),
-        ("evaluate", [*ON_VAL, "data.val_size=1000", "data.split_seed=1"], "data.split_seed=0"),
         ("to_onnx", ["model=mnist@champion"], "file=null"),
         ("to_onnx", ["model=mnist@champion", "file=nowhere/digits.onnx"], "a file in a folder"),
     ],
@@ -338,8 +335,13 @@ def test_an_evaluation_tells_what_the_run_measured_with_its_interval(
 def test_the_hold_out_is_measured_as_the_run_itself_did(
     swept: Path, champion: str, mnist: Path, fast: Fast
 ) -> None:
-    done = fast("evaluate", *ON_VAL, "data.val_size=1000", f"data.root={mnist}", cwd=swept)
+    words = ["evaluate", "model=mnist@champion", "split=val", f"data.root={mnist}"]
+    done = fast(*words, "data.val_size=1000", cwd=swept)
     assert done.returncode == 0, done.stderr
+    for other in (["data.val_size=999"], ["data.val_size=1000", "data.split_seed=1"]):
+        refused = fast(*words, *other, cwd=swept)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and not refused.stdout
+        assert "right: data.val_size=1000 data.split_seed=0" in refused.stderr
     run = champion.split("run ")[1].split(",")[0]
     client = MlflowClient(f"sqlite:///{swept}/outputs/mlflow.db")
     accuracy = client.get_run(run).data.metrics["val/acc"]
@@ -353,7 +355,8 @@ def test_no_image_is_a_hold_out_for_a_model_that_was_trained_on_all(
     words = ["epochs=1", "batch_size=128", "data.limit=500", f"data.root={mnist}"]
     trained = fast("train", *words, cwd=tmp_path)
     run = trained.stdout.split("run ")[1].split()[0]
-    done = fast("evaluate", f"model={run}", "split=val", "data.val_size=1000", cwd=tmp_path)
+    others = [f"model={run}", "split=val", "data.val_size=1000", f"data.root={mnist}"]
+    done = fast("evaluate", *others, cwd=tmp_path)
     assert done.returncode == 2 and "right: split=test" in done.stderr, done.stderr
 
 

@@ -113,11 +113,14 @@ def images_of(
         cache_dir: where data is looked for, and kept that is fetched.
 
     Raises:
-        UserError: there is no such data, or its images are of another size than the model's.
+        UserError: there is no such data, or its images are of another size than the model's; see
+            `insist_on_hold_out`, too.
     """
     from mnist_hydra.data.load import load_dataset
 
     dataset = load_dataset(data, cache_dir)
+    if split == "val":
+        insist_on_hold_out(model, hold_out_of(data, dataset.sha256))
     found = dataset.test if split == "test" else dataset.val
     assert found is not None
     images = found.images[found.index, 0]
@@ -129,9 +132,36 @@ def images_of(
     return images, found.labels[found.index].astype(np.int64)
 
 
-def hold_out_of(data: DataConfig) -> dict[str, Any]:
-    """Which images a training with this data leaves out, by the settings that say so."""
-    return {"data": data.name, "data.val_size": data.val_size, "data.split_seed": data.split_seed}
+def hold_out_of(data: DataConfig, sha256: str) -> dict[str, Any]:
+    """Which images a training with this data leaves out, by the settings that say so.
+
+    Args:
+        sha256: of the data.
+    """
+    chosen = {"data.val_size": data.val_size, "data.split_seed": data.split_seed}
+    return {"sha256": sha256, **chosen}
+
+
+def insist_on_hold_out(model: Exported, asked: dict[str, Any]) -> None:
+    """Refuse to measure a model on images that it was trained on.
+
+    Args:
+        asked: as `hold_out_of`.
+
+    Raises:
+        UserError: its training held out others of the same data, or none.
+    """
+    had = model.hold_out
+    if had.get("sha256") != asked["sha256"] or had == asked:
+        return
+    given, right = (
+        " ".join(f"{key}={one.get(key)}" for key in asked if key != "sha256")
+        for one in (asked, had)
+    )
+    raise UserError(
+        f"split=val with {given} is not what model={model.name} held out in training; right: "
+        f"{right if had.get('data.val_size') else 'split=test, for it held out nothing'}"
+    )
 
 
 def find_model(name: str | None, place: Place) -> Exported:
