@@ -50,7 +50,7 @@ def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least:
         pipes = []
         for part in others:
             mine, its = context.Pipe(duplex=False)
-            copy = context.Process(target=_answer, args=(its, work, part), daemon=True)
+            copy = context.Process(target=_answer, args=(mine, its, work, part), daemon=True)
             copy.start()
             its.close()
             at_end.callback(copy.join)
@@ -65,6 +65,10 @@ def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least:
         return answers
 
 
-def _answer(pipe: Connection, work: Callable[[Sequence[T]], R], part: Sequence[T]) -> None:
+def _answer(
+    parents: Connection, its: Connection, work: Callable[[Sequence[T]], R], part: Sequence[T]
+) -> None:
+    # Or it would wait for ever for itself to read, once its parent was killed.
+    parents.close()
     with suppress(BaseException):  # Ctrl-C reaches the copies, too
-        pipe.send(work(part))
+        its.send(work(part))

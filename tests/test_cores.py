@@ -5,9 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
 
 from mnist_hydra import cores
@@ -56,3 +61,41 @@ def test_what_is_raised_is_raised_for_the_first_bad_item() -> None:
     with pytest.raises(ValueError, match="3 is bad"):
         on_all_cores(work, range(8), at_least=2)
     assert multiprocessing.active_children() == []
+
+
+TO_BE_KILLED = """
+import os, signal, time
+from pathlib import Path
+from mnist_hydra import cores
+
+cores.usable_cores = lambda: 4
+
+def work(part):
+    if os.getpid() != parent:
+        Path(str(part[0])).write_text(str(os.getpid()))
+        return b" " * 10_000_000  # more than a pipe holds
+    while len(list(Path().iterdir())) < 3:
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+
+parent = os.getpid()
+cores.on_all_cores(work, range(4), 1)
+"""
+
+
+def runs(process: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is done in one process")
+def test_no_process_outlives_the_one_that_was_killed(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", TO_BE_KILLED], cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    others = [int(path.read_text()) for path in tmp_path.iterdir()]
+    until = time.monotonic() + 20
+    while any(map(runs, others)):
+        assert time.monotonic() < until, "a process waits for one that is gone"
+        time.sleep(0.05)
+    assert len(others) == 3
