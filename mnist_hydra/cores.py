@@ -60,7 +60,7 @@ def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least:
         for part, pipe in zip(others, pipes, strict=True):
             try:
                 answers.append(pipe.recv())
-            except EOFError:
+            except (EOFError, OSError):  # the second of one that was killed as it answered
                 answers.append(work(part))
         return answers
 

@@ -52,6 +52,22 @@ def test_what_a_killed_process_owes_is_done_here() -> None:
     assert on_all_cores(work, range(8), at_least=2) == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
+def test_what_a_process_that_was_killed_as_it_answered_owes_is_done_here(tmp_path: Path) -> None:
+    def work(part: Sequence[int]) -> bytes:
+        if os.getpid() != HERE:
+            (tmp_path / str(os.getpid())).touch()
+        elif part[0] == 0:
+            while len(others := list(tmp_path.iterdir())) < 3:
+                time.sleep(0.01)
+            time.sleep(0.3)  # by now they wait until somebody reads the rest
+            for other in others:
+                os.kill(int(other.name), signal.SIGKILL)
+        return bytes([part[0]]) * 10_000_000
+
+    answers = on_all_cores(work, range(4), at_least=1)
+    assert [answer[0] for answer in answers] == [0, 1, 2, 3]
+
+
 def test_what_is_raised_is_raised_for_the_first_bad_item() -> None:
     def work(part: Sequence[int]) -> None:
         for number in part:
