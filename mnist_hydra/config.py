@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -99,8 +100,8 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """`output_dir`, absolute."""
-        return Path(self.output_dir).absolute()
+        """`output_dir`, absolute; a `~` is the home, which no shell has put in if it is quoted."""
+        return Path(os.path.expanduser(self.output_dir)).absolute()
 
     @property
     def cache_dir(self) -> Path:

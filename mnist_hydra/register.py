@@ -12,7 +12,7 @@ from mnist_hydra.errors import UserError, shown
 
 CHAMPION = "champion"
 METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG = "chosen_by", "value", "data"
-HOLD_OUT = ("data.val_size", "data.split_seed")
+HOLD_OUT_SETTINGS = ("data.val_size", "data.split_seed")
 """The settings that say which training images are held out."""
 
 
@@ -52,7 +52,7 @@ def register(cfg: DictConfig) -> int:
     data = run.data.tags.get(tag.DATA, "")
     split = data
     if not results.on_test_set:
-        split += "".join(f" {key}={run.data.params.get(key)}" for key in HOLD_OUT)
+        split += "".join(f" {key}={run.data.params.get(key)}" for key in HOLD_OUT_SETTINGS)
     model_id = model_of(tracker, run.info.experiment_id, best.run_id)
     told = f"run {best.run_id}, {metric} {best.score:.4f}"
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_module
 
@@ -195,6 +197,11 @@ def test_digits_are_fine_where_text_is_meant() -> None:
     config = settled("output_dir=2026", "tracking.experiment_name=7", "resume=12")
     assert (config.output_dir, config.tracking.experiment_name) == ("2026", "7")
     assert config.resume == "12"
+
+
+def test_a_home_that_no_shell_has_put_in_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert settled("output_dir='~/x'").folder == Path("/home/me/x")
 
 
 def test_a_setting_may_refer_to_another() -> None:

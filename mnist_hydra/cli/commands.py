@@ -162,7 +162,7 @@ def refuse_moving_folder(config: DictConfig, chdir: bool, multirun: bool) -> Non
         return
     with suppress(OmegaConfBaseException):  # what leads nowhere is said with all other settings
         folder = str(OmegaConf.select(config, "output_dir"))
-        if not os.path.isabs(folder):
+        if not os.path.isabs(os.path.expanduser(folder)):
             raise UserError(
                 f"hydra.job.chdir=true moves the relative output_dir={folder}; right: without "
                 f"hydra.job.chdir, or output_dir={os.path.abspath(folder)}"

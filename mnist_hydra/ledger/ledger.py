@@ -57,7 +57,7 @@ SHARE_OF_TIME = 0.1
 LOOK_EVERY_S = 2.0
 """How often a process that waits looks again."""
 
-Arguments = ParamSpec("Arguments")
+P = ParamSpec("P")
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,9 @@ class View:
 
 def wait_for_store(
     stop: threading.Event,
-    call: Callable[Arguments, Answer],
-    *args: Arguments.args,
-    **kwargs: Arguments.kwargs,
+    call: Callable[P, Answer],
+    *args: P.args,
+    **kwargs: P.kwargs,
 ) -> Answer:
     """Call again and again while the store is away, and say so once.
 

@@ -117,8 +117,6 @@ class Sweep:
         self.stop = threading.Event()
         self.problem: str | None = None
         self.plan_is_written = False
-        self.total = 0
-        """How many trials there will be, as far as the first look at the ledger tells."""
         if launchers.in_process(launcher):
             job = command.job
             launcher.setup(
@@ -126,7 +124,7 @@ class Sweep:
             )
         if isinstance(launcher, launchers.CommandLauncher):
             launcher.stopping = self.stop
-            launcher.log_folder = f"{command.config.output_dir}/workers/{self.parent_id}"
+            launcher.log_folder = f"{command.config.folder}/workers/{self.parent_id}"
 
     def _work_here(self, cfg: DictConfig) -> None:
         """What Hydra's basic launcher runs, in this process."""
@@ -134,9 +132,9 @@ class Sweep:
 
     def run(self) -> int:
         """Train what is missing, wait for what others train, show the results."""
-        actions = self._begin()
-        if len(actions) < self.total or set(actions.values()) - {Action.DONE}:
-            display = Display(self.console, self.total, self.command.trials.epochs)
+        actions, total = self._begin()
+        if len(actions) < total or set(actions.values()) - {Action.DONE}:
+            display = Display(self.console, total, self.command.trials.epochs)
             with on_signals(self._on_signal):
                 ledger = Ledger(self.tracker.client, self.parent_id)
                 planned = self.command.plan.trials
@@ -146,17 +144,19 @@ class Sweep:
             self.ledger = Ledger(self.tracker.client, self.parent_id)  # runs may have been deleted
         return self._end()
 
-    def _begin(self) -> dict[str, Action]:
-        """Print which sweep it is and what will be done; returns the latter."""
+    def _begin(self) -> tuple[dict[str, Action], int]:
+        """Print which sweep it is and what will be done; returns that, and how many trials there
+        will be, as far as this first look at the ledger tells.
+        """
         view = self.ledger.mark_dead(self.observer)
-        actions, self.total = self._actions(view), self.command.total(view.points)
+        actions, total = self._actions(view), self.command.total(view.points)
         known = {key: view.trials[key] for key in actions if key in view.trials}
         _say(self.console, f"sweep {self.command.identity}, run {self.parent_id}")
-        _say(self.console, show.overview(actions, self.total))
+        _say(self.console, show.overview(actions, total))
         warning = show.other_origin(known, provenance.origin(self.command.config.data))
         if warning is not None:
             _say(self.console, warning)
-        return actions
+        return actions, total
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""

@@ -127,7 +127,7 @@ def _file_of(uri: str, shown: str) -> Path:
         raise _wrong(shown, "it names no file")
     if "?" in name:
         raise _wrong(shown, "options behind ? are not taken")
-    return Path(name).absolute()
+    return Path(os.path.expanduser(name)).absolute()
 
 
 def _wrong(shown: str, why: str) -> UserError:

@@ -42,6 +42,7 @@ def place(folder: Path, uri: str | None = None) -> Place:
         (None, "sqlite", "sqlite:////out/mlflow.db"),
         ("sqlite:////data/x.db", "sqlite", "sqlite:////data/x.db"),
         ("SQLite:////data/x.db", "sqlite", "sqlite:////data/x.db"),
+        ("sqlite:///~/x.db", "sqlite", f"sqlite:///{Path.home()}/x.db"),
         ("http://host:5000", "server", "http://host:5000"),
         ("HTTP://Host:5000/", "server", "http://host:5000"),
         ("https://host/mlflow/", "server", "https://host/mlflow"),
