@@ -216,6 +216,28 @@ def test_a_store_that_another_program_has_locked_is_not_taken_for_a_damaged_one(
         db.execute("ROLLBACK")
 
 
+KILLED_AS_IT_WRITES = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size=1")  # so that it writes before the end of the transaction
+db.execute("BEGIN")
+db.execute("UPDATE experiments SET name = name || ' half written'")
+db.execute("CREATE TABLE half_written AS SELECT zeroblob(1000000)")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_store_whose_writer_was_killed_in_the_middle_is_as_it_was_before(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    migrated(path, "heads")  # without a write-ahead log, as MLflow's own server makes it
+    Tracker(place(tmp_path))
+    subprocess.run([sys.executable, "-c", KILLED_AS_IT_WRITES, path], check=False)
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    assert store.problem_of(path) is None and not store.is_unmade(path)
+    check_store(place(tmp_path))
+    assert Tracker(place(tmp_path), make=False).client.get_experiment_by_name("e") is not None
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_and_stays_as_it_is(tmp_path: Path, make: object) -> None:
     path = tmp_path / "mlflow.db"
