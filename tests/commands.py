@@ -135,12 +135,17 @@ def _wait(child: int) -> int:
 
 def _main() -> None:
     import albumentations  # noqa: F401
-    import mlflow.pytorch  # noqa: F401
-    import sqlalchemy.dialects.sqlite  # noqa: F401
+    import mlflow.pyfunc
+    import mlflow.pytorch
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import torch
 
+    import mnist_hydra.report.make
     import mnist_hydra.run
+    import mnist_hydra.sweep.sweeper
     import mnist_hydra.sweep.worker  # noqa: F401
 
+    torch.export.export(torch.nn.Identity(), (torch.zeros(1),))  # which imports most as it is called
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
