@@ -145,7 +145,7 @@ def _main() -> None:
     import mnist_hydra.sweep.sweeper
     import mnist_hydra.sweep.worker  # noqa: F401
 
-    torch.export.export(torch.nn.Identity(), (torch.zeros(1),))  # which imports most as it is called
+    torch.export.export(torch.nn.Identity(), (torch.zeros(1),))  # imports most as it is called
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -181,7 +181,7 @@ def other(path: Path) -> None:
         (older, "mlflow db upgrade sqlite:///"),
         (older_without_a_run, "mlflow db upgrade sqlite:///"),
         (newer, "pip install -U mlflow"),
-        (cut, "cut short"),
+        (cut, "malformed"),
         (unsigned, "does not say which MLflow made it"),
         (other, "no store of MLflow's"),
         (garbled, "no store of MLflow's"),
@@ -236,6 +236,34 @@ def test_a_store_whose_writer_was_killed_in_the_middle_is_as_it_was_before(tmp_p
     assert store.problem_of(path) is None and not store.is_unmade(path)
     check_store(place(tmp_path))
     assert Tracker(place(tmp_path), make=False).client.get_experiment_by_name("e") is not None
+
+
+NO_ROOM_FOR_A_CHECKPOINT = """
+import os, resource, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA wal_autocheckpoint=0")
+db.execute("CREATE TABLE large AS SELECT zeroblob(1000000)")
+size = os.path.getsize(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+try:
+    db.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+except sqlite3.OperationalError as error:
+    print(error)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_store_whose_disk_was_full_in_the_middle_of_a_checkpoint_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    run_id = Tracker(place(tmp_path)).create_run(SPOOLED)
+    said = subprocess.run(
+        [sys.executable, "-c", NO_ROOM_FOR_A_CHECKPOINT, path], stdout=subprocess.PIPE, text=True
+    ).stdout
+    assert "full" in said or "I/O error" in said
+    pages, size = (int.from_bytes(path.read_bytes()[28:32], "big"), path.stat().st_size)
+    assert size < 4096 * pages  # the rest is in the write-ahead log
+    check_store(place(tmp_path))
+    assert Tracker(place(tmp_path), make=False).find_run(run_id)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
