@@ -1,19 +1,17 @@
 """Shows people how a training goes: a bar on a terminal, a line per epoch anywhere else.
 
-It must never cost a training more than microseconds a step, look at a tensor, or end it: output
-that cannot be written is not written.
+It must never cost a training more than microseconds a step, or look at a tensor. That output which
+cannot be written ends no training is `entry.outlive_readers`' to see to.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -50,7 +48,7 @@ class Progress:
     _metrics: Mapping[str, float] = field(default_factory=dict)
     _marks: tuple[tuple[float, int], ...] = ()
     """Time and steps done, oldest first."""
-    _output: _Output | None = None
+    _is_shown: bool = False
     _live: Live | None = None
 
     def step(self, n: int = 1) -> None:
@@ -72,25 +70,23 @@ class Progress:
         if self._live is not None:
             line = fit_words(words, self._live.console.width)
             self._live.console.print(line, markup=False, emoji=False, highlight=False, crop=True)
-        elif self._output is not None:
-            self._output.write(fit_words(words, sys.maxsize) + "\n")
-            self._output.flush()
+        elif self._is_shown:
+            print(fit_words(words, sys.maxsize), flush=True)
 
     def __enter__(self) -> Self:
         """Start the bar, where output is a terminal."""
         self._marks = ((time.monotonic(), self.done_steps),)
-        if self.enabled and sys.stdout is not None:
-            self._output = _Output(sys.stdout)
-            encoding = self._output.encoding
+        self._is_shown = self.enabled and sys.stdout is not None
+        if self._is_shown:
+            encoding = sys.stdout.encoding or "ascii"
             label = self.label.encode(encoding, "replace").decode(encoding)
             self.label = "".join(c if c.isprintable() else "?" for c in label)
-            if self._output.can_be_redrawn():
+            if can_be_redrawn(sys.stdout):
                 from rich.console import Console
                 from rich.live import Live
 
-                console = Console(file=cast(TextIO, self._output))
                 self._live = Live(
-                    self, console=console, refresh_per_second=DRAWINGS_PER_S, transient=True
+                    self, console=Console(), refresh_per_second=DRAWINGS_PER_S, transient=True
                 )
                 self._live.start()
                 self._live.console.show_cursor()  # or a killed process would leave it hidden
@@ -205,47 +201,10 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-class _Output:
-    """A text stream whose writes never fail; what cannot be written is dropped."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.encoding: str = getattr(stream, "encoding", None) or "ascii"
-
-    def isatty(self) -> bool:
-        try:
-            return self._stream.isatty()
-        except (AttributeError, ValueError):  # it has no such thing, or is closed
-            return False
-
-    def can_be_redrawn(self) -> bool:
-        """Whether it is a terminal that nothing else, such as a sweep's display, redraws."""
-        taken = hasattr(self._stream, "rich_proxied_file")
-        return self.isatty() and not taken and os.environ.get("TERM") not in ("dumb", "unknown")
-
-    def write(self, text: str) -> int:
-        with self._dropping():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._dropping():
-            self._stream.flush()
-
-    @contextmanager
-    def _dropping(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError:  # it is closed
-            pass
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):
-                # What is still in the buffer would be tried again at exit, and fail the command
-                # then: https://docs.python.org/3/library/signal.html#note-on-sigpipe
-                with suppress(OSError, ValueError):
-                    nowhere = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(nowhere, self._stream.fileno())
-                    os.close(nowhere)
+def can_be_redrawn(stream: TextIO) -> bool:
+    """Whether it is a terminal that nothing else, such as a sweep's display, redraws."""
+    taken = hasattr(stream, "rich_proxied_file")
+    return stream.isatty() and not taken and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _word(key: str, value: float) -> str:
