@@ -11,6 +11,7 @@ import os
 import pty
 import random
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -262,6 +263,21 @@ def test_a_blank_picture_is_one_line_and_no_digit(
     blank = (folder / "empty.png", folder / "one.png", folder / "paper.jpg", f"{idx}#1")
     assert done.stderr.splitlines() == [f"{name}: no digit (it is blank)" for name in blank]
     assert done.returncode == 1
+
+
+@SWEPT
+def test_ctrl_c_ends_a_command_with_no_word_and_the_code_of_that(
+    swept: Path, champion: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "digit.png")
+    words = ["-m", "mnist_hydra.predict", "model=mnist@champion", f"{tmp_path}/digit.png"]
+    command = subprocess.Popen(
+        [sys.executable, *words], cwd=swept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    with open(tmp_path / "digit.png", "wb"):  # which waits until the command reads it
+        command.send_signal(signal.SIGINT)
+        said, _ = command.communicate(timeout=60)
+    assert (command.returncode, said) == (130, b"")
 
 
 @pytest.mark.parametrize("size", [0, 16, 16 + 784])
