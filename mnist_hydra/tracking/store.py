@@ -13,6 +13,7 @@ import shlex
 import socket
 import sqlite3
 import tempfile
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CONNECT_TIMEOUT_S = 5.0
+STILL_S = 10.0
+"""A half made store that has not changed for so long is nobody's."""
 DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
 """What is taken where an address names none: SQLAlchemy's own choice differs by version."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -347,6 +350,13 @@ def is_unmade(path: Path) -> bool:
     return False
 
 
+def _is_in_the_making(path: Path) -> bool:
+    """Whether somebody else, such as MLflow's own server, makes a store there just now."""
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime < STILL_S and is_unmade(path)
+    return False
+
+
 @cache
 def revisions() -> tuple[frozenset[str], frozenset[str]]:
     """The revisions of a store's tables that this MLflow knows, and the newest of them.
@@ -382,6 +392,8 @@ def open_store(store: Store) -> MlflowClient:
         path.parent.mkdir(parents=True, exist_ok=True)
         # One process at a time: MLflow's migration takes no two.
         with FileLock(path.with_name(f".{path.name}.lock")):
+            while _is_in_the_making(path):
+                time.sleep(0.5)
             if is_unmade(path):
                 _make_sqlite(path)
             return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own experiment

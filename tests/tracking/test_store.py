@@ -128,8 +128,26 @@ def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str)
         engine.dispose()
     else:
         migrated(path, HALF_WAY)
+    os.utime(path, (0, 0))
     assert store.problem_of(path) is None
     tracker = Tracker(place(tmp_path))
+    assert tracker.find_run(tracker.create_run(SPOOLED)).info.run_name == "a run"
+
+
+def test_a_store_that_another_program_makes_just_now_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    migrated(path, HALF_WAY)
+    file = path.stat().st_ino
+
+    def go_on() -> None:
+        time.sleep(1)
+        migrated(path, "heads")
+
+    other = threading.Thread(target=go_on)
+    other.start()
+    tracker = Tracker(place(tmp_path))
+    other.join()
+    assert path.stat().st_ino == file
     assert tracker.find_run(tracker.create_run(SPOOLED)).info.run_name == "a run"
 
 
