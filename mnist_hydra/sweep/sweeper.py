@@ -185,7 +185,7 @@ class Sweep:
         ui = ui_command(self.command.config.composed, self.parent_id)
         print(f"look at the trials with\n  {ui}")
         if interrupted:
-            _say(self.console, f"go on with the same command:\n  {same_command()}")
+            _say(self.console, f"go on with the same command:\n  {same_command(begun=True)}")
             return OF_SIGNAL + self.signals[0]
         done = all(action is Action.DONE for action in actions.values())
         return SUCCESS if done and self.problem is None else FAILURE

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -399,12 +400,12 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     assert parent.info.status == trials["model.mood=angry"].info.status == "FINISHED"
 
 
-def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
+def test_ctrl_c_stops_after_a_checkpoint_and_the_printed_command_goes_on(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "epochs=6", "sweep.keep=0", NO_REPORT)
     axes = ("model.mood=slow", "seed=1,2")
-    going = start(*words, *axes, cwd=tmp_path)
+    going = start(*words, "sweep.fresh=true", *axes, cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
     going.send_signal(signal.SIGINT)
     stopped_command = end(going)
@@ -414,7 +415,9 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     [stopped] = trials.values()
     assert stopped.data.tags["state"] == "interrupted"
     assert (parent.info.status, stopped.info.status) == ("KILLED", "KILLED")
-    again = run(*words, *axes, cwd=tmp_path)
+    printed = shlex.split(stopped_command.err.splitlines()[-1])[4:]
+    assert printed == [*words, *axes]
+    again = run(*printed, cwd=tmp_path)
     assert again.code == 0, again.err
     assert "1 to run, 1 to be continued" in again.err
     _, trials = runs(tmp_path)
