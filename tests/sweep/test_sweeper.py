@@ -50,6 +50,9 @@ class Moody(Model1):
         if self.training:
             if self.mood == "angry" and not os.path.exists(self.flag):
                 raise RuntimeError("not in the mood")
+            if self.mood == "restless":
+                os.chdir("/")
+                sys.stdout.close()
             if self.mood == "slow":
                 time.sleep(0.2)
         return super().forward(images)
@@ -424,6 +427,17 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_printed_command_goes_on(
     assert sorted(attempts(tmp_path, trial) for trial in trials.values()) == [1, 2]
     history = client(tmp_path).get_metric_history(stopped.info.run_id, "train/loss")
     assert sorted(row.step for row in history) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trial_that_changes_the_folder_and_closes_a_stream_leaves_the_sweep_its_own(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "sweep.keep=0", NO_REPORT)
+    done = run(*words, "model.mood=restless,fine", cwd=tmp_path)
+    assert done.code == 0 and "2 of 2 trials done" in done.err
+    assert "first in the table" in done.out
+    [parent], trials = runs(tmp_path)
+    assert parent.info.status == "FINISHED" and len(trials) == 2
 
 
 def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
