@@ -24,7 +24,8 @@ Scores = Mapping[Values, Mapping[str, float]]
 CameOut = TypeVar("CameOut")
 REAL, HINT, CHANCE = "more than chance", "a hint only", "may be chance"
 UNTOLD, IDENTICAL = "cannot be told", "identical"
-VERDICTS = (REAL, HINT, CHANCE, UNTOLD, IDENTICAL)
+EVEN, BEHIND = "even", "behind"
+VERDICTS = (REAL, HINT, CHANCE, UNTOLD, EVEN, IDENTICAL, BEHIND)
 """What a comparison may come to, the strongest first."""
 
 
@@ -54,6 +55,11 @@ class Difference:
     """Two-sided, of this one comparison."""
     corrected: float | None = None
     """The same after the correction for all that were compared with it, see `correct`."""
+
+    @property
+    def turned(self) -> Difference:
+        """The other thing less the one."""
+        return replace(self, mean=-self.mean)
 
     @property
     def verdict(self) -> str:

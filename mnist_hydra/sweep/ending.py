@@ -54,7 +54,7 @@ def results_of(command: Command, tracker: Tracker, view: View) -> Results:
             if (run := existing_run(tracker.client, record.run_id)) is not None:
                 record = replace(read.with_run(record, run), overrides=read.overrides_of(run))
             records[place] = read.completed(record, axes)
-    return results.ranked(records, axes, metric, plan.at)
+    return results.ranked(read.one_spelling(records), axes, metric, plan.at)
 
 
 def record_results(

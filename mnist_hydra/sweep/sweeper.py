@@ -171,7 +171,8 @@ class Sweep:
             ending.record_results(self.tracker, self.parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
-        report, anew = None, self.plan_is_written
+        asked = self.command.ranking.items()
+        report, anew = None, self.plan_is_written or not asked <= self.parent.tags.items()
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
