@@ -379,8 +379,11 @@ def counted_once(findings: Findings) -> Findings:
 
 
 def overrides_of(run: Run) -> list[str]:
-    """A run's own overrides, which its tag separates by spaces; a value may hold some too."""
+    """A run's own overrides, each a line of its tag."""
     text = run.data.tags.get(tag.OVERRIDES, "")
+    if "\n" in text:
+        return text.rstrip("\n").split("\n")
+    # Runs of before 2026-11-27 have spaces between them, which a value may hold, too.
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 
 

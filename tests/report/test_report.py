@@ -530,6 +530,21 @@ def test_a_run_that_was_repeated_counts_once(swept: Swept, tmp_path: Path) -> No
     assert "2 more runs have the same settings and seed as others" in said_of(found)
 
 
+def test_the_command_of_a_run_by_a_filter_has_its_overrides_whole(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
+    named = "tracking.experiment_name='one lr=3'"
+    words = (*SETTINGS, f"data.root={mnist}", "epochs=1", named)
+    assert commands.run_module("train", *words, cwd=tmp_path).code == 0
+    place = replace(place_in(tmp_path), tracking=TrackingConfig("local", None, "one lr=3"))
+    [record] = read.read_filter(Tracker(place, make=False), "").records
+    assert list(record.overrides) == list(words)
+    tags = dict(record.tags) | {tag.OVERRIDES: " ".join(words[:3])}  # as it was on 2026-11-26
+    run = Tracker(place).client.get_run(record.run_id)
+    run.data.tags.update(tags)
+    assert read.overrides_of(run) == list(words[:3])
+
+
 def copy_of_a_trial(
     swept: Swept,
     tracker: Tracker,
