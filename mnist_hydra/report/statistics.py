@@ -77,7 +77,7 @@ class Difference:
 
 def summary(values: Sequence[float]) -> Summary:
     """Number, mean, deviation and 95 % interval of at least one value."""
-    n, mean = len(values), statistics.fmean(values)
+    n, mean = len(values), statistics.mean(values)  # exact, so that equal means share a rank
     if n == 1:
         return Summary(n, mean, None, None)
     from scipy.special import stdtrit  # type: ignore[import-untyped]
