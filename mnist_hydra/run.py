@@ -260,7 +260,8 @@ def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resum
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
-    tags = provenance.tags() | ({} if resumed else {tag.OVERRIDES: " ".join(overrides)})
+    lines = "".join(f"{override}\n" for override in overrides)
+    tags = provenance.tags() | ({} if resumed else {tag.OVERRIDES: lines})
     tags |= {
         tag.FINGERPRINT: fingerprint(config),
         tag.DATA: trainer.dataset.sha256,

@@ -9,6 +9,7 @@ import atexit
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -23,6 +24,9 @@ from mnist_hydra.cli.commands import refuse_moving_folder
 from mnist_hydra.config import settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import folders_of, let_in
+
+WAIT_FOR_THREADS_S = 20.0
+"""The longest that a command that has ended waits for threads that it has left."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name="config")
@@ -103,6 +107,11 @@ def command() -> None:
     except BaseException:
         status = 1
         raise
+    finally:
+        # Python waits for all other threads first, and those of a user's own code may never end.
+        waited = threading.Timer(WAIT_FOR_THREADS_S, leave)
+        waited.daemon = True
+        waited.start()
 
 
 if __name__ == "__main__":

@@ -508,6 +508,22 @@ def test_a_users_own_model_and_augmentation_need_no_fork(
     assert only_run(tmp_path).data.params["model.name"] == "Linear"
 
 
+def test_a_thread_that_a_users_own_code_leaves_does_not_hold_the_command_up(
+    mnist: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "clingy.yaml").write_text("_target_: clingy.Clingy\ndropout: 0.0\n")
+    (tmp_path / "clingy.py").write_text(
+        "import threading, time\n"
+        "from mnist_hydra.models import Model1\n"
+        "threading.Thread(target=time.sleep, args=[3600]).start()\n"
+        "class Clingy(Model1):\n    pass\n"
+    )
+    words = ("--config-dir", ".", "model=clingy", f"data.root={mnist}", *QUICK)
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_and_the_composed_configuration_are_shown_without_torch(tmp_path: Path) -> None:
     for flag in (["--help"], ["--cfg", "job"]):
         words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", *flag]

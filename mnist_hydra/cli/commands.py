@@ -58,9 +58,15 @@ def ui_command(config: DictConfig, run: str) -> str:
     return shell_command("ui", [*place_words(config), f"run={run}"])
 
 
-def same_command(python: str | None = None) -> str:
-    """The command that this process was started with, less the passwords that it may hold."""
-    return shell_command("train", [without_password(word) for word in sys.argv[1:]], python)
+def same_command(python: str | None = None, *, begun: bool = False) -> str:
+    """The command that this process was started with, less the passwords that it may hold.
+
+    Args:
+        begun: whether it is to go on with the sweep that it has begun: without `sweep.fresh`.
+    """
+    words = [without_password(word) for word in sys.argv[1:]]
+    kept = [word for word in words if not (begun and word.lstrip("+").startswith("sweep.fresh="))]
+    return shell_command("train", kept, python)
 
 
 def python_word() -> str:

@@ -10,7 +10,9 @@ from mnist_hydra.report.questions import Answers, Contrast
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Results, TrialRecord, first_place
 from mnist_hydra.report.statistics import (
+    BEHIND,
     CHANCE,
+    EVEN,
     HINT,
     IDENTICAL,
     REAL,
@@ -39,6 +41,7 @@ OPENING = {
     HINT: "Perhaps: ",
     CHANCE: "With {seeds} seeds no difference shows: ",
     UNTOLD: "It cannot be told: ",
+    EVEN: "It cannot be told: ",
     IDENTICAL: "No: ",
 }
 UNSURE = {
@@ -98,6 +101,9 @@ def warnings(
             "the ranking."
         )
     told += same_thing(findings.same)
+    if (again := findings.repeated) > 0:
+        have = "runs have" if again > 1 else "run has"
+        told.append(f"{again} more {have} the same settings and seed as others, and do not count.")
     return told + [
         f"The trials differ in {name}: see the table of every trial."
         for name in ("commit", "data SHA-256", "versions")
@@ -127,7 +133,7 @@ def in_brief(findings: Findings, answers: Answers) -> list[str]:
     told = [f"Setting by setting, the others averaged: {'; '.join(parts)}."]
     together = {(axis, of[0].better) for axis, of in best.items()}
     for row, lead in zip(found.rows[1:], answers.leads, strict=True):
-        if together <= set(zip(found.axes, row.values)) and row.rank > 1 and lead.n:
+        if together <= set(zip(found.axes, row.values)) and row.rank > 1 and lead.mean >= 0:
             rank = f"rank {row.rank} of {len(found.rows)}"
             behind = f"{gain(found.objective, lead.mean)} behind the first: {lead.verdict}"
             told.append(f"The best value of each setting, taken together, has {rank}, {behind}.")
@@ -137,7 +143,7 @@ def in_brief(findings: Findings, answers: Answers) -> list[str]:
 
 def _how_sure(found: Sequence[Contrast]) -> str:
     """How sure it is that the best value is better than the others."""
-    verdicts = [one.difference.verdict for one in found if one.difference.verdict != IDENTICAL]
+    verdicts = [one.verdict for one in found if one.verdict not in (EVEN, IDENTICAL)]
     real = verdicts.count(REAL)
     if not verdicts:
         return "is as good as any"
@@ -150,7 +156,7 @@ def _how_sure(found: Sequence[Contrast]) -> str:
 
 def strongest(found: Sequence[Contrast]) -> str:
     """The verdict on the comparison, of at least one, that tells most."""
-    return min((one.difference.verdict for one in found), key=VERDICTS.index)
+    return min((one.verdict for one in found), key=VERDICTS.index)
 
 
 def advice(findings: Findings, answers: Answers) -> list[str]:
@@ -168,8 +174,9 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
     for axis, mine in zip(found.axes, found.rows[0].values, strict=True):
         overall = answers.contrasts.get(axis, {None: []})[None]
         best = overall[0].better if overall else mine
-        others = {one.worse: one.difference.verdict for one in overall if one.worse != mine}
-        as_good = [value for value, verdict in others.items() if verdict == IDENTICAL]
+        others = {one.worse: one.verdict for one in overall if one.worse != mine}
+        equal = (EVEN, IDENTICAL, BEHIND)
+        as_good = [value for value, verdict in others.items() if verdict in equal]
         if best != mine:
             as_good.insert(0, best)
         use.append(f"{axis}={short(mine)}")
@@ -177,7 +184,7 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
             also = listed([short(value) for value in as_good])
             use[-1] += f" (or {also}, as good or better, averaged over the rest)"
         for value, verdict in others.items():
-            if verdict != IDENTICAL:
+            if value not in as_good:
                 (worse if verdict == REAL else behind).append(f"{axis}={short(value)}")
         if overall and strongest(overall) in (REAL, HINT):
             beyond += _at_the_edge(axis, best, answers.layout.values[axis])
@@ -262,6 +269,9 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
     of, gap, verdict = found.objective, leads[0], leads[0].verdict
     the_next = configuration(found.axes, found.rows[1].values)
     by = f"Its lead over the next, {the_next}, is {gain(of, gap.mean)}"
+    if gap.mean < 0:
+        gap = gap.turned
+        by = f"Over the seeds that both have, the next, {the_next}, leads by {gain(of, gap.mean)}"
     if gap.n == 0:
         return "It shares no seed with the next, so their difference cannot be told from chance."
     if verdict == UNTOLD:
@@ -273,7 +283,12 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
         by += f" (paired over {gap.n} seeds, 95 % interval {interval(of, gap)}): {verdict}"
     if len(leads) == 1:
         return f"{by}."
-    beaten = sum(lead.verdict == REAL for lead in leads)
+    beaten = sum(lead.verdict == REAL and lead.mean > 0 for lead in leads)
+    if lost := sum(lead.verdict == REAL and lead.mean < 0 for lead in leads):
+        return (
+            f"{by}. Over the seeds that both have it beats {beaten} of the {len(leads)} others by "
+            f"more than chance, and {lost} of them beat{'s' * (lost == 1)} it so."
+        )
     if beaten == len(leads):
         return f"{by}. It beats all {beaten} others by more than chance."
     if beaten == 0:
@@ -309,7 +324,7 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
     """`dropout=0.0 beats 0.04 by 0.31 points (...); it is ahead of 0.02 by 0.10 points (...)`."""
     told = []
     for verdict in VERDICTS:
-        chosen = [one for one in found if one.difference.verdict == verdict]
+        chosen = [one for one in found if one.verdict == verdict]
         if not chosen:
             continue
         gaps = listed([_behind(of, one) for one in chosen])
@@ -317,6 +332,10 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
             told.append(f"beats {gaps}")
         elif verdict == IDENTICAL:
             told.append(f"came out exactly as {listed([short(one.worse) for one in chosen])} did")
+        elif verdict == EVEN:
+            told.append(f"reached the same as {listed([short(one.worse) for one in chosen])}")
+        elif verdict == BEHIND:
+            told.append(f"is behind {gaps} where both were tried")
         else:
             told.append(f"is ahead of {gaps}, {UNSURE[verdict]}")
         if verdict == HINT:
@@ -326,7 +345,7 @@ def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
 
 def _behind(of: str, one: Contrast) -> str:
     """`0.02 by 0.31 points (0.11 to 0.51)`."""
-    gap = one.difference
+    gap = one.difference.turned if one.verdict == BEHIND else one.difference
     told = f"{short(one.worse)} by {gain(of, gap.mean)}"
     if gap.half_width is None:
         return told

@@ -53,9 +53,7 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=PICTURE_DPI)
     best = best_of(found.rows[0].finished, found.minimize)
-    origins = [table.origin_of(record, found) for record in findings.records]
-    read_origins = [facts for record, facts in zip(findings.records, origins) if record.params]
-    common, differing = table.shared_facts(read_origins)
+    origins, common, differing = table.made_of(findings)
     if findings.commands:
         common.pop("command", None)  # of the one trial; here stand those of the sweeps
     columns, rows = table.every_trial(findings, origins)

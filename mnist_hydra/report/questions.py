@@ -6,11 +6,14 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Row
 from mnist_hydra.report.statistics import (
+    BEHIND,
+    EVEN,
+    IDENTICAL,
     MAX_VALUES,
     Difference,
     Scores,
@@ -58,7 +61,13 @@ class Contrast:
     better: str
     worse: str
     difference: Difference
-    """Never below 0, in the objective's own unit; for losses too it is what `better` gains."""
+    """In the objective's own unit; for losses too it is what `better` gains."""
+
+    @property
+    def verdict(self) -> str:
+        """What it comes to. Where trials are missing the best value may be behind one of others."""
+        mean, verdict = self.difference.mean, self.difference.verdict
+        return BEHIND if mean < 0 else EVEN if mean == 0 and verdict != IDENTICAL else verdict
 
 
 Contrasts = Mapping[str, Mapping[str | None, Sequence[Contrast]]]
@@ -152,7 +161,7 @@ def _family(
     pairs = [(part, *pair) for part in parts for pair in itertools.combinations(values, 2)]
     tested = correct([effect(parts[part], place, one, other) for part, one, other in pairs])
     gaps = dict(zip(pairs, tested, strict=True))
-    gaps |= {(part, b, a): replace(gap, mean=-gap.mean) for (part, a, b), gap in gaps.items()}
+    gaps |= {(part, b, a): gap.turned for (part, a, b), gap in gaps.items()}
     found: dict[str | None, list[Contrast]] = {}
     for part in parts:
         won = (pair for pair, gap in gaps.items() if pair[0] == part and gap.mean > 0)

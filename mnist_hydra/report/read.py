@@ -28,7 +28,7 @@ from mnist_hydra.report.results import (
     ranked,
     record_of_trial,
 )
-from mnist_hydra.report.statistics import Values, same_values
+from mnist_hydra.report.statistics import Values, number, same_values
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.pages import parameter_of
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker, each_run, history_of
@@ -44,6 +44,8 @@ MAX_MISTAKES = 50
 READERS = 8
 NO_AXIS = ("device", "threads")
 """Parameters that are no setting of a training."""
+SPELLED = {"True": "true", "False": "false"}
+"""What parameters have, and what is typed."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Findings:
     """Axes that a search took its numbers from, and whether by ratio."""
     same: tuple[tuple[str, str, str], ...] = ()
     """Axis, value, and another value of it that is the same thing, and counts as the first."""
+    repeated: int = 0
+    """Runs that are left out, since they have the settings and the seed of others."""
 
     @property
     def finished(self) -> int:
@@ -104,7 +108,8 @@ def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
 def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     """The trials of sweeps, given by their parent runs, each once.
 
-    A trial that several of them have counts once: as the first in which it finished.
+    A trial that several of them have counts once: as the first in which it finished. What the
+    sweeps set to one value each, and not to the same, is an axis too.
 
     Raises:
         UserError: as `read_sweeps`.
@@ -118,23 +123,24 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     every = [plan for of_sweep in plans for plan in of_sweep]
     axes = {bare_key(axis.key): axis for plan in every for axis in plan.arguments.axes}
     commands = tuple(run.data.tags.get(tag.COMMAND, "") for run in parents)
-    said_so = any("sweep.objective_at=best" in command for command in commands)
-    # Plans of 2026-11-25 do not say.
-    at = "best" if said_so or any(plan.at == "best" for plan in every) else "last"
+    at = "best" if "best" in map(_at, parents, plans) else "last"
+    of_each = [
+        _read_one(tracker, parent, of_sweep, objective, at)
+        for parent, of_sweep in zip(parents, plans, strict=True)
+    ]
+    apart = _set_apart([list(found.values()) for found, _ in of_each], axes)
     records: dict[str, TrialRecord] = {}
-    planned: set[str] = set()
-    for parent, of_sweep in zip(parents, plans, strict=True):
-        found, wanted = _read_one(tracker, parent, of_sweep, objective, at)
-        planned |= wanted
+    for (found, _), settings in zip(of_each, apart, strict=True):
         for key, record in found.items():
             if key not in records or (record.counts and not records[key].counts):
-                records[key] = record
-    every_trial = [completed(record, axes) for record in records.values()]
+                records[key] = replace(record, values={**record.values, **settings})
+    names = [*axes, *apart[0]]
+    every_trial = one_spelling([completed(record, axes) for record in records.values()])
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
         tuple(every_trial),
-        ranked(every_trial, axes, objective, at),
-        len(planned),
+        ranked(every_trial, names, objective, at),
+        len(set[str]().union(*(wanted for _, wanted in of_each))),
         commands,
         tuple(run.info.run_id for run in parents),
         {key: axis.span.log for key, axis in axes.items() if axis.span and not axis.values},
@@ -150,7 +156,8 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
 def read_filter(tracker: Tracker, query: str) -> Findings:
     """The runs that an MLflow filter finds; what differs among their parameters are the axes.
 
-    They are ranked by `val/acc` where all of them have it, else by `test/acc_last`.
+    They are ranked by `val/acc` where all of them have it, else by `test/acc_last`. Of runs with
+    the same settings and the same seed the newest that finished counts.
 
     Raises:
         UserError: MLflow does not take the filter, or it finds no finished run.
@@ -168,11 +175,11 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     ended = [run for run in runs if run.info.status == STATUS[FINISHED]]
     on_holdout = all("val/acc" in run.data.metrics for run in ended)
     objective = "val/acc" if on_holdout else "test/acc_last"
-    axes = _differing(runs)
+    axes = _differing([run.data.params for run in runs])
     parents = {run.data.tags[tag.PARENT] for run in runs if tag.PARENT in run.data.tags}
     flags = {parent: _flags(tracker, parent) for parent in parents}
-    records = []
-    for run in runs:
+    records: dict[str, TrialRecord] = {}
+    for run in runs:  # the newest first
         values = {axis: run.data.params.get(key, "") for axis, key in axes.items()}
         done = run.info.status == STATUS[FINISHED]
         record = TrialRecord(
@@ -185,12 +192,16 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             metrics=dict(run.data.metrics),
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
-        records.append(with_run(record, run))
-    results = ranked(records, axes, objective)
+        key = run.data.tags[tag.FINGERPRINT]
+        if key not in records or (record.counts and not records[key].counts):
+            records[key] = with_run(record, run)
+    every = tuple(records.values())
+    results = ranked(every, axes, objective)
     if not results.rows:
         raise UserError(f"filter={query} finds no finished run; right: one that finds some")
     title = f"runs with {query}" if query else "all runs"
-    return counted_once(Findings(title, tuple(records), results, len(records)))
+    repeated = len(runs) - len(every)
+    return counted_once(Findings(title, every, results, len(every), repeated=repeated))
 
 
 def histories(
@@ -238,6 +249,15 @@ def _plans(tracker: Tracker, parent_id: str) -> list[Plan]:
     """What each command of a sweep went over."""
     files = tracker.client.list_artifacts(parent_id, PLANS)
     return [read_plan(tracker.read_text(parent_id, file.path)) for file in files]
+
+
+def _at(parent: Run, plans: Sequence[Plan]) -> str:
+    """The epoch that a sweep's last command takes the objective at, `last` or `best`."""
+    if (at := parent.data.tags.get(tag.OBJECTIVE_AT)) is not None:
+        return at
+    said_so = "sweep.objective_at=best" in parent.data.tags.get(tag.COMMAND, "")
+    # Sweeps of before 2026-11-27 have no such tag, and plans of 2026-11-25 do not say.
+    return "best" if said_so or any(plan.at == "best" for plan in plans) else "last"
 
 
 def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
@@ -313,6 +333,21 @@ def completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
     return replace(record, values={**recorded, **record.values})
 
 
+def one_spelling(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The same with each value of an axis as it is spelled first: `0.0` and `0` are one value."""
+    first: dict[tuple[str, float | str], str] = {}
+
+    def spelled(axis: str, text: str) -> str:
+        as_number = number(text)
+        plain = SPELLED.get(text, text) if as_number is None else as_number
+        return first.setdefault((axis, plain), text)
+
+    return [
+        replace(record, values={axis: spelled(axis, text) for axis, text in record.values.items()})
+        for record in records
+    ]
+
+
 def counted_once(findings: Findings) -> Findings:
     """The same with values of an axis that are one and the same thing as one configuration.
 
@@ -344,16 +379,49 @@ def counted_once(findings: Findings) -> Findings:
 
 
 def overrides_of(run: Run) -> list[str]:
-    """A run's own overrides, which its tag separates by spaces; a value may hold some too."""
+    """A run's own overrides, each a line of its tag."""
     text = run.data.tags.get(tag.OVERRIDES, "")
+    if "\n" in text:
+        return text.rstrip("\n").split("\n")
+    # Runs of before 2026-11-27 have spaces between them, which a value may hold, too.
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 
 
-def _differing(runs: Sequence[Run]) -> dict[str, str]:
-    """The parameters that the runs differ in: name as an axis, and as a parameter."""
-    keys = sorted({key for run in runs for key in run.data.params} - set(NO_AXIS))
-    differ = [key for key in keys if len({run.data.params.get(key) for run in runs}) > 1]
-    return {key.removesuffix(".name") if key.count(".") == 1 else key: key for key in differ}
+def _set_apart(
+    sweeps: Sequence[Sequence[TrialRecord]], axes: Iterable[str]
+) -> list[dict[str, str]]:
+    """Of each sweep what it set to one value while another one set it to another, as axes.
+
+    Args:
+        axes: those of the sweeps, which are left out.
+    """
+    settings: list[dict[str, str]] = []
+    swept = {parameter_of(axis) for axis in axes}
+    for records in sweeps:
+        every = [record.params for record in records if record.params]
+        keys = set[str]().union(*every)
+        found = {key: {params.get(key, "") for params in every} for key in keys}
+        swept |= {key for key, values in found.items() if len(values) > 1}
+        settings.append({key: min(values) for key, values in found.items()})
+    kept = [{key: of[key] for key in of if key not in swept} for of in settings]
+    differ = _differing(kept)
+    return [{axis: of.get(key, "") for axis, key in differ.items()} for of in kept]
+
+
+def _differing(every: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The parameters that differ: name as an axis, and as a parameter.
+
+    What follows from the name of its group is left out, such as `aug.steps` from `aug.name`.
+    """
+
+    def count(*keys: str) -> int:
+        return len({tuple(params.get(key) for key in keys) for params in every})
+
+    differ = [key for key in sorted(set[str]().union(*every) - set(NO_AXIS)) if count(key) > 1]
+    names = {key.partition(".")[0]: key for key in differ if key.endswith(".name")}
+    given = ((key, names.get(key.partition(".")[0], key)) for key in differ)
+    kept = [key for key, name in given if key == name or count(name) < count(name, key)]
+    return {key.removesuffix(".name") if key.count(".") == 1 else key: key for key in kept}
 
 
 def _search(

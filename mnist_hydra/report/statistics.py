@@ -24,7 +24,8 @@ Scores = Mapping[Values, Mapping[str, float]]
 CameOut = TypeVar("CameOut")
 REAL, HINT, CHANCE = "more than chance", "a hint only", "may be chance"
 UNTOLD, IDENTICAL = "cannot be told", "identical"
-VERDICTS = (REAL, HINT, CHANCE, UNTOLD, IDENTICAL)
+EVEN, BEHIND = "even", "behind"
+VERDICTS = (REAL, HINT, CHANCE, UNTOLD, EVEN, IDENTICAL, BEHIND)
 """What a comparison may come to, the strongest first."""
 
 
@@ -56,6 +57,11 @@ class Difference:
     """The same after the correction for all that were compared with it, see `correct`."""
 
     @property
+    def turned(self) -> Difference:
+        """The other thing less the one."""
+        return replace(self, mean=-self.mean)
+
+    @property
     def verdict(self) -> str:
         """What it comes to, in a few words; all that is said of it goes by this.
 
@@ -71,7 +77,7 @@ class Difference:
 
 def summary(values: Sequence[float]) -> Summary:
     """Number, mean, deviation and 95 % interval of at least one value."""
-    n, mean = len(values), statistics.fmean(values)
+    n, mean = len(values), statistics.mean(values)  # exact, so that equal means share a rank
     if n == 1:
         return Summary(n, mean, None, None)
     from scipy.special import stdtrit  # type: ignore[import-untyped]

@@ -97,6 +97,13 @@ def origin_of(record: TrialRecord, results: Results) -> dict[str, str]:
     }
 
 
+def made_of(findings: Findings) -> tuple[list[dict[str, str]], dict[str, str], list[str]]:
+    """What made each trial, what those that count have in common, and what differs in them."""
+    origins = [origin_of(record, findings.results) for record in findings.records]
+    pairs = zip(findings.records, origins)
+    return origins, *shared_facts([of for record, of in pairs if record.params and record.counts])
+
+
 def shared_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
     """Facts that all rows have in common, and the names of those that differ."""
     names = dict.fromkeys(name for row in rows for name in row)

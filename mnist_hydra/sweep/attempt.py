@@ -62,7 +62,7 @@ class Train(Protocol):
 
 def attempt(planned: Planned, train: Train, watch: Watch) -> None:
     """Train a claimed trial once and record how that ended; a failure is recorded, not raised."""
-    trial, error = watch.trial, ""
+    trial, error, folder = watch.trial, "", os.getcwd()
     try:
         with transcribing() as transcript, watch:
             end = train(planned, trial.run_id, watch, trial.step >= 0)
@@ -76,6 +76,8 @@ def attempt(planned: Planned, train: Train, watch: Watch) -> None:
         end, error = TIMEOUT, traceback.format_exc() + watch.timeout_text()
     except BaseException:  # noqa: B036  a user's own code may raise what it likes
         end, error = FAILED, traceback.format_exc()
+    finally:
+        os.chdir(folder)  # a user's own code may have changed it, and paths may be relative
     seconds = watch.seconds
     gc.collect(1)  # what the training made, before it counts among what stays
     if error:
@@ -263,6 +265,9 @@ class _Tee:
     def write(self, text: str) -> int:
         self._transcript.write(text)
         return self._shown.write(text)
+
+    def close(self) -> None:
+        """A trial's code has no say in that: others follow it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shown, name)

@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep, Sweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    RangeSweep,
+    Sweep,
+)
 from hydra.errors import HydraException
 
 from mnist_hydra.config import has_no_effect
@@ -142,6 +149,8 @@ def _axis(override: Override, options: Options) -> Axis:
         values = value.filter(found)
         right = "one of " + ", ".join(found) if found else f"{override.key_or_group} is no group"
     else:
+        if isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list):
+            raise UserError(f"{key}={text} is a sweep within another; right: {key}=A,B,C")
         values = _listed(override)
         right = "at least one value"
     if not values:

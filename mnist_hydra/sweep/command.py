@@ -68,6 +68,11 @@ class Command:
     place: Sequence[str]
     """Overrides that tell a worker where the sweep is recorded, where its own would differ."""
 
+    @property
+    def ranking(self) -> dict[str, str]:
+        """What ranks the trials, as tags of the sweep's run."""
+        return {tag.OBJECTIVE: self.objective, tag.OBJECTIVE_AT: self.plan.at}
+
     def total(self, proposed: Collection[Planned]) -> int:
         """How many trials there will be; for a search no more than its axes have points, beside
         those that a command over other axes has proposed.
@@ -217,7 +222,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     base = json.dumps(dict(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
     parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
-    asked = {tag.AXES: json.dumps(mine)[:PART], tag.OBJECTIVE: command.objective}
+    asked = {tag.AXES: json.dumps(mine)[:PART], **command.ranking}
     parent = elect_parent(
         tracker.client,
         tracker.experiment_id,

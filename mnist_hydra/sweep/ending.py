@@ -54,7 +54,7 @@ def results_of(command: Command, tracker: Tracker, view: View) -> Results:
             if (run := existing_run(tracker.client, record.run_id)) is not None:
                 record = replace(read.with_run(record, run), overrides=read.overrides_of(run))
             records[place] = read.completed(record, axes)
-    return results.ranked(records, axes, metric, plan.at)
+    return results.ranked(read.one_spelling(records), axes, metric, plan.at)
 
 
 def record_results(
@@ -87,9 +87,10 @@ def describe(tracker: Tracker, parent: Parent, found: Results, report: Report | 
         if report is not None and (report.folder / f"{name}.png").exists()
     ]
     question, answer = results.question(found), results.answer(found)
+    command = same_command("python", begun=True)
     for rows in (10, 3, 0):
         table = results.grid(found, rows)
-        note = pages.sweep_note(question, answer, table, same_command("python"), pictures)
+        note = pages.sweep_note(question, answer, table, command, pictures)
         if len(note) <= pages.MAX_NOTE:
             break
     tracker.set_tags(parent.run_id, {tag.NOTE: note[: pages.MAX_NOTE]})

@@ -171,7 +171,8 @@ class Sweep:
             ending.record_results(self.tracker, self.parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
-        report, anew = None, self.plan_is_written
+        asked = self.command.ranking.items()
+        report, anew = None, self.plan_is_written or not asked <= self.parent.tags.items()
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
@@ -185,7 +186,7 @@ class Sweep:
         ui = ui_command(self.command.config.composed, self.parent_id)
         print(f"look at the trials with\n  {ui}")
         if interrupted:
-            _say(self.console, f"go on with the same command:\n  {same_command()}")
+            _say(self.console, f"go on with the same command:\n  {same_command(begun=True)}")
             return OF_SIGNAL + self.signals[0]
         done = all(action is Action.DONE for action in actions.values())
         return SUCCESS if done and self.problem is None else FAILURE

@@ -316,6 +316,14 @@ def test_a_search_by_the_best_epoch_is_reported_by_it(
         last = row.get("val/loss_last", row["val/loss"])
         assert float(last) == max(history, key=lambda point: point.step).value
     swept = Swept(tmp_path, done.err)
+    again = commands.run_module("train", *words, "sweep.objective_at=last", cwd=tmp_path)
+    assert again.code == 0 and "2 done and skipped" in again.err
+    for row in csv.DictReader(file.open()):
+        history = swept.client.get_metric_history(row["run_id"], "val/loss")
+        assert float(row["val/loss"]) == max(history, key=lambda point: point.step).value
+    parent, _ = swept.runs()
+    assert read.read_parents(swept.tracker, [parent]).results.at == "last"
+    swept.client.delete_tag(parent.info.run_id, tag.OBJECTIVE_AT)  # as they were on 2026-11-26
     parent, _ = swept.runs()
     [plan] = (tmp_path / "outputs" / "artifacts").glob(f"{parent.info.run_id}/artifacts/plans/*")
     old = {key: of for key, of in json.loads(plan.read_text()).items() if key != "at"}
@@ -477,6 +485,83 @@ def test_a_sweep_without_a_finished_trial_is_one_line_until_another_finishes_one
     states = {record.values["lr"]: record.state for record in found.records}
     assert states == {"0.05": "finished", "0.1": "timeout", "0.2": "finished"}
     assert (found.finished, found.planned) == (2, 3)
+
+
+def test_what_two_sweeps_do_not_have_in_common_is_an_axis_of_their_report(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
+    more = (f"data.root={mnist}", "sweep.report=false", "sweep.keep=0", "seed=1,2", *SETTINGS)
+    for name, *own in (("short", "epochs=1"), ("wide", "model=model3")):
+        words = ("--multirun", *more, f"sweep.name={name}", *own)
+        assert commands.run_module("train", *words, cwd=tmp_path).code == 0
+    found = read.read_sweeps(Swept(tmp_path, "").tracker, ["short", "wide"])
+    assert found.results.axes == ("dropout", "epochs", "model")
+    rows = {row.values: row.score.n for row in found.results.rows}
+    assert rows == {("0.0", "1", "model1"): 2, ("0.04", "2", "model3"): 2}
+
+
+def test_a_value_that_a_later_command_spells_in_another_way_is_the_same_value(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
+    more = (f"data.root={mnist}", "sweep.report=false", "sweep.keep=0", "sweep.name=grown")
+    for axes in (("dropout=0,0.1", "seed=1"), ("dropout=range(0,0.2,0.1)", "seed=2,3")):
+        words = ("--multirun", *SETTINGS, *more, *axes, "epochs=1")
+        assert commands.run_module("train", *words, cwd=tmp_path).code == 0
+    found = read.read_sweeps(Swept(tmp_path, "").tracker, ["grown"])
+    assert [row.score.n for row in found.results.rows] == [3, 3]
+
+
+def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: Path) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    for name, mean in (("mnist", "0.1"), ("fashion_mnist", "0.2")):
+        copy_of_a_trial(swept, tracker, name, {"data.name": name, "data.mean": mean})
+    assert read.read_filter(tracker, "").results.axes == ("data",)
+
+
+def test_a_run_that_was_repeated_counts_once(swept: Swept, tmp_path: Path) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    copy_of_a_trial(swept, tracker, "one", {"lr": "0.1"})
+    newer = copy_of_a_trial(swept, tracker, "one", {"lr": "0.1"})
+    copy_of_a_trial(swept, tracker, "one", {"lr": "0.1"}, "FAILED")
+    copy_of_a_trial(swept, tracker, "two", {"lr": "0.2"})
+    found = read.read_filter(tracker, "")
+    assert [(row.score.n, row.trials) for row in found.results.rows] == [(1, 1), (1, 1)]
+    assert newer in [record.run_id for record in found.records]
+    assert "2 more runs have the same settings and seed as others" in said_of(found)
+
+
+def test_the_command_of_a_run_by_a_filter_has_its_overrides_whole(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
+    named = "tracking.experiment_name='one lr=3'"
+    words = (*SETTINGS, f"data.root={mnist}", "epochs=1", named)
+    assert commands.run_module("train", *words, cwd=tmp_path).code == 0
+    place = replace(place_in(tmp_path), tracking=TrackingConfig("local", None, "one lr=3"))
+    [record] = read.read_filter(Tracker(place, make=False), "").records
+    assert list(record.overrides) == list(words)
+    tags = dict(record.tags) | {tag.OVERRIDES: " ".join(words[:3])}  # as it was on 2026-11-26
+    run = Tracker(place).client.get_run(record.run_id)
+    run.data.tags.update(tags)
+    assert read.overrides_of(run) == list(words[:3])
+
+
+def copy_of_a_trial(
+    swept: Swept,
+    tracker: Tracker,
+    fingerprint: str,
+    changed: Mapping[str, str],
+    status: str = "FINISHED",
+) -> str:
+    """Record a run like one of the sweep's with other parameters; returns its id."""
+    _, (of_real, *_) = swept.runs()
+    tags = {**of_real.data.tags, tag.FINGERPRINT: fingerprint}
+    tags.pop("mlflow.parentRunId")
+    run = tracker.client.create_run(tracker.experiment_id, tags=tags)
+    metrics = [Metric(key, value, 0, 1) for key, value in of_real.data.metrics.items()]
+    params = [Param(key, text) for key, text in (of_real.data.params | changed).items()]
+    tracker.client.log_batch(run.info.run_id, metrics, params)
+    tracker.client.set_terminated(run.info.run_id, status)
+    return str(run.info.run_id)
 
 
 def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path) -> None:
@@ -680,6 +765,47 @@ def test_trials_without_a_result_are_a_warning(states: list[str], told: list[str
     )
     more = replace(found, records=found.records + others, planned=2 + len(others))
     assert answer.warnings(more, []) == told
+
+
+def test_what_is_first_for_its_seeds_alone_is_not_said_to_beat_what_beats_it() -> None:
+    other = [0.981, 0.982, 0.983, 0.5]
+    findings = of({("0.0",): [0.980, 0.9811, 0.982], ("0.1",): other, ("0.2",): [0.1, 0.2, 0.3]})
+    assert findings.results.rows[0].values == ("0.0",)
+    said = said_of(findings)
+    assert "Over the seeds that both have, the next, dropout=0.1, leads by 0.10 points" in said
+    assert "it beats 1 of the 2 others by more than chance, and 1 of them beats it so." in said
+    assert "-0." not in said
+
+
+def test_what_reached_the_same_is_not_said_to_be_ahead() -> None:
+    said = said_of(of({("a",): [0.1], ("b",): [0.1], ("c",): [0.05]}))
+    assert "dropout=a is ahead of c by 5.00 points, which cannot be told from chance; " in said
+    assert "it reached the same as b" in said and "by 0.00 points" not in said
+
+
+def test_only_trials_that_count_are_said_to_differ_in_what_made_them() -> None:
+    findings = of({("a",): [0.9], ("b",): [0.8], ("c",): [0.7]})
+    made = {tag.COMMIT: "1", tag.DATA: "2", tag.PARENT: "sweep"}
+    params = {"dropout": "0"}
+    first, second, died = (replace(one, params=params, tags=made) for one in findings.records)
+    died = replace(died, state="died", objective=None, tags={tag.PARENT: "sweep"})
+    other = replace(second, tags=made | {tag.COMMIT: "3"})
+    for last, differing in ((second, []), (other, ["commit"])):
+        found = replace(findings, records=(first, last, died))
+        assert table.made_of(found)[2] == [*differing, "command"]
+
+
+def test_where_trials_are_missing_the_best_value_may_be_behind_one_of_the_others() -> None:
+    scores = {("a",): [0.92, 0.91, 0, 0, 0.80, 0.79], ("b",): [0.91, 0.89, 0.92, 0.91, 0, 0]}
+    every = of(scores | {("c",): [0, 0, 0.91, 0.89, 0.85, 0.83]})
+    records = tuple(record for record in every.records if record.score > 0)
+    results = ranked(records, ["dropout", "seed"], "val/acc")
+    findings = replace(every, records=records, results=results)
+    [about] = answer.settings(findings, replace(ask(findings), importance={}))["dropout"]
+    assert re.search(r"dropout=a is ahead of b by 1\.50 points .*, which may be chance", about)
+    assert "it is behind c by 4.50 points (−1.85 to 10.85) where both were tried." in about
+    [use] = answer.advice(findings, ask(findings))
+    assert "dropout=c did worse" not in use and "as good or better" in use
 
 
 def test_of_two_configurations_the_lead_is_said_once() -> None:

@@ -114,6 +114,11 @@ def test_means_of_the_same_values_tie_in_whatever_order_they_came() -> None:
     assert [row.rank for row in results.rows] == [1, 1]
 
 
+def test_equal_means_of_different_numbers_of_seeds_share_a_rank() -> None:
+    results = over_seeds({"model1": [0.1, 0.1], "model2": [0.1, 0.1, 0.1]})
+    assert [row.rank for row in results.rows] == [1, 1]
+
+
 def test_seeds_are_put_together_with_mean_and_interval() -> None:
     results = over_seeds({"model1": [0.990, 0.992, 0.994], "model2": [0.996, 0.995, 0.997]})
     best, other = results.rows

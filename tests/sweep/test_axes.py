@@ -104,6 +104,7 @@ def test_a_number_on_a_discrete_axis_becomes_the_text_of_the_nearest_value() -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["lr=choice(1,2),3"], "lr=choice\\(1,2\\),3 is a sweep within another; right: lr=A,B,C"),
         (["lr=1,2", "+lr=3,4"], "lr=1,2 and \\+lr=3,4 set the same key"),
         (["lr=0.2,0.3", "lr=0.1"], "lr=0.2,0.3 and lr=0.1 set the same key"),
         (["lr=0.1", "++lr=0.2,0.3"], "set the same key"),

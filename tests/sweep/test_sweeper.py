@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,6 +50,9 @@ class Moody(Model1):
         if self.training:
             if self.mood == "angry" and not os.path.exists(self.flag):
                 raise RuntimeError("not in the mood")
+            if self.mood == "restless":
+                os.chdir("/")
+                sys.stdout.close()
             if self.mood == "slow":
                 time.sleep(0.2)
         return super().forward(images)
@@ -399,12 +403,12 @@ def test_a_failed_trial_is_told_at_once_and_the_others_go_on(
     assert parent.info.status == trials["model.mood=angry"].info.status == "FINISHED"
 
 
-def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
+def test_ctrl_c_stops_after_a_checkpoint_and_the_printed_command_goes_on(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "epochs=6", "sweep.keep=0", NO_REPORT)
     axes = ("model.mood=slow", "seed=1,2")
-    going = start(*words, *axes, cwd=tmp_path)
+    going = start(*words, "sweep.fresh=true", *axes, cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
     going.send_signal(signal.SIGINT)
     stopped_command = end(going)
@@ -414,13 +418,26 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(
     [stopped] = trials.values()
     assert stopped.data.tags["state"] == "interrupted"
     assert (parent.info.status, stopped.info.status) == ("KILLED", "KILLED")
-    again = run(*words, *axes, cwd=tmp_path)
+    printed = shlex.split(stopped_command.err.splitlines()[-1])[4:]
+    assert printed == [*words, *axes]
+    again = run(*printed, cwd=tmp_path)
     assert again.code == 0, again.err
     assert "1 to run, 1 to be continued" in again.err
     _, trials = runs(tmp_path)
     assert sorted(attempts(tmp_path, trial) for trial in trials.values()) == [1, 2]
     history = client(tmp_path).get_metric_history(stopped.info.run_id, "train/loss")
     assert sorted(row.step for row in history) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trial_that_changes_the_folder_and_closes_a_stream_leaves_the_sweep_its_own(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "sweep.keep=0", NO_REPORT)
+    done = run(*words, "model.mood=restless,fine", cwd=tmp_path)
+    assert done.code == 0 and "2 of 2 trials done" in done.err
+    assert "first in the table" in done.out
+    [parent], trials = runs(tmp_path)
+    assert parent.info.status == "FINISHED" and len(trials) == 2
 
 
 def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
