@@ -215,6 +215,7 @@ class Ledger:
         """
         if self._trials.get(fingerprint) != trial:
             return None
+        name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
         number = 1 + len(claims_of(fingerprint, self._entries))
         if trial is None:
             run_id = self._make_run(fingerprint, name, owner, number)
@@ -309,7 +310,6 @@ class Ledger:
         """Make a trial's run; a tag names this process, in case it dies before its claim."""
         tags = {tag.PARENT: self.parent_id, tag.FINGERPRINT: fingerprint}
         tags |= {tag.CREATOR: owner.text(), tag.HEARTBEAT: f"{number}:0", tag.STATE: RUNNING}
-        name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
         return str(run.info.run_id)
 

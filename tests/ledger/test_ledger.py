@@ -40,6 +40,12 @@ def claimed(ledger: Ledger, owner: Owner, trial: Trial | None = None) -> Trial:
     return found
 
 
+def test_a_trial_may_have_a_name_longer_than_mlflow_keeps(ledger: Ledger, owner: Owner) -> None:
+    trial = ledger.claim("a", "steps=" + "x" * 10_000, None, owner, SWEEPER)
+    assert trial is not None and trial.name.startswith("steps=xxx") and len(trial.name) == 250
+    assert ledger.client.get_run(trial.run_id).info.run_name == trial.name
+
+
 def test_a_trial_can_be_followed_from_its_claim_to_its_end(ledger: Ledger, owner: Owner) -> None:
     assert again(ledger).read().trials == {}
     ledger.read()
