@@ -189,7 +189,9 @@ class Sweep:
             _say(self.console, f"go on with the same command:\n  {same_command(begun=True)}")
             return OF_SIGNAL + self.signals[0]
         done = all(action is Action.DONE for action in actions.values())
-        return SUCCESS if done and self.problem is None else FAILURE
+        # A search may end with fewer, where its axes have no more points.
+        all_there = self.problem is None or len(actions) >= self.command.total(view.points)
+        return SUCCESS if done and all_there else FAILURE
 
     def _run_what_is_missing(self) -> None:
         idle_launches = 0

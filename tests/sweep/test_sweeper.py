@@ -631,15 +631,19 @@ def test_the_trials_of_a_sweep_are_kept_in_one_place_which_an_experiment_may_nam
 
 
 class Flaky(BasicLauncher):
-    """Raises as often as it is told, before it launches anything."""
+    """Raises as often as it is told before it launches, or always when its workers have ended."""
 
     raises = 0
+    raises_late = False
 
     def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
         if Flaky.raises:
             Flaky.raises -= 1
             raise OSError("the cluster is on fire")
-        return super().launch(job_overrides, initial_job_idx)
+        returned = super().launch(job_overrides, initial_job_idx)
+        if Flaky.raises_late:
+            raise OSError("the cluster is on fire")
+        return returned
 
 
 @pytest.fixture
@@ -659,6 +663,15 @@ def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky:
     assert done.code == 0, done.err
     _, trials = runs(tmp_path)
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
+
+
+def test_a_launcher_that_raises_when_all_trials_are_done_costs_none(
+    tiny: str, tmp_path: Path, flaky: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Flaky, "raises_late", True)
+    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert "the launcher failed: OSError: the cluster is on fire" in done.err
+    assert done.code == 0 and "2 of 2 trials done" in done.err
 
 
 def test_a_launcher_that_always_raises_ends_the_command_and_says_why(
