@@ -458,6 +458,29 @@ def test_a_yaml_file_that_cannot_be_read_is_refused_in_one_line(
     assert message.startswith("error: ") and f"{tmp_path}/model/mine.yaml" in message
 
 
+@pytest.mark.parametrize("name", ["model/model3", "config"])
+def test_a_file_that_another_of_its_name_comes_before_is_refused_unless_it_is_a_copy(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine" / f"{name}.yaml"
+    mine.parent.mkdir(parents=True)
+    words = ("--config-dir", "mine", "--cfg", "job")
+    built_in = (ROOT / "conf" / f"{name}.yaml").read_text()
+    mine.write_text(built_in)
+    assert call(*words, monkeypatch=monkeypatch) == 0
+    assert capfd.readouterr().err == ""
+    mine.write_text(built_in + "width: 8\n")
+    assert call(*words, monkeypatch=monkeypatch) == 2
+    assert capfd.readouterr().err == (
+        f"error: {mine} would not be read, since pkg://mnist_hydra.conf has another one of that "
+        "name; right: a name of its own\n"
+    )
+
+
 def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
