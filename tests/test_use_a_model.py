@@ -366,6 +366,28 @@ def test_a_model_measured_on_other_data_than_it_was_trained_on_says_so(
 
 
 @SWEPT
+def test_a_model_of_ones_own_that_returns_bfloat16_is_used_as_any_other(
+    tmp_path: Path, mnist: Path, fast: Fast, test_images: Pixels
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "half.py").write_text(
+        "import torch\n"
+        "class Half(torch.nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(784, 10)\n"
+        "    def forward(self, images):\n"
+        "        return super().forward(images.flatten(1)).log_softmax(1).bfloat16()\n"
+    )
+    (tmp_path / "mine" / "model" / "half.yaml").write_text("_target_: half.Half\n")
+    words = ["--config-dir", "mine", "model=half", "epochs=1", "batch_size=128", "data.limit=500"]
+    trained = fast("train", *words, f"data.root={mnist}", cwd=tmp_path)
+    run = trained.stdout.split("run ")[1].split()[0]
+    images = write(tmp_path / "images", test_images[:3])
+    done = fast("predict", f"model={run}", str(images), cwd=tmp_path)
+    assert done.returncode == 0 and len(predicted(done)) == 3, done.stderr
+
+
+@SWEPT
 def test_no_image_is_a_hold_out_for_a_model_that_was_trained_on_all(
     tmp_path: Path, mnist: Path, fast: Fast
 ) -> None:
