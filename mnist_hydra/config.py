@@ -390,9 +390,10 @@ def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
         return _settle_value("momentum", root, optimizer, "optimizer")
     if not isinstance(betas, list) or len(betas) != 2:
         raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")
-    optimizer["betas"] = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
+    betas = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
     if root is not None:
-        optimizer["betas"][0] = root
+        betas[0] = check_setting("momentum", root, Fraction | None)
+    optimizer["betas"] = [float(beta) for beta in betas]  # torch takes no 0 beside a 0.999
     return optimizer["betas"][0]
 
 
