@@ -180,7 +180,7 @@ def _try_schedule(config: Config, steps: int) -> None:
     with targets.blaming(f"optimizer={config.optimizer.target}", "one that steps by itself"):
         optimizer.step()
     got = ", ".join(f"scheduler.{k}={shown(v)}" for k, v in config.scheduler.arguments.items())
-    right = f"other values than {got}" if got else "another scheduler"
+    right = f"one that steps by itself{f', with other values than {got}' if got else ''}"
     with targets.blaming(f"scheduler={config.scheduler.target}", right):
         for step in range(min(steps, 20_000)):
             rate = float(optimizer.param_groups[0]["lr"])

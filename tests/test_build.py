@@ -50,7 +50,8 @@ def test_a_model_of_ones_own_has_no_kernel_and_that_is_said_once(
     for _ in range(2):
         assert build.kernel_of(nn.Linear(2, 3), tmp_path) is None
     (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("training at plain PyTorch's speed:") and "not Linear" in told
+    assert told.startswith("training at plain PyTorch's speed: the compiled kernel is made for")
+    assert told.endswith("not Linear")
     assert not list(tmp_path.iterdir())
 
 
@@ -162,6 +163,12 @@ def test_a_part_whose_state_no_checkpoint_could_hold_is_refused(
     config = of_ones_own(mnist, f"{group}._target_={__name__}.{kind}")
     with pytest.raises(UserError, match=f"^{group}={__name__}.{kind}: its state .* right: a state"):
         build.prepare(config)
+
+
+def test_a_scheduler_that_waits_for_a_metric_is_refused_in_words_that_say_so(mnist: Path) -> None:
+    plateau = "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
+    with pytest.raises(UserError, match="'metrics'; right: one that steps by itself, with other"):
+        build.prepare(of_ones_own(mnist, plateau, "+scheduler.patience=2"))
 
 
 def test_a_checkpoint_that_does_not_fit_the_code_is_refused(mnist: Path) -> None:

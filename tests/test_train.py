@@ -407,6 +407,7 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("modell=3", "'modell' (did you mean model"),
         ("data.vel_size=3", "(did you mean data.val_size"),
         ("~sede", "'sede' (did you mean seed"),
+        ("optimizer.lr=0.3", "'optimizer.lr' (did you mean lr?)"),
         ("scheduler={a:1}", "'scheduler' by keys that it does not have"),
         ("~tracking.uri", "~tracking.uri deletes what is null or not there; right: without it"),
         ("optimizer.betas=0.9", "'optimizer.betas' (a key of optimizer=adamw)"),

@@ -45,7 +45,10 @@ def refused(error: Exception) -> UserError:
         if words.startswith("Could not delete") and unknown[1] in known:  # so Hydra says of a null
             return UserError(f"~{unknown[1]} deletes what is null or not there; right: without it")
         entries = " and ".join(known.get(unknown[1], []))
+        last = unknown[1].rpartition(".")[2]  # such as lr, of optimizer.lr
         near = f" (a key of {entries})" if entries else did_you_mean(unknown[1], known)
+        if unknown[1] not in known and last in known:
+            near = f" (did you mean {last}?)"
         if unknown[1] in known and not entries:
             near = " by keys that it does not have"
         words = words.replace(f"'{unknown[1]}'", f"'{unknown[1]}'{near}", 1)
