@@ -31,6 +31,7 @@ from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
 FINISHED = pytest.mark.xdist_group("finished_run")  # they share a run
+IT_IS = r"model.name='it\'s'"
 QUICK = ("epochs=2", "batch_size=128", "data.limit=1024", "threads=1")
 
 
@@ -416,6 +417,7 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("lr=[1", "lr=[1: "),
         ("+model.größe=1", "; right: a key of the letters a to z, digits, _ and ."),
         ("model.name=ö", "right, if it is text: \"model.name='ö'\""),
+        ("model.name=it's", f"if it is text: {shlex.quote(IT_IS)}"),
         ("--lr=0.1", "unrecognized: --lr=0.1; right: settings such as lr=0.1"),
         ("--config-dir", "argument --config-dir/-cd: expected one argument; right: "),
         ("lr=0.1,0.2", "add --multirun"),

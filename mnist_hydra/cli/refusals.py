@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib.resources import files
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from mnist_hydra.cli.commands import override_value
 from mnist_hydra.cli.help import CONF, entries_of
 from mnist_hydra.errors import UserError, did_you_mean
 
@@ -37,8 +39,11 @@ def refused(error: Exception) -> UserError:
         words = f"{error.override}: {words.partition(' See https://hydra.cc')[0]}"
         if not _is_key(key):
             words += "; right: a key of the letters a to z, digits, _ and ."
-        elif value and not set(value) & set("'\"\\$`"):
-            words += f"; right, if it is text: \"{key}='{value}'\""
+        elif value:
+            text = f"\"{key}='{value}'\""
+            if set(value) & set("'\"\\$`"):  # which one cannot simply put quotes around
+                text = shlex.quote(f"{key}={override_value(value)}")
+            words += f"; right, if it is text: {text}"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", words)
     if unknown:
         known = known_names()
