@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 import traceback
 from argparse import ArgumentError
@@ -23,6 +24,7 @@ from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, Place, TrackingConfig, resolved
 from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line, wrong_value
 from mnist_hydra.secrets import hide_in_error
+from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.typed import check_setting, read_settings
 
 T = TypeVar("T")
@@ -120,7 +122,10 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
     share_cores()
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
-    call(main(checked))
+    try:
+        call(main(checked))
+    except KeyboardInterrupt:  # what was half done is undone on the way to here
+        sys.exit(OF_SIGNAL + signal.SIGINT)
 
 
 def share_cores() -> None:
