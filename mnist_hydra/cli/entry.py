@@ -124,7 +124,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     try:
         call(main(checked))
-    except KeyboardInterrupt:  # what was half done is undone on the way to here
+    except KeyboardInterrupt:  # where it was is of no interest
         sys.exit(OF_SIGNAL + signal.SIGINT)
 
 
