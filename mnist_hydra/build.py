@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnist_hydra import runtime, targets
+from mnist_hydra import checkpoint, runtime, targets
 from mnist_hydra.augment.pipeline import build_augmentation
 from mnist_hydra.config import Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
@@ -23,7 +23,7 @@ from mnist_hydra.kernel.compile import Unavailable
 from mnist_hydra.kernel.folder import kernel_folder
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.replay import can_be_replayed
-from mnist_hydra.trainer import Parts, Runnable, Trainer
+from mnist_hydra.trainer import Parts, Runnable, Trainer, storable
 
 
 def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
@@ -49,7 +49,9 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
         parts.model.to(memory_format=torch.channels_last)
     trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:
-        trainer.restore(state)
+        right = "the code that it began with; or begin anew, in a sweep with sweep.fresh=true"
+        with targets.blaming("the run's checkpoint does not fit the code that is here", right):
+            trainer.restore(state)
     return trainer
 
 
@@ -178,13 +180,22 @@ def _try_schedule(config: Config, steps: int) -> None:
     with targets.blaming(f"optimizer={config.optimizer.target}", "one that steps by itself"):
         optimizer.step()
     got = ", ".join(f"scheduler.{k}={shown(v)}" for k, v in config.scheduler.arguments.items())
-    right = f"other values than {got}" if got else "another scheduler"
+    right = f"one that steps by itself{f', with other values than {got}' if got else ''}"
     with targets.blaming(f"scheduler={config.scheduler.target}", right):
         for step in range(min(steps, 20_000)):
             rate = float(optimizer.param_groups[0]["lr"])
             if not 0.0 <= rate < math.inf:
                 raise ValueError(f"the learning rate of step {step + 1} is {rate}")
             scheduler.step()
+    _insist_on_storable(f"optimizer={config.optimizer.target}", optimizer.state_dict())
+    _insist_on_storable(f"scheduler={config.scheduler.target}", scheduler.state_dict())
+
+
+def _insist_on_storable(what: str, state: dict[str, Any]) -> None:
+    """Raise a `UserError` if no run could go on from a checkpoint with this state."""
+    right = "a state_dict() of tensors, Python's numbers, text, lists and dictionaries"
+    with targets.blaming(f"{what}: its state cannot be kept in a checkpoint", right):
+        checkpoint.insist_on_storable(storable(state))
 
 
 def _insist_on_log_probabilities(
@@ -199,7 +210,7 @@ def _insist_on_log_probabilities(
     model.eval()
     name = f"model={config.model.target}"
     right = f"a model for images of shape {shape}"
-    with targets.blaming(name, right), torch.inference_mode():
+    with targets.blaming(name, right), torch.no_grad():  # what is made now is trained later
         got: Any = model(torch.zeros(shape, device=device))
     if not isinstance(got, torch.Tensor):
         raise UserError(
@@ -215,3 +226,4 @@ def _insist_on_log_probabilities(
             f"{name} returns {tuple(got.shape)} that are no log-probabilities; right: end its "
             f"forward with log_softmax(scores, dim=1) of shape (batch, {classes})"
         )
+    _insist_on_storable(name, model.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from mnist_hydra.whole_file import whole_file
 FORMAT = 1
 
 
-class DamagedCheckpoint(Exception):
-    """The file is not what was written."""
+class DamagedCheckpoint(pickle.UnpicklingError):
+    """The file is not what was written, or holds what is never read."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -42,7 +43,8 @@ def load(path: Path, sha256: str) -> dict[str, Any]:
     """Read a checkpoint whose hash is known; tensors come on the CPU.
 
     Raises:
-        DamagedCheckpoint: if the file is not the one that was written, or of another format.
+        DamagedCheckpoint: if the file is not the one that was written, of another format, or holds
+            more than `save` is for.
     """
     data = path.read_bytes()
     got = hashlib.sha256(data).hexdigest()
@@ -50,10 +52,31 @@ def load(path: Path, sha256: str) -> dict[str, Any]:
         raise DamagedCheckpoint(
             f"{path.name} has SHA-256 {got[:12]}..., written was {sha256[:12]}..."
         )
+    if kinds := _never_read(io.BytesIO(data)):
+        raise DamagedCheckpoint(f"{path.name} holds {kinds}")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if state.pop("format", None) != FORMAT:
         raise DamagedCheckpoint(f"{path.name} is of another format; this program reads {FORMAT}")
     return state
+
+
+def insist_on_storable(state: Any) -> None:
+    """See that a state can be saved and is read again.
+
+    Raises:
+        TypeError: it holds what is not read; names its kinds.
+        Exception: of pickle's, if it cannot be saved.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    if kinds := _never_read(buffer):
+        raise TypeError(f"it holds {kinds}")
+
+
+def _never_read(file: io.BytesIO) -> str:
+    """The kinds of objects in a checkpoint that are not read, since that could run code."""
+    file.seek(0)
+    return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)))
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

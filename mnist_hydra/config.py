@@ -200,7 +200,7 @@ def settle(cfg: DictConfig) -> Config:
     model, optimizer, scheduler = raw["model"], raw["optimizer"], raw["scheduler"]
     weight_decay = raw.get("weight_decay")
     settled: dict[str, Any] = {
-        "lr": _settle_lr(raw.get("lr"), optimizer, str(scheduler.get("name", "scheduler"))),
+        "lr": _settle_lr(raw.get("lr"), optimizer, _called(scheduler)),
         "dropout": _settle_value("dropout", raw.get("dropout"), model, "model"),
         "weight_decay": _settle_value("weight_decay", weight_decay, optimizer, "optimizer"),
         "momentum": _settle_momentum(raw.get("momentum"), optimizer),
@@ -366,11 +366,16 @@ def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any
         key, lr = "optimizer.default_lr", default
     if lr is None:
         raise UserError(
-            f"lr=null, and optimizer={optimizer.get('name')} has no default for "
+            f"lr=null, and optimizer={_called(optimizer)} has no default for "
             f"scheduler={scheduler_name}; right: lr=NUMBER above 0"
         )
     optimizer["lr"] = check_setting(key, lr, Positive)
     return lr
+
+
+def _called(group: dict[str, Any]) -> str:
+    """What an entry of a group is called in words: its name, or its class where it has none."""
+    return str(group.get("name") or group.get("_target_"))
 
 
 def _settle_value(key: str, root: Any, group: dict[str, Any], group_name: str) -> Any:
@@ -378,7 +383,7 @@ def _settle_value(key: str, root: Any, group: dict[str, Any], group_name: str) -
         return group.get(key)
     if key not in group:
         raise UserError(
-            f"{key}={root}: {group_name}={group.get('name') or group.get('_target_')} takes no "
+            f"{key}={root}: {group_name}={_called(group)} takes no "
             f"{key}; right: {key}=null, or name it in the {group_name}'s file"
         )
     group[key] = root
@@ -391,9 +396,10 @@ def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
         return _settle_value("momentum", root, optimizer, "optimizer")
     if not isinstance(betas, list) or len(betas) != 2:
         raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")
-    optimizer["betas"] = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
+    betas = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
     if root is not None:
-        optimizer["betas"][0] = root
+        betas[0] = check_setting("momentum", root, Fraction | None)
+    optimizer["betas"] = [float(beta) for beta in betas]  # torch takes no 0 beside a 0.999
     return optimizer["betas"][0]
 
 

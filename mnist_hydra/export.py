@@ -62,7 +62,7 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         scaled = (images.to(torch.float32) - self.mean * 255) * (1 / (self.std * 255))
         log_probabilities: Tensor = self.model(scaled)
-        return log_probabilities
+        return log_probabilities.float()  # a model of one's own may return bfloat16
 
 
 def save_model(trainer: Trainer, path: Path) -> None:

@@ -128,7 +128,7 @@ def _record_product(trainer: Trainer, spool: Spool) -> None:
         log_pictures_and_model(trainer, spool)
     except (Exception, SystemExit) as error:
         why = hide_in_error(one_line(error))
-        print(f"no pictures, no exported model: {why}", file=sys.stderr)
+        print(f"pictures and exported model are not complete: {why}", file=sys.stderr)
 
 
 def _record_failure(spool: Spool) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the imports without a word
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -94,6 +98,8 @@ def command() -> None:
 
     atexit.register(leave)  # the first one in is the last one out
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         entry.prepare_streams()
         entry.outlive_readers()
         main()

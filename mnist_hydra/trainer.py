@@ -209,7 +209,7 @@ class Trainer:
         now_ms = int(time.time() * 1000)
         position.history.append({"epoch": position.epoch, "timestamp_ms": now_ms, **metrics})
         if position.best is None or accuracy > position.best["value"]:
-            weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            weights = storable(self.model.state_dict())
             position.best = {"epoch": position.epoch, "value": accuracy, "model": weights}
         position.step, position.elapsed_s = 0, 0.0
         position.losses = position.correct = None
@@ -291,11 +291,11 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, to go on exactly here; tensors are on the CPU."""
         position = self.position
-        state: dict[str, Any] = to_cpu(
+        state: dict[str, Any] = storable(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": storable(self.scheduler.state_dict()),
+                "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(self.device),
                 "runtime": asdict(self.runtime),
@@ -370,20 +370,15 @@ def stable_seed(seed: int, purpose: str, number: int) -> int:
 
 
 def storable(value: Any) -> Any:
-    """A state without functions, which loading with `weights_only=True` would refuse."""
+    """The same nested state as a checkpoint holds it: every tensor copied to the CPU, numbers of
+    NumPy as Python's, and no functions.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, np.generic):  # such as a learning rate by `np.cos`
+        return value.item()
     if isinstance(value, dict):
         return {key: storable(inner) for key, inner in value.items() if not callable(inner)}
     if isinstance(value, list | tuple):
-        return [storable(inner) for inner in value]
-    return value
-
-
-def to_cpu(value: Any) -> Any:
-    """The same nested value with every tensor copied to the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_cpu(inner) for inner in value)
+        return type(value)(storable(inner) for inner in value)
     return value

@@ -1,17 +1,27 @@
-"""What is built of a configuration: here, the ways in which a model can be run."""
+"""What is built of a configuration: the ways to run a model, and parts of one's own."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
-from mnist_hydra import build
+from mnist_hydra import build, checkpoint
+from mnist_hydra.config import Config, settle
+from mnist_hydra.errors import UserError
 from mnist_hydra.models import Model2
 from mnist_hydra.runtime import Runtime
+from mnist_hydra.stopping import StopReason
+from mnist_hydra.targets import let_in
+from mnist_hydra.trainer import Listener, Trainer
 
 PLAIN = Runtime("cpu", "fp32", False, kernel=False, replay=False, threads=1, deterministic=True)
 KERNEL = replace(PLAIN, kernel=True)
@@ -40,5 +50,129 @@ def test_a_model_of_ones_own_has_no_kernel_and_that_is_said_once(
     for _ in range(2):
         assert build.kernel_of(nn.Linear(2, 3), tmp_path) is None
     (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("training at plain PyTorch's speed:") and "not Linear" in told
+    assert told.startswith("training at plain PyTorch's speed: the compiled kernel is made for")
+    assert told.endswith("not Linear")
     assert not list(tmp_path.iterdir())
+
+
+class Lazy(nn.Module):
+    """Its layers learn how many inputs they have from the first images; it counts what it sees."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.LazyLinear(10))
+        self.seen = np.int64(0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen += len(images) if self.training else 0
+        scores: torch.Tensor = self.layers(images)
+        return scores.log_softmax(1)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+class Unstorable(Lazy):
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": deque([1])}
+
+
+class Noted(torch.optim.SGD):
+    """Keeps a number of NumPy's."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["norm"] = np.float64(1.5)
+        return super().step(closure)
+
+
+class NotedInArrays(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups[0]["norm"] = np.ones(3)
+        return super().step(closure)
+
+
+class Cosine(torch.optim.lr_scheduler.LRScheduler):
+    """Learning rates as NumPy computes them."""
+
+    def get_lr(self) -> list[Any]:
+        return [lr * (1 + np.cos(self.last_epoch / 10)) for lr in self.base_lrs]
+
+
+class InADeque(Cosine):
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"last": deque([1.0])}
+
+
+class StopsAfter(Listener):
+    """Stops after so many steps; keeps the state."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def should_stop(self) -> StopReason | None:
+        self.left -= 1
+        return None if self.left else StopReason.INTERRUPTED
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def of_ones_own(mnist: Path, *words: str) -> Config:
+    let_in([], [__name__])
+    own = {"model": "Lazy", "optimizer": "Noted", "scheduler": "Cosine"}
+    targets = [f"{group}._target_={__name__}.{kind}" for group, kind in own.items()]
+    less = ["~model.dropout", *(f"~scheduler.{k}" for k in ONE_CYCLE)]
+    data = (f"data.root={mnist}", "data.limit=640", "threads=1", "epochs=2", "lr=0.01")
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return settle(compose("config", overrides=[*data, *targets, *less, *words]))
+
+
+ONE_CYCLE = ("pct_start", "div_factor", "final_div_factor", "base_momentum")
+
+
+def trained(trainer: Trainer, listener: Listener | None = None) -> dict[str, torch.Tensor]:
+    trainer.train(listener or Listener())
+    return {k: v.clone() for k, v in trainer.model.state_dict().items() if "extra" not in k}
+
+
+def test_a_training_with_lazy_layers_and_numbers_of_numpy_goes_on_from_its_checkpoint(
+    mnist: Path, tmp_path: Path
+) -> None:
+    config, stopped = of_ones_own(mnist), StopsAfter(3)
+    whole = build.prepare(config)
+    expected = trained(whole)
+    trained(build.prepare(config), stopped)
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, stopped.state)
+    state = checkpoint.load(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    resumed = build.prepare(config, state)
+    torch.testing.assert_close(trained(resumed), expected, rtol=0, atol=0)
+    assert isinstance(resumed.model, Lazy) and resumed.model.seen == 2 * 640
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [("model", "Unstorable"), ("optimizer", "NotedInArrays"), ("scheduler", "InADeque")],
+)
+def test_a_part_whose_state_no_checkpoint_could_hold_is_refused(
+    mnist: Path, group: str, kind: str
+) -> None:
+    config = of_ones_own(mnist, f"{group}._target_={__name__}.{kind}")
+    with pytest.raises(UserError, match=f"^{group}={__name__}.{kind}: its state .* right: a state"):
+        build.prepare(config)
+
+
+def test_a_scheduler_that_waits_for_a_metric_is_refused_in_words_that_say_so(mnist: Path) -> None:
+    plateau = "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
+    with pytest.raises(UserError, match="'metrics'; right: one that steps by itself, with other"):
+        build.prepare(of_ones_own(mnist, plateau, "+scheduler.patience=2"))
+
+
+def test_a_checkpoint_that_does_not_fit_the_code_is_refused(mnist: Path) -> None:
+    stopped = StopsAfter(1)
+    trained(build.prepare(of_ones_own(mnist)), stopped)
+    with pytest.raises(UserError, match="does not fit the code.*size mismatch.*right: the code"):
+        build.prepare(of_ones_own(mnist, "+model.width=5"), stopped.state)

@@ -59,6 +59,20 @@ def test_root_keys_reach_their_places_whatever_the_groups(
     assert settled(*groups).lr > 0
 
 
+def test_an_entry_without_a_name_is_called_by_its_class() -> None:
+    own = ("~optimizer.name", "optimizer._target_=a.Mine", "~scheduler.name")
+    words = "optimizer=a.Mine has no default for scheduler=torch.optim.lr_scheduler.OneCycleLR"
+    with pytest.raises(UserError, match=f"lr=null, and {words}; right: lr=NUMBER"):
+        settled(*own)
+
+
+def test_a_momentum_of_0_is_a_beta_that_torch_takes() -> None:
+    betas = settled("optimizer=adamw", "momentum=0").optimizer.arguments["betas"]
+    assert betas == [0, 0.999] and {type(beta) for beta in betas} == {float}
+    zero, same = (settled("optimizer=adamw", f"momentum={value}") for value in ("0", "0.0"))
+    assert zero.momentum == 0 and fingerprint(zero) == fingerprint(same)
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

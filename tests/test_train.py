@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 
 from mnist_hydra import train
 from mnist_hydra.build import prepare
+from mnist_hydra.cli import entry
 from mnist_hydra.config import Config, settle
 from mnist_hydra.stopping import StopReason
 from mnist_hydra.tracking import tag
@@ -31,6 +32,7 @@ from tests.commands import Commands
 
 ROOT = Path(__file__).parents[1]
 FINISHED = pytest.mark.xdist_group("finished_run")  # they share a run
+IT_IS = r"model.name='it\'s'"
 QUICK = ("epochs=2", "batch_size=128", "data.limit=1024", "threads=1")
 
 
@@ -286,6 +288,27 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(mnist: Path, tmp_path:
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_while_the_command_is_still_imported_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    done = command(cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_ends_any_other_command_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["predict.py", f"output_dir={tmp_path}"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as end:
+        entry.start("predict", stopped)
+    assert end.value.code == 130
+
+
 def test_ctrl_c_while_the_pictures_are_made_says_that_the_training_is_complete(
     mnist: Path, tmp_path: Path
 ) -> None:
@@ -407,6 +430,7 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("modell=3", "'modell' (did you mean model"),
         ("data.vel_size=3", "(did you mean data.val_size"),
         ("~sede", "'sede' (did you mean seed"),
+        ("optimizer.lr=0.3", "'optimizer.lr' (did you mean lr?)"),
         ("scheduler={a:1}", "'scheduler' by keys that it does not have"),
         ("~tracking.uri", "~tracking.uri deletes what is null or not there; right: without it"),
         ("optimizer.betas=0.9", "'optimizer.betas' (a key of optimizer=adamw)"),
@@ -415,6 +439,7 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("lr=[1", "lr=[1: "),
         ("+model.größe=1", "; right: a key of the letters a to z, digits, _ and ."),
         ("model.name=ö", "right, if it is text: \"model.name='ö'\""),
+        ("model.name=it's", f"if it is text: {shlex.quote(IT_IS)}"),
         ("--lr=0.1", "unrecognized: --lr=0.1; right: settings such as lr=0.1"),
         ("--config-dir", "argument --config-dir/-cd: expected one argument; right: "),
         ("lr=0.1,0.2", "add --multirun"),
@@ -456,6 +481,29 @@ def test_a_yaml_file_that_cannot_be_read_is_refused_in_one_line(
     assert call(*words, monkeypatch=monkeypatch) == 2
     (message,) = capfd.readouterr().err.splitlines()
     assert message.startswith("error: ") and f"{tmp_path}/model/mine.yaml" in message
+
+
+@pytest.mark.parametrize("name", ["model/model3", "config"])
+def test_a_file_that_another_of_its_name_comes_before_is_refused_unless_it_is_a_copy(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine" / f"{name}.yaml"
+    mine.parent.mkdir(parents=True)
+    words = ("--config-dir", "mine", "--cfg", "job")
+    built_in = (ROOT / "conf" / f"{name}.yaml").read_text()
+    mine.write_text(built_in)
+    assert call(*words, monkeypatch=monkeypatch) == 0
+    assert capfd.readouterr().err == ""
+    mine.write_text(built_in + "width: 8\n")
+    assert call(*words, monkeypatch=monkeypatch) == 2
+    assert capfd.readouterr().err == (
+        f"error: {mine} would not be read, since pkg://mnist_hydra.conf has another one of that "
+        "name; right: a name of its own\n"
+    )
 
 
 def test_a_non_finite_loss_fails_the_run_and_names_epoch_step_and_lr(

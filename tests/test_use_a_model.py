@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -39,6 +40,7 @@ from mnist_hydra.inference import digit_image, exported, quality
 from mnist_hydra.to_onnx import write_checked
 from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
+from tests.data.small import mini
 
 ROOT = Path(__file__).parents[1]
 SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep, and what forks commands
@@ -365,6 +367,43 @@ def test_the_hold_out_is_measured_as_the_run_itself_did(
 
 
 @SWEPT
+def test_a_model_measured_on_other_data_than_it_was_trained_on_says_so(
+    swept: Path, champion: str, fast: Fast, mnist: Path, tmp_path: Path
+) -> None:
+    mini(tmp_path / "FashionMNIST" / "raw")
+    on_mnist, on_other = (
+        fast("evaluate", "model=mnist@champion", f"data.root={root}", f"data={name}", cwd=swept)
+        for name, root in (("mnist", mnist), ("fashion_mnist", tmp_path))
+    )
+    assert on_mnist.returncode == on_other.returncode == 0, on_other.stderr
+    assert "other data" not in on_mnist.stderr
+    said = "model=mnist@champion was trained on other data than data=fashion_mnist\n"
+    assert on_other.stderr == said and "on 20 test images of fashion_mnist" in on_other.stdout
+
+
+@SWEPT
+def test_a_model_of_ones_own_that_returns_bfloat16_is_used_as_any_other(
+    tmp_path: Path, mnist: Path, fast: Fast, test_images: Pixels
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "half.py").write_text(
+        "import torch\n"
+        "class Half(torch.nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(784, 10)\n"
+        "    def forward(self, images):\n"
+        "        return super().forward(images.flatten(1)).log_softmax(1).bfloat16()\n"
+    )
+    (tmp_path / "mine" / "model" / "half.yaml").write_text("_target_: half.Half\n")
+    words = ["--config-dir", "mine", "model=half", "epochs=1", "batch_size=128", "data.limit=500"]
+    trained = fast("train", *words, f"data.root={mnist}", cwd=tmp_path)
+    run = trained.stdout.split("run ")[1].split()[0]
+    images = write(tmp_path / "images", test_images[:3])
+    done = fast("predict", f"model={run}", str(images), cwd=tmp_path)
+    assert done.returncode == 0 and len(predicted(done)) == 3, done.stderr
+
+
+@SWEPT
 def test_no_image_is_a_hold_out_for_a_model_that_was_trained_on_all(
     tmp_path: Path, mnist: Path, fast: Fast
 ) -> None:
@@ -668,6 +707,30 @@ def test_a_damaged_picture_is_unreadable_or_read_but_never_anything_else(
             unreadable += 1
             assert "\n" not in str(problem)
     assert unreadable > 50
+
+
+def test_what_cannot_be_read_of_a_folder_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/secret/b.png", "a/c.png", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28)).save(tmp_path / name, "PNG")
+    (tmp_path / "a/gone.png").symlink_to("nowhere")
+    (tmp_path / "a/around").symlink_to("..")
+    listed = os.scandir
+
+    def refuse(folder: str) -> Any:  # who runs the tests may be one whom nothing is refused
+        if folder.endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = list(digit_image.files_in([str(tmp_path)]))
+    assert found == [tmp_path / "a" / name for name in ("c.png", "gone.png", "secret")]
+    for path, read in zip(found, (True, False, False), strict=True):
+        refused = pytest.raises(digit_image.Unreadable, match=path.name)
+        with contextlib.nullcontext() if read else refused:
+            assert len(list(digit_image.read_pictures(path, 28))) == 1
 
 
 def test_two_specks_far_apart_are_no_digit() -> None:

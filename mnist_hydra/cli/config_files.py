@@ -48,11 +48,14 @@ OF_SLURM = ("slurm_account", "slurm_qos", "slurm_constraint", "slurm_gres", "slu
 
 
 class TextRepository(ConfigRepository):
-    """Hydra's configuration files; one that is no text is named."""
+    """Hydra's configuration files; one that is no text, or would not be read, is named."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """As Hydra's, but for a file that is no text, which is an error of Hydra's own."""
+        """As Hydra's, but for a file that is no text, which is an error of Hydra's own, and one
+        behind another of its name, which Hydra would not read.
+        """
         try:
+            self._insist_on_one(config_path)
             return super().load_config(config_path)
         except UnicodeDecodeError as error:
             folder = next(one.path for one in self.sources if one.is_config(config_path))
@@ -60,6 +63,17 @@ class TextRepository(ConfigRepository):
                 f"{folder}/{config_path.removesuffix('.yaml')}.yaml is no text in UTF-8 ({error}); "
                 "right: save it as UTF-8"
             ) from None
+
+    def _insist_on_one(self, config_path: str) -> None:
+        files = [one for one in self.sources if one.scheme() == "file"]  # the only ones of a user
+        for file in (one for one in files if one.is_config(config_path)):
+            first = next(one for one in self.sources if one.is_config(config_path))
+            if file.load_config(config_path).config != first.load_config(config_path).config:
+                raise ConfigCompositionException(
+                    f"{file.path}/{config_path.removesuffix('.yaml')}.yaml would not be read, "
+                    f"since {first.scheme()}://{first.path} has another one of that name; right: "
+                    "a name of its own"
+                )
 
 
 class CheckedLoader(ConfigLoaderImpl):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib.resources import files
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from mnist_hydra.cli.commands import override_value
 from mnist_hydra.cli.help import CONF, entries_of
 from mnist_hydra.errors import UserError, did_you_mean
 
@@ -37,15 +39,21 @@ def refused(error: Exception) -> UserError:
         words = f"{error.override}: {words.partition(' See https://hydra.cc')[0]}"
         if not _is_key(key):
             words += "; right: a key of the letters a to z, digits, _ and ."
-        elif value and not set(value) & set("'\"\\$`"):
-            words += f"; right, if it is text: \"{key}='{value}'\""
+        elif value:
+            text = f"\"{key}='{value}'\""
+            if set(value) & set("'\"\\$`"):  # which one cannot simply put quotes around
+                text = shlex.quote(f"{key}={override_value(value)}")
+            words += f"; right, if it is text: {text}"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", words)
     if unknown:
         known = known_names()
         if words.startswith("Could not delete") and unknown[1] in known:  # so Hydra says of a null
             return UserError(f"~{unknown[1]} deletes what is null or not there; right: without it")
         entries = " and ".join(known.get(unknown[1], []))
+        last = unknown[1].rpartition(".")[2]  # such as lr, of optimizer.lr
         near = f" (a key of {entries})" if entries else did_you_mean(unknown[1], known)
+        if unknown[1] not in known and last in known:
+            near = f" (did you mean {last}?)"
         if unknown[1] in known and not entries:
             near = " by keys that it does not have"
         words = words.replace(f"'{unknown[1]}'", f"'{unknown[1]}'{near}", 1)

@@ -168,6 +168,7 @@ def split_rows(
 
 def _find(config: DataConfig, cache: Path) -> tuple[Path, str, str]:
     """The folder of the four files, how it was found, and what to do about a damaged file."""
+    missing_files = []
     if config.root is not None:
         given = Path(config.root).expanduser().absolute() / config.dataset / "raw"
         missing = idx.first_missing(given)
@@ -175,14 +176,16 @@ def _find(config: DataConfig, cache: Path) -> tuple[Path, str, str]:
             mend = "put a good copy there, or leave data.root= out"
             return given, f"data.root: {given}", mend
         log.warning("data.root=%s: there is no %s; looking elsewhere", config.root, given / missing)
+        missing_files.append(str(given / missing))
     source = f"cache: {cache}"
     missing = idx.first_missing(cache)
     if missing:
         if config.offline:
+            missing_files.append(str(cache / missing))
             raise UserError(
-                f"data.offline=true, and {missing} is neither in {cache} nor below "
-                f"data.root={config.root or 'null'}: name a folder that holds {config.dataset}/raw/"
-                "*-ubyte with data.root=, or run once with data.offline=false"
+                f"data.offline=true, and there is no {', and no '.join(missing_files)}: name a "
+                f"folder that holds {config.dataset}/raw/*-ubyte with data.root=, or run once with "
+                "data.offline=false"
             )
         source = fetch.fetch_once(config, cache) or source
     return cache, source, f"delete {cache}, and it is fetched anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
@@ -29,14 +30,18 @@ class Unreadable(Exception):
 
 def files_in(words: list[str]) -> Iterator[Path]:
     """The files that words name; of a folder the pictures and IDX files in it, sorted."""
-    for word in words:
-        path = Path(word)
-        if not path.is_dir():
-            yield path
-            continue
-        for inner in sorted(p for p in path.rglob("*") if p.is_file()):
-            if inner.suffix.lower() in PICTURES or is_idx(inner):
-                yield inner
+    for path in map(Path, words):
+        yield from sorted(_in_folder(path)) if path.is_dir() else [path]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Its files, and what must be said of it: links that lead nowhere, folders nobody may read."""
+    found: list[Path] = []
+    for parent, _, names in os.walk(folder, onerror=lambda e: found.append(Path(e.filename))):
+        inner = (Path(parent, name) for name in names)
+        files = (p for p in inner if p.suffix.lower() in PICTURES or is_idx(p))
+        found.extend(p for p in files if p.is_file() or not p.exists())
+    return found
 
 
 def count_of(path: Path) -> int:

@@ -129,6 +129,9 @@ def images_of(
             f"model={model.name} takes {model.side} pixels a side, data={data.name} has "
             f"{images.shape[1]}; right: the data that it was trained on"
         )
+    if model.hold_out.get("sha256", dataset.sha256) != dataset.sha256:
+        said = f"model={model.name} was trained on other data than data={data.name}"
+        print(said, file=sys.stderr)
     return images, found.labels[found.index].astype(np.int64)
 
 

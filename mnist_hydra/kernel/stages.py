@@ -51,7 +51,8 @@ def stages(model: nn.Module) -> list[Stage]:
         Unavailable: the model is none of ours.
     """
     if type(model) not in (Model1, Model2, Model3):
-        raise Unavailable(f"it is made for Model1, Model2 and Model3, not {type(model).__name__}")
+        made_for = "the compiled kernel is made for Model1, Model2 and Model3"
+        raise Unavailable(f"{made_for}, not {type(model).__name__}")
     layers: Any = model.layers
     found: list[Stage] = []
     channels, side, pool, slope = 1, SIDE, 1, 1.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mnist_hydra
 from mnist_hydra.cli.commands import same_command
+from mnist_hydra.targets import LET_IN
 from mnist_hydra.tracking import tag
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def tags() -> dict[str, str]:
     """The tags that say what made a run, as far as they are known before there is data."""
     shown = [f"{name} {_version(name)}" for name in SHOWN_LIBRARIES]
     ours = [f"mnist_hydra {mnist_hydra.__version__}", f"python {platform.python_version()}"]
-    return git_state() | {
+    return git_state() | own_code() | {
         tag.COMMAND: same_command("python"),
         "host": platform.node(),
         "versions": ", ".join([*ours, *shown]),
@@ -68,11 +69,25 @@ def origin(data: DataConfig) -> dict[str, str]:
     """The `tag.ORIGIN` that a run would get now; of the data only if its hashes are known."""
     from mnist_hydra.data.idx import FILES
 
-    now = git_state() | {tag.VERSION: mnist_hydra.__version__}
+    now = git_state() | own_code() | {tag.VERSION: mnist_hydra.__version__}
     if data.sha256 is not None and all(name in data.sha256 for name in FILES):
         digests = "".join(data.sha256[name] for name in FILES)
         now[tag.DATA] = hashlib.sha256(digests.encode()).hexdigest()
     return now
+
+
+def own_code() -> dict[str, str]:
+    """A hash of the Python files and packages beside the user's own YAML; nothing without any."""
+    digest, found = hashlib.sha256(), False
+    for folder in map(Path, LET_IN.folders):
+        packages = (file.parent for file in folder.glob("*/__init__.py"))
+        inner = (file for package in packages for file in package.rglob("*.py"))
+        for file in sorted([*folder.glob("*.py"), *inner]):
+            found = True
+            with suppress(OSError):  # what cannot be read is not run
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+                digest.update(f"{content} {file.relative_to(folder)}\n".encode())
+    return {tag.OWN_CODE: digest.hexdigest()} if found else {}
 
 
 @cache

@@ -19,7 +19,8 @@ COMMIT = "mlflow.source.git.commit"
 DIRTY = HIDDEN + "git_dirty"
 VERSION = HIDDEN + "version"
 DATA = HIDDEN + "data_sha256"
-ORIGIN = (COMMIT, DIRTY, VERSION, DATA)
+OWN_CODE = HIDDEN + "own_code"
+ORIGIN = (COMMIT, DIRTY, VERSION, DATA, OWN_CODE)
 """Runs that differ in one of these were made by other code or from other data."""
 
 # On a sweep's trial.

@@ -15,7 +15,16 @@ from mnist_hydra.config import DataConfig
 from mnist_hydra.data import idx
 from mnist_hydra.data.load import load_dataset, split_rows
 from mnist_hydra.errors import UserError
-from tests.data.small import FASHION, TRAIN_IMAGES, TRAIN_LABELS, group_entry, mini, tree, zip_up
+from tests.data.small import (
+    FASHION,
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    group_entry,
+    mini,
+    tree,
+    zip_up,
+)
 from tests.imports import imported_by
 
 # What is loaded
@@ -159,6 +168,16 @@ def test_data_missing_while_offline_is_refused_with_both_ways_out(tmp_path: Path
     with pytest.raises(UserError, match=r"data.offline=true.*data.root=.*data.offline=false"):
         load_dataset(replace(FASHION, offline=True), tmp_path / "cache")
     assert tree(tmp_path) == []
+
+
+def test_the_file_that_is_missing_is_the_one_that_is_named(tmp_path: Path) -> None:
+    mini(tmp_path / "mine" / "FashionMNIST" / "raw")
+    missing = tmp_path / "mine" / "FashionMNIST" / "raw" / TEST_IMAGES
+    missing.unlink()
+    config = replace(FASHION, offline=True, root=str(tmp_path / "mine"))
+    there = tmp_path / "cache" / "FashionMNIST" / "raw" / TRAIN_IMAGES
+    with pytest.raises(UserError, match=f"there is no {missing}, and no {there}: name a folder"):
+        load_dataset(config, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("holds_data", [True, False])

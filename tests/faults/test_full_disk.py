@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_after_the_last_epoch_costs_the_pictures_and_the_mod
     command.wait_for_line("drawing the pictures")
     filler = fill(small_disk)
     assert command.finish() == 0, command.said
-    assert "no pictures, no exported model: OSError" in command.said
+    assert "pictures and exported model are not complete: OSError" in command.said
     assert "Traceback" not in command.said
     filler.unlink()
     if (output_dir / "spool").exists():

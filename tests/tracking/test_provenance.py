@@ -10,9 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from mnist_hydra import targets
 from mnist_hydra.tracking import provenance, tag
+from tests.commands import Commands
 
 ROOT = Path(__file__).parents[2]
+MODEL = """
+import torch
+class Mine(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = torch.nn.Linear(784, 10)
+    def forward(self, images):
+        return self.scores(images.flatten(1)).log_softmax(1)
+"""
 ASK = (
     "import json; from mnist_hydra.tracking.provenance import git_state; "
     "print(json.dumps(git_state()))"
@@ -96,3 +107,44 @@ def test_the_record_names_the_code_the_libraries_and_what_it_is_given() -> None:
     assert set(provenance.LIBRARIES) < set(made["versions"])
     assert made["data"] == {"sha256": "abc"}
     json.dumps(made)
+
+
+def test_the_hash_of_ones_own_code_follows_from_its_files_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "LET_IN", targets.LetIn([], []))
+    monkeypatch.setattr(provenance, "LET_IN", targets.LET_IN)
+    assert provenance.own_code() == {}
+
+    def of(name: str, **files: str) -> dict[str, str]:
+        for path, text in {"mine.yaml": "a: 1", **files}.items():
+            file = tmp_path / name / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        targets.LET_IN.folders[:] = [str(tmp_path / name)]
+        return provenance.own_code()
+
+    code = {"a.py": "1", "package/__init__.py": "", "package/inner/b.py": "2"}
+    first = of("first", **code)
+    assert len(first[tag.OWN_CODE]) == 64
+    assert of("second", **code, **{"notes.txt": "x", "no_package/c.py": "3"}) == first
+    assert of("third", **code | {"package/inner/b.py": "3"}) != first
+    assert of("no code", **{"notes.txt": "x"}) == {}
+
+
+def test_a_sweep_says_that_its_finished_trials_were_made_with_other_code_of_ones_own(
+    commands: Commands, mnist: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "own.yaml").write_text("_target_: own.Mine\n")
+    words = ("--multirun", "--config-dir", "mine", "model=own", "seed=1,2", "epochs=1")
+    words += ("sweep.report=false",)
+    words += (f"data.root={mnist}", "data.limit=256", "batch_size=128", "sweep.keep=0")
+    (mine / "own.py").write_text(MODEL)
+    said = [commands.run_module("train", *words, cwd=tmp_path) for _ in range(2)]
+    (mine / "own.py").write_text(MODEL.replace("784, 10", "784, 10, bias=False"))
+    said.append(commands.run_module("train", *words, cwd=tmp_path))
+    assert [done.code for done in said] == [0, 0, 0], said[-1].said
+    assert ["made with something else" in done.said for done in said] == [False, False, True]
+    assert "own_code" in said[-1].said
