@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mnist_hydra.whole_file import whole_file
 FORMAT = 1
 
 
-class DamagedCheckpoint(pickle.UnpicklingError):
+class DamagedCheckpoint(Exception):
     """The file is not what was written, or holds what is never read."""
 
 

@@ -20,7 +20,6 @@ from mlflow import MlflowClient
 
 from mnist_hydra import train
 from mnist_hydra.build import prepare
-from mnist_hydra.cli import entry
 from mnist_hydra.config import Config, settle
 from mnist_hydra.stopping import StopReason
 from mnist_hydra.tracking import tag
@@ -294,19 +293,6 @@ def test_ctrl_c_while_the_command_is_still_imported_is_no_traceback(tmp_path: Pa
     )
     done = command(cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
-
-
-def test_ctrl_c_ends_any_other_command_without_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "argv", ["predict.py", f"output_dir={tmp_path}"])
-    GlobalHydra.instance().clear()
-    with pytest.raises(SystemExit) as end:
-        entry.start("predict", stopped)
-    assert end.value.code == 130
 
 
 def test_ctrl_c_while_the_pictures_are_made_says_that_the_training_is_complete(
