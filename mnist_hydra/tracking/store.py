@@ -278,13 +278,10 @@ def problem_of(path: Path) -> str | None:
     if not path.is_file():
         return f"{path} is no file; {right}"
     try:
-        with open(path, "rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                return f"{path} is no SQLite file; {right}"
         with closing(_opened(path)) as store:
             revision = store.execute("SELECT version_num FROM alembic_version").fetchone()
             store.execute("SELECT count(*) FROM experiments").fetchone()
-    except (*DAMAGED, OSError) as error:
+    except DAMAGED as error:
         if isinstance(error, sqlite3.OperationalError) and is_busy(error):
             return None  # whoever opens it waits for that
         return f"{path} is damaged or no store of MLflow's ({error}); {right}"
@@ -445,5 +442,10 @@ def _has_an_experiment(path: Path) -> bool:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """A connection to a file that is there, able to undo what a killed process has half written."""
+    """A connection to a file that is there, able to undo what a killed process has half written.
+
+    No part of the program may open the file but through SQLite: to close it would release the locks
+    of this process, and another one would take away the log that is still written to.
+    https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
+    """
     return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=CONNECT_TIMEOUT_S)

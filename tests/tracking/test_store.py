@@ -203,8 +203,8 @@ def other(path: Path) -> None:
         (unsigned, "does not say which MLflow made it"),
         (other, "no store of MLflow's"),
         (garbled, "no store of MLflow's"),
-        (lambda path: path.write_text("hello, world " * 100), "is no SQLite file"),
-        (lambda path: path.write_bytes(bytes(range(256)) * 40), "is no SQLite file"),
+        (lambda path: path.write_text("hello, world " * 100), "file is not a database"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 40), "file is not a database"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\1" * 4096), "damaged"),
     ],
 )
@@ -284,6 +284,25 @@ def test_a_store_whose_disk_was_full_in_the_middle_of_a_checkpoint_is_whole(tmp_
     assert Tracker(place(tmp_path), make=False).find_run(run_id)
 
 
+USED_AND_LEFT = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("SELECT count(*) FROM runs").fetchone()
+db.close()
+"""
+
+
+def test_a_store_that_was_looked_at_keeps_the_log_that_its_writer_writes_to(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    tracker = Tracker(place(tmp_path))
+    tracker.create_run(SPOOLED)
+    log = (tmp_path / "mlflow.db-wal").stat().st_ino
+    check_store(place(tmp_path))
+    Tracker(place(tmp_path), make=False)
+    subprocess.run([sys.executable, "-c", USED_AND_LEFT, path], check=True)
+    assert (tmp_path / "mlflow.db-wal").stat().st_ino == log
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_and_stays_as_it_is(tmp_path: Path, make: object) -> None:
     path = tmp_path / "mlflow.db"
@@ -331,7 +350,7 @@ def test_the_command_for_an_older_store_names_the_file_whatever_it_is_called(
 def test_a_file_that_is_no_store_gets_no_lock_beside_it(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n")
-    with pytest.raises(UserError, match="is no SQLite file"):
+    with pytest.raises(UserError, match="file is not a database"):
         Tracker(place(tmp_path / "out", f"sqlite:///{hosts}"))
     assert [p.name for p in tmp_path.iterdir()] == ["hosts"]
 
