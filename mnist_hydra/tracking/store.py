@@ -442,10 +442,23 @@ def _has_an_experiment(path: Path) -> bool:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """A connection to a file that is there, able to undo what a killed process has half written.
+    """A connection to read a file that is there, after what a killed process has half written was
+    undone.
 
     No part of the program may open the file but through SQLite: to close it would release the locks
     of this process, and another one would take away the log that is still written to.
     https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
     """
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=CONNECT_TIMEOUT_S)
+
+    def connected(mode: str) -> sqlite3.Connection:
+        address = f"file:{quote(str(path))}?mode={mode}"
+        return sqlite3.connect(address, uri=True, timeout=CONNECT_TIMEOUT_S)
+
+    with closing(connected("ro")) as reader:
+        try:
+            reader.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.Error as error:  # of others the caller will hear
+            if "readonly" in str(error):
+                with closing(connected("rw")) as writer:
+                    writer.execute("PRAGMA schema_version").fetchone()
+    return connected("ro")
