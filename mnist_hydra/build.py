@@ -76,6 +76,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
             f"images ({given}); right: at most that many"
         )
     _insist_on_log_probabilities(config, model, dataset, where.device)
+    _insist_on_storable(f"model={config.model.target}", model.state_dict())
     optimizer = _optimizer(config, model)
     sample = dataset.train.images[dataset.train.index[:4]]
     augmentation = build_augmentation(config.aug, sample=sample)
@@ -171,7 +172,7 @@ def _try_schedule(config: Config, steps: int) -> None:
     """Let the optimizer and the scheduler take the run's steps, 20,000 at most, with no model.
 
     Raises:
-        UserError: one of them fails, or a learning rate is none.
+        UserError: one of them fails, a learning rate is none, or a state cannot be kept.
     """
     alone = torch.nn.ParameterList([torch.zeros(1)])
     alone[0].grad = torch.zeros(1)
@@ -226,4 +227,3 @@ def _insist_on_log_probabilities(
             f"{name} returns {tuple(got.shape)} that are no log-probabilities; right: end its "
             f"forward with log_softmax(scores, dim=1) of shape (batch, {classes})"
         )
-    _insist_on_storable(name, model.state_dict())

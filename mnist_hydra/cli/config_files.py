@@ -65,9 +65,9 @@ class TextRepository(ConfigRepository):
             ) from None
 
     def _insist_on_one(self, config_path: str) -> None:
-        files = [one for one in self.sources if one.scheme() == "file"]  # the only ones of a user
-        for file in (one for one in files if one.is_config(config_path)):
-            first = next(one for one in self.sources if one.is_config(config_path))
+        there = [one for one in self.sources if one.is_config(config_path)]
+        for file in (one for one in there[1:] if one.scheme() == "file"):  # the only ones of a user
+            first = there[0]
             if file.load_config(config_path).config != first.load_config(config_path).config:
                 raise ConfigCompositionException(
                     f"{file.path}/{config_path.removesuffix('.yaml')}.yaml would not be read, "

@@ -132,8 +132,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     records: dict[str, TrialRecord] = {}
     for (found, _), settings in zip(of_each, apart, strict=True):
         for key, record in found.items():
-            if key not in records or (record.counts and not records[key].counts):
-                records[key] = replace(record, values={**record.values, **settings})
+            _count_once(records, key, replace(record, values={**record.values, **settings}))
     names = [*axes, *apart[0]]
     every_trial = one_spelling([completed(record, axes) for record in records.values()])
     findings = Findings(
@@ -193,8 +192,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
         key = run.data.tags[tag.FINGERPRINT]
-        if key not in records or (record.counts and not records[key].counts):
-            records[key] = with_run(record, run)
+        _count_once(records, key, with_run(record, run))
     every = tuple(records.values())
     results = ranked(every, axes, objective)
     if not results.rows:
@@ -202,6 +200,12 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     title = f"runs with {query}" if query else "all runs"
     repeated = len(runs) - len(every)
     return counted_once(Findings(title, every, results, len(every), repeated=repeated))
+
+
+def _count_once(records: dict[str, TrialRecord], key: str, record: TrialRecord) -> None:
+    """Add a record; of those of one fingerprint the first stands that counts, else the first."""
+    if key not in records or (record.counts and not records[key].counts):
+        records[key] = record
 
 
 def histories(

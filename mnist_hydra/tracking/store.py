@@ -454,11 +454,11 @@ def _opened(path: Path) -> sqlite3.Connection:
         address = f"file:{quote(str(path))}?mode={mode}"
         return sqlite3.connect(address, uri=True, timeout=CONNECT_TIMEOUT_S)
 
-    with closing(connected("ro")) as reader:
-        try:
-            reader.execute("PRAGMA schema_version").fetchone()
-        except sqlite3.Error as error:  # of others the caller will hear
-            if "readonly" in str(error):
-                with closing(connected("rw")) as writer:
-                    writer.execute("PRAGMA schema_version").fetchone()
-    return connected("ro")
+    reader = connected("ro")
+    try:
+        reader.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:  # of others the caller will hear
+        if "readonly" in str(error):
+            with closing(connected("rw")) as writer:
+                writer.execute("PRAGMA schema_version").fetchone()
+    return reader
