@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tests.empty_store import migrate_once
+
 TIMEOUT_S = 300
 ROOT = Path(__file__).parents[1]
 
@@ -146,6 +148,7 @@ def _main() -> None:
     import mnist_hydra.sweep.worker  # noqa: F401
 
     torch.export.export(torch.nn.Identity(), (torch.zeros(1),))  # imports most as it is called
+    migrate_once()
     for line in sys.stdin:
         request = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

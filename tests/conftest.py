@@ -4,6 +4,7 @@ folder for compiled kernels."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mnist_hydra.cli.entry import share_cores
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import load_dataset
 from tests.commands import Commands
+from tests.empty_store import migrate_once
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +37,13 @@ def cache_folder(shared_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def migrated_once() -> None:
+    """A process that has imported MLflow's stores migrates an empty one once."""
+    if "mlflow.store.db.utils" in sys.modules:
+        migrate_once()
 
 
 @pytest.fixture(scope="session")
