@@ -242,8 +242,9 @@ def _end(trial: Trial, number: int, end: End) -> str:
     if end.state in FAILURES:
         what = "TIMED OUT" if end.state == TIMEOUT else "FAILED"
         return "\n    ".join([f"{what} in attempt {number}", *end.error.strip().splitlines()])
-    how = "its process died" if end.state == DIED else "stopped"
-    return f"{how} after epoch {trial.epoch}, to be continued"
+    if end.state == DIED:  # too often in a row, and it is given up
+        return f"its process died after epoch {trial.epoch}"
+    return f"stopped after epoch {trial.epoch}, to be continued"
 
 
 def _accuracy(trial: Trial) -> str:

@@ -110,7 +110,7 @@ def test_a_failure_is_told_with_its_last_lines() -> None:
 def test_no_attempt_is_passed_over_however_long_nobody_looked() -> None:
     now = trial("died", "failed", "timeout", "interrupted", None, error="x")
     assert events(WANTED, {"2": RUNNING}, {"2": now}) == [
-        "model=model2: its process died after epoch 3, to be continued",
+        "model=model2: its process died after epoch 3",
         "model=model2: FAILED in attempt 2\n    x",
         "model=model2: TIMED OUT in attempt 3",
         "model=model2: stopped after epoch 3, to be continued",
