@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
@@ -26,12 +27,21 @@ from mnist_hydra.replay import can_be_replayed
 from mnist_hydra.trainer import Parts, Runnable, Trainer, storable
 
 
-def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
+@cache
+def say_once(line: str) -> None:
+    """Print a line on the standard error, the first time in this process."""
+    print(line, file=sys.stderr)
+
+
+def prepare(
+    config: Config, state: dict[str, Any] | None = None, say: Callable[[str], None] = say_once
+) -> Trainer:
     """Build everything that a run needs; nothing is recorded or left behind if that fails.
 
     Args:
         config: the run's settings.
         state: a checkpoint to go on from, or `None` to begin.
+        say: told why it trains slower than it could, if it does.
 
     Raises:
         UserError: for settings that this machine, the data or a class does not allow.
@@ -42,7 +52,7 @@ def prepare(config: Config, state: dict[str, Any] | None = None) -> Trainer:
     fused = None
     if where.kernel:
         # Only now that nothing can be wrong any more: it is compiled the first time.
-        fused = kernel_of(parts.model, kernel_folder())
+        fused = kernel_of(parts.model, kernel_folder(), say)
     if fused is None:
         replay = can_be_replayed(parts.model, parts.optimizer)
         where = runtime.choose(config, machine, recorded, kernel=False, replay=replay)
@@ -86,18 +96,20 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 
-def kernel_of(model: torch.nn.Module, folder: Path) -> Fused | None:
+def kernel_of(
+    model: torch.nn.Module, folder: Path, say: Callable[[str], None] = say_once
+) -> Fused | None:
     """The model's kernel, compiled into `folder` (1 to 3 s the first time).
 
-    `None` if there can be none; the reason is printed once.
+    `None` if there can be none; `say` is told the reason.
     """
     try:
         fused = Fused(model, folder)
     except Unavailable as error:
-        _say_once(f"training at plain PyTorch's speed: {error}")
+        say(f"training at plain PyTorch's speed: {error}")
         return None
     if not fused.kernel.parallel:
-        _say_once("training on one thread: the C compiler has no OpenMP")
+        say("training on one thread: the C compiler has no OpenMP")
     return fused
 
 
@@ -110,11 +122,6 @@ def runnable(model: torch.nn.Module, chosen: runtime.Runtime, fused: Fused | Non
     if fused is not None:
         return Runnable(fused, fused.evaluate, fused.idle.clear)
     return Runnable(torch.compile(model) if chosen.compile else model, model)
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 @lru_cache(maxsize=2)

@@ -25,6 +25,7 @@ from mnist_hydra.ledger.trial import (
     FAILURES,
     FINISHED,
     MAX_ENTRY,
+    NOTICE,
     POINT,
     RUNNING,
     STOP,
@@ -296,6 +297,10 @@ class Ledger:
     def stopped(self, token: str) -> bool:
         """Whether a sweeper's trials are to stop, asked of the store now."""
         return self.holds(STOP + token)
+
+    def notify(self, token: str, notice: str) -> None:
+        """Tell a sweeper something, once however many workers do so."""
+        self.write_once(f"{NOTICE}{token}/{zlib.crc32(notice.encode()):08x}", notice[:MAX_ENTRY])
 
     def propose(self, point: Point) -> bool:
         """Add a search's point; false if another process has taken its number."""

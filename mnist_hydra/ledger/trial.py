@@ -38,6 +38,8 @@ POINT = "point/"
 """`point/<n>`: the n-th point that a search proposed, from 0, a `Point`."""
 STOP = "stop/"
 """`stop/<token>`: why the trials of that sweeper are to stop."""
+NOTICE = "notice/"
+"""`notice/<token>/<n>`: what a worker of that sweeper has to tell whoever started it."""
 MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
 SHARED = 128

@@ -21,7 +21,17 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.plan import Planned
-from mnist_hydra.ledger.trial import DIED, DONE, FAILURES, PRUNED, RUNNING, TIMEOUT, End, Trial
+from mnist_hydra.ledger.trial import (
+    DIED,
+    DONE,
+    FAILURES,
+    NOTICE,
+    PRUNED,
+    RUNNING,
+    TIMEOUT,
+    End,
+    Trial,
+)
 from mnist_hydra.progress import clock
 from mnist_hydra.tracking import tag
 
@@ -255,7 +265,8 @@ def _accuracy(trial: Trial) -> str:
 
 @dataclass
 class Follower:
-    """A thread that shows the ledger on the display, and writes a request to stop into the ledger.
+    """A thread that shows the ledger on the display, with what this sweeper's workers have to tell,
+    and writes a request to stop into the ledger.
 
     A signal handler cannot do the latter, since it may interrupt MLflow in the middle of a call.
     It is a context manager.
@@ -273,6 +284,7 @@ class Follower:
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
     _stop_reason: str | None = None
+    _noticed: set[str] = field(default_factory=set)
 
     def __enter__(self) -> Follower:
         self._look(up_to_date=True)
@@ -307,6 +319,10 @@ class Follower:
                     f"{reason}: running trials write a checkpoint; once more to leave at once"
                 )
             view = self.ledger.read(up_to_date)
+            notices = set(self.ledger.entries(f"{NOTICE}{self.sweeper}/").values())
+            for notice in sorted(notices - self._noticed):
+                self.display.message(notice)
+            self._noticed |= notices
             wanted = [*self.planned, *view.points]
             self.display.update(wanted, view.trials, time.monotonic())
         except UserError:

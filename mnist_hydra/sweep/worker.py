@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         sweeper_stop: in the sweeper's own process, which handles its signals: set when trials are
             to write a checkpoint and end.
     """
-    from mnist_hydra.build import prepare  # torch, as whoever trains needs it
+    from mnist_hydra.build import prepare, say_once  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import train_run
     from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
@@ -91,7 +91,14 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             except DamagedCheckpoint as damage:
                 log.warning("%s begins anew: %s", planned.name, damage)
                 tracker.forget_checkpoint(run_id)
-        trainer = prepare(trial, state)
+
+        def notify(line: str) -> None:
+            say_once(line)
+            if sweeper_stop is None:  # else it is on the sweeper's terminal already
+                with suppress(Exception):  # it is in this worker's log, too
+                    ledger.notify(sweeper, f"{line} (on {watch.trial.owner.machine})")
+
+        trainer = prepare(trial, state, notify)
         with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
             resumed = state is not None
             stopped, _ = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True)

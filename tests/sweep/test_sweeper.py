@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import shlex
 import signal
@@ -496,6 +497,8 @@ def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apar
     logs = tmp_path / "outputs" / "workers" / parent.info.run_id
     assert any("data.root" in log.read_text() for log in logs.glob("worker-*.log"))
     assert "data.root" not in done.err
+    (slow,) = (line for line in done.err.splitlines() if "plain PyTorch's speed" in line)
+    assert slow.endswith(f"not Moody (on {platform.node()})")
 
 
 @pytest.mark.parametrize(
