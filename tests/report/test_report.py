@@ -29,7 +29,6 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.report import answer, plots, questions, read, study, table
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
-from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.questions import Answers, ask
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import TrialRecord, best_of, ranked, trial_command
@@ -918,7 +917,7 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
 def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     def known(*words: str) -> str | None:
         with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
-            return recipe_of(flatten(settle(compose("config", overrides=list(words)))))
+            return table.recipe_of(flatten(settle(compose("config", overrides=list(words)))))
 
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
     for change in ("lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"):
