@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import model_of
+from mnist_hydra.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
 from mnist_hydra.report import answer, hard, page, plots, questions, read, table
 from mnist_hydra.report.page import Picture
