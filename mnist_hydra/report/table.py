@@ -76,7 +76,7 @@ def comparisons(objective: str, found: Contrasts) -> Table:
             for one in part:
                 gap, values = one.difference, [short(one.better), short(one.worse)]
                 found_gap = [gain(objective, gap.mean), interval(objective, gap), str(gap.n)]
-                judged = [_p(gap.p), _p(gap.corrected), gap.verdict]
+                judged = [_p(gap.p), _p(gap.corrected), gap.verdict.value]
                 rows.append([axis, within or "all", *values, *found_gap, *judged])
     return Table(header, rows)
 
@@ -233,7 +233,7 @@ def _sizes(row: Row) -> str:
 
 
 def _behind(objective: str, gap: Difference) -> str:
-    return f"{width(objective, gap.mean)}, {gap.verdict}" if gap.n else "no shared seed"
+    return f"{width(objective, gap.mean)}, {gap.verdict.value}" if gap.n else "no shared seed"
 
 
 def _p(p: float | None) -> str:
