@@ -37,6 +37,17 @@ UNSURE = {
     Verdict.CHANCE: "which may be chance",
     Verdict.UNTOLD: "which cannot be told from chance",
 }
+COMPARED = {
+    Verdict.REAL: "beats {gaps}",
+    Verdict.HINT: "is ahead of {gaps}, a hint only: it does not survive the correction for several "
+    "comparisons",
+    Verdict.CHANCE: "is ahead of {gaps}, which may be chance",
+    Verdict.UNTOLD: "is ahead of {gaps}, which cannot be told from chance",
+    Verdict.EVEN: "reached the same as {names}",
+    Verdict.IDENTICAL: "came out exactly as {names} did",
+    Verdict.BEHIND: "is behind {gaps} where both were tried",
+}
+"""What the best value of a setting does to others, in the order in which it is said."""
 
 
 def in_words(findings: Findings, answers: Answers) -> list[str]:
@@ -312,23 +323,10 @@ def _on_test_set(found: Results) -> list[str]:
 def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
     """`dropout=0.0 beats 0.04 by 0.31 points (...); it is ahead of 0.02 by 0.10 points (...)`."""
     told = []
-    for verdict in Verdict:
-        chosen = [one for one in found if one.verdict == verdict]
-        if not chosen:
-            continue
-        gaps = listed([_behind(of, one) for one in chosen])
-        if verdict == Verdict.REAL:
-            told.append(f"beats {gaps}")
-        elif verdict == Verdict.IDENTICAL:
-            told.append(f"came out exactly as {listed([short(one.worse) for one in chosen])} did")
-        elif verdict == Verdict.EVEN:
-            told.append(f"reached the same as {listed([short(one.worse) for one in chosen])}")
-        elif verdict == Verdict.BEHIND:
-            told.append(f"is behind {gaps} where both were tried")
-        else:
-            told.append(f"is ahead of {gaps}, {UNSURE[verdict]}")
-        if verdict == Verdict.HINT:
-            told[-1] += ": it does not survive the correction for several comparisons"
+    for verdict, words in COMPARED.items():
+        if chosen := [one for one in found if one.verdict == verdict]:
+            gaps = listed([_behind(of, one) for one in chosen])
+            told.append(words.format(gaps=gaps, names=listed([short(one.worse) for one in chosen])))
     return f"{axis}={short(found[0].better)} {'; it '.join(told)}"
 
 
