@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.inference.exported import HOLD_OUT, hold_out_of, lean_models
+from mnist_hydra.exported import HOLD_OUT, hold_out_of, lean_models
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import Trainer
 

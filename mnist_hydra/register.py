@@ -32,7 +32,7 @@ def register(cfg: DictConfig) -> int:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from mnist_hydra.inference.exported import model_of
+    from mnist_hydra.exported import model_of
     from mnist_hydra.report import read
     from mnist_hydra.report.results import best_of
     from mnist_hydra.tracking import tag

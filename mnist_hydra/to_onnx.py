@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from mnist_hydra.cli import entry
 from mnist_hydra.config import DataConfig
 from mnist_hydra.errors import UserError, first_line
-from mnist_hydra.inference.exported import (
+from mnist_hydra.exported import (
     Exported,
     Images,
     Probabilities,

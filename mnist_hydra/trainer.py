@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from mnist_hydra import checkpoint, layers
-from mnist_hydra.augment import Augmentation, Change
+from mnist_hydra import checkpoint, models
+from mnist_hydra.augment.pipeline import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
 from mnist_hydra.metrics import of_epoch
@@ -173,7 +173,7 @@ class Trainer:
         self, compute: Callable[..., tuple[Tensor, ...]], images: Tensor, labels: Tensor
     ) -> tuple[Tensor, ...]:
         """One optimizer step with the gradients that `compute` leaves; returns what it returns."""
-        layers.set_dropout_step(self.model, self.config.seed, self.steps)
+        models.set_dropout_step(self.model, self.config.seed, self.steps)
         measured = compute(images, labels)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -1,8 +1,9 @@
-"""Writes a file whole or not at all, however many processes do so."""
+"""Writes a file whole or not at all, however many processes and threads do so."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     If anything is raised, what was at `path` stays, and nothing is left beside it.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield beside
         os.replace(beside, path)

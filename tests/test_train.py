@@ -146,7 +146,7 @@ def test_exporting_a_model_imports_no_lightning_and_leaves_it_to_others(tmp_path
     for name in ("lightning", "pytorch_lightning"):
         (tmp_path / f"{name}.py").write_text("print('Lightning')")
     lines = [
-        "from mnist_hydra.inference.exported import lean_models",
+        "from mnist_hydra.exported import lean_models",
         "with lean_models():",
         "    import mlflow.pytorch",
         "print('flavor')",

@@ -33,10 +33,10 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from mnist_hydra import evaluate, exported, predict
 from mnist_hydra.cli.entry import take_words
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference import digit_image, exported, quality
 from mnist_hydra.to_onnx import write_checked
 from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
@@ -636,14 +636,14 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
 def test_a_digit_is_put_where_its_mass_is_in_the_middle_in_a_box_of_20() -> None:
     paper = np.full((200, 300), 250, np.uint8)
     paper[30:150, 200:215] = 10  # a 1, far from the middle
-    seen = digit_image.fit(paper, 28)
+    seen = predict.fit(paper, 28)
     rows, columns = (np.flatnonzero((seen > 0).any(axis=axis)) for axis in (1, 0))
     assert seen.max() == 255 and len(rows) == 20 and len(columns) <= 4
     assert abs(rows.mean() - 13.5) <= 1 and abs(columns.mean() - 13.5) <= 1
-    assert not digit_image.fit(np.full((50, 50), 255, np.uint8), 28).any(), "blank paper"
+    assert not predict.fit(np.full((50, 50), 255, np.uint8), 28).any(), "blank paper"
     dark = np.full((50, 50), 110, np.uint8)
     dark[10:40, 20:25] = 20
-    assert digit_image.fit(dark, 28).max() == 255, "dark ink on darker paper"
+    assert predict.fit(dark, 28).max() == 255, "dark ink on darker paper"
 
 
 GREY_PAPER = 0.4
@@ -675,8 +675,8 @@ def test_a_picture_is_seen_as_a_viewer_shows_it(
         more = {"exif": Image.Exif(), "quality": 95}
         more["exif"][0x0112] = 6
     picture.save(path, **more)
-    [(_, seen)] = digit_image.read_pictures(path, 28)
-    expected = digit_image.fit(paper, 28)
+    [(_, seen)] = predict.read_pictures(path, 28)
+    expected = predict.fit(paper, 28)
     assert expected.any() and np.abs(seen.astype(int) - expected).mean() < 1
 
 
@@ -701,9 +701,9 @@ def test_a_damaged_picture_is_unreadable_or_read_but_never_anything_else(
         path = tmp_path / f"damaged.{kind}"
         path.write_bytes(content)
         try:
-            [(_, seen)] = digit_image.read_pictures(path, 28)
+            [(_, seen)] = predict.read_pictures(path, 28)
             assert seen.shape == (28, 28) and seen.dtype == np.uint8
-        except digit_image.Unreadable as problem:
+        except predict.Unreadable as problem:
             unreadable += 1
             assert "\n" not in str(problem)
     assert unreadable > 50
@@ -725,18 +725,18 @@ def test_what_cannot_be_read_of_a_folder_is_said(
         return listed(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    found = list(digit_image.files_in([str(tmp_path)]))
+    found = list(predict.files_in([str(tmp_path)]))
     assert found == [tmp_path / "a" / name for name in ("c.png", "gone.png", "secret")]
     for path, read in zip(found, (True, False, False), strict=True):
-        refused = pytest.raises(digit_image.Unreadable, match=path.name)
+        refused = pytest.raises(predict.Unreadable, match=path.name)
         with contextlib.nullcontext() if read else refused:
-            assert len(list(digit_image.read_pictures(path, 28))) == 1
+            assert len(list(predict.read_pictures(path, 28))) == 1
 
 
 def test_two_specks_far_apart_are_no_digit() -> None:
     paper = np.full((4000, 4000), 255, np.uint8)
     paper[5, 5] = paper[3990, 3990] = 0
-    assert digit_image.fit(paper, 28).shape == (28, 28)
+    assert predict.fit(paper, 28).shape == (28, 28)
 
 
 def test_words_are_files_and_the_rest_is_hydras(
@@ -753,11 +753,11 @@ def test_words_are_files_and_the_rest_is_hydras(
 
 
 def test_wilsons_interval_and_the_calibration_error_are_those_of_the_books() -> None:
-    low, high = quality.Share(8, 10).interval
+    low, high = evaluate.Share(8, 10).interval
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Newcombe 1998, Table I's method
-    assert quality.Share(10, 10).interval[1] == pytest.approx(1)
-    assert quality.Share(0, 10).interval[0] == pytest.approx(0)
+    assert evaluate.Share(10, 10).interval[1] == pytest.approx(1)
+    assert evaluate.Share(0, 10).interval[0] == pytest.approx(0)
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], np.float32)
-    error, bins = quality.calibration(probabilities, np.array([0, 1, 1, 1]))
+    error, bins = evaluate.calibration(probabilities, np.array([0, 1, 1, 1]))
     assert [b.count for b in bins] == [2, 2]
     assert error == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)

@@ -111,7 +111,9 @@ def install(raw: Path, known: dict[str, str], cache: Path) -> None:
         idx.check_structure(raw / name)
     (raw / idx.SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
     for name in (idx.SUMS, *idx.FILES):
-        idx.publish(raw / name, cache / name)
+        with (raw / name).open("r+b") as file:
+            os.fsync(file.fileno())  # once it has its name it is whole on the disk
+        os.replace(raw / name, cache / name)
 
 
 def from_torchvision(dataset: str, staging: Path) -> Path:

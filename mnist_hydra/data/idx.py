@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import struct
-import uuid
 import zlib
 from pathlib import Path
 from typing import IO
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnist_hydra.errors import UserError
+from mnist_hydra.whole_file import whole_file
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -103,20 +103,8 @@ def check_structure(path: Path) -> None:
 def unpack(source: Path, target: Path) -> None:
     """Unpack `source` (gzip) to `target`, completely or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with opened(source) as stream, partial.open("wb") as out:
-            shutil.copyfileobj(stream, out)
-        publish(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def publish(partial: Path, target: Path) -> None:
-    """Give a finished file its name, once its bytes are on the disk."""
-    with partial.open("r+b") as stream:
-        os.fsync(stream.fileno())
-    os.replace(partial, target)
+    with whole_file(target) as beside, opened(source) as stream, beside.open("wb") as out:
+        shutil.copyfileobj(stream, out)
 
 
 def opened(path: Path) -> IO[bytes] | gzip.GzipFile:

@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import secrets
 import shlex
 import shutil
 import signal
@@ -31,6 +30,7 @@ from mnist_hydra.kernel.folder import (
     make_folder,
     remove_empty,
 )
+from mnist_hydra.whole_file import whole_file
 
 SOURCE = Path(__file__).with_name("kernel.c")
 COMPILER_FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=fast", "-shared", "-fPIC", "-Wall", "-Wextra")
@@ -268,22 +268,19 @@ def _compiled(
 
 def _kept(content: bytes, library: Path, compiled_by: str) -> Kernel:
     """Write a library, load it once as a test, and only then move it to its place."""
-    part = Path(f"{library}.{secrets.token_hex(4)}.part")  # nobody else's, whatever the lock does
     hash_file = _hash_file(library)
     try:
-        part.write_bytes(content)
-        part.chmod(0o600)
-        hash_file.write_text(hashlib.sha256(content).hexdigest())
-        try:
-            kernel = _opened(part)
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"{Path(compiled_by).name} made no library: {error}") from None
-        os.replace(part, library)
+        with whole_file(library) as beside:
+            beside.write_bytes(content)
+            beside.chmod(0o600)
+            hash_file.write_text(hashlib.sha256(content).hexdigest())
+            try:
+                return _opened(beside)
+            except (OSError, ValueError) as error:
+                raise Unavailable(f"{Path(compiled_by).name} made no library: {error}") from None
     except BaseException:
-        for left in (part, hash_file):
-            left.unlink(missing_ok=True)
+        hash_file.unlink(missing_ok=True)
         raise
-    return kernel
 
 
 def definitions(shapes: Sequence[Shape], vector: Vectors) -> list[str]:

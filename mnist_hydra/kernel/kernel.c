@@ -1,6 +1,6 @@
 /* The hot loops of a training step on a CPU, in float32: from one BatchNorm's sums to the next, in
  * one pass over a group of samples, row by row. compile.py compiles it for one architecture
- * (STAGES, COUNT of them) and for the width of the CPU's vectors (LANES); workspace.py owns all
+ * (STAGES, COUNT of them) and for the width of the CPU's vectors (LANES); fused.py owns all
  * memory. Results never depend on the number of threads; their last digits depend on LANES. */
 #include <math.h>
 #include <stdint.h>

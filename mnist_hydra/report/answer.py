@@ -9,19 +9,7 @@ from mnist_hydra.report import page
 from mnist_hydra.report.questions import Answers, Contrast
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Results, TrialRecord, first_place
-from mnist_hydra.report.statistics import (
-    BEHIND,
-    CHANCE,
-    EVEN,
-    HINT,
-    IDENTICAL,
-    REAL,
-    UNTOLD,
-    VERDICTS,
-    Difference,
-    number,
-    summary,
-)
+from mnist_hydra.report.statistics import Difference, Verdict, number, summary
 from mnist_hydra.report.wording import (
     configuration,
     gain,
@@ -37,18 +25,29 @@ NOTHING_APART = (
     "A seed axis, for example seed=1,2,3,4,5, tells more."
 )
 OPENING = {
-    REAL: "Yes, by more than chance: ",
-    HINT: "Perhaps: ",
-    CHANCE: "With {seeds} seeds no difference shows: ",
-    UNTOLD: "It cannot be told: ",
-    EVEN: "It cannot be told: ",
-    IDENTICAL: "No: ",
+    Verdict.REAL: "Yes, by more than chance: ",
+    Verdict.HINT: "Perhaps: ",
+    Verdict.CHANCE: "With {seeds} seeds no difference shows: ",
+    Verdict.UNTOLD: "It cannot be told: ",
+    Verdict.EVEN: "It cannot be told: ",
+    Verdict.IDENTICAL: "No: ",
 }
 UNSURE = {
-    HINT: "a hint only",
-    CHANCE: "which may be chance",
-    UNTOLD: "which cannot be told from chance",
+    Verdict.HINT: "a hint only",
+    Verdict.CHANCE: "which may be chance",
+    Verdict.UNTOLD: "which cannot be told from chance",
 }
+COMPARED = {
+    Verdict.REAL: "beats {gaps}",
+    Verdict.HINT: "is ahead of {gaps}, a hint only: it does not survive the correction for several "
+    "comparisons",
+    Verdict.CHANCE: "is ahead of {gaps}, which may be chance",
+    Verdict.UNTOLD: "is ahead of {gaps}, which cannot be told from chance",
+    Verdict.EVEN: "reached the same as {names}",
+    Verdict.IDENTICAL: "came out exactly as {names} did",
+    Verdict.BEHIND: "is behind {gaps} where both were tried",
+}
+"""What the best value of a setting does to others, in the order in which it is said."""
 
 
 def in_words(findings: Findings, answers: Answers) -> list[str]:
@@ -135,7 +134,7 @@ def in_brief(findings: Findings, answers: Answers) -> list[str]:
     for row, lead in zip(found.rows[1:], answers.leads, strict=True):
         if together <= set(zip(found.axes, row.values)) and row.rank > 1 and lead.mean >= 0:
             rank = f"rank {row.rank} of {len(found.rows)}"
-            behind = f"{gain(found.objective, lead.mean)} behind the first: {lead.verdict}"
+            behind = f"{gain(found.objective, lead.mean)} behind the first: {lead.verdict.value}"
             told.append(f"The best value of each setting, taken together, has {rank}, {behind}.")
             break
     return told
@@ -143,8 +142,9 @@ def in_brief(findings: Findings, answers: Answers) -> list[str]:
 
 def _how_sure(found: Sequence[Contrast]) -> str:
     """How sure it is that the best value is better than the others."""
-    verdicts = [one.verdict for one in found if one.verdict not in (EVEN, IDENTICAL)]
-    real = verdicts.count(REAL)
+    verdicts = [one.verdict for one in found]
+    verdicts = [each for each in verdicts if each not in (Verdict.EVEN, Verdict.IDENTICAL)]
+    real = verdicts.count(Verdict.REAL)
     if not verdicts:
         return "is as good as any"
     if not real:
@@ -154,9 +154,9 @@ def _how_sure(found: Sequence[Contrast]) -> str:
     return f"is ahead (of {real} of the {len(verdicts)} others by more than chance)"
 
 
-def strongest(found: Sequence[Contrast]) -> str:
+def strongest(found: Sequence[Contrast]) -> Verdict:
     """The verdict on the comparison, of at least one, that tells most."""
-    return min((one.verdict for one in found), key=VERDICTS.index)
+    return min((one.verdict for one in found), key=list(Verdict).index)
 
 
 def advice(findings: Findings, answers: Answers) -> list[str]:
@@ -175,7 +175,7 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
         overall = answers.contrasts.get(axis, {None: []})[None]
         best = overall[0].better if overall else mine
         others = {one.worse: one.verdict for one in overall if one.worse != mine}
-        equal = (EVEN, IDENTICAL, BEHIND)
+        equal = (Verdict.EVEN, Verdict.IDENTICAL, Verdict.BEHIND)
         as_good = [value for value, verdict in others.items() if verdict in equal]
         if best != mine:
             as_good.insert(0, best)
@@ -185,8 +185,8 @@ def advice(findings: Findings, answers: Answers) -> list[str]:
             use[-1] += f" (or {also}, as good or better, averaged over the rest)"
         for value, verdict in others.items():
             if value not in as_good:
-                (worse if verdict == REAL else behind).append(f"{axis}={short(value)}")
-        if overall and strongest(overall) in (REAL, HINT):
+                (worse if verdict == Verdict.REAL else behind).append(f"{axis}={short(value)}")
+        if overall and strongest(overall) in (Verdict.REAL, Verdict.HINT):
             beyond += _at_the_edge(axis, best, answers.layout.values[axis])
     told = [f"Use {', '.join(use)}."]
     if worse:
@@ -274,17 +274,17 @@ def _lead(found: Results, leads: Sequence[Difference]) -> str:
         by = f"Over the seeds that both have, the next, {the_next}, leads by {gain(of, gap.mean)}"
     if gap.n == 0:
         return "It shares no seed with the next, so their difference cannot be told from chance."
-    if verdict == UNTOLD:
+    if verdict == Verdict.UNTOLD:
         by = f"The next, {the_next}, reached the same" if gap.mean == 0 else by
         return f"{by}; with {gap.n} shared seed{'s' * (gap.n > 1)} that cannot be told from chance."
-    if verdict == IDENTICAL:
+    if verdict == Verdict.IDENTICAL:
         by = f"The next, {the_next}, came out exactly the same"
     else:
-        by += f" (paired over {gap.n} seeds, 95 % interval {interval(of, gap)}): {verdict}"
+        by += f" (paired over {gap.n} seeds, 95 % interval {interval(of, gap)}): {verdict.value}"
     if len(leads) == 1:
         return f"{by}."
-    beaten = sum(lead.verdict == REAL and lead.mean > 0 for lead in leads)
-    if lost := sum(lead.verdict == REAL and lead.mean < 0 for lead in leads):
+    beaten = sum(lead.verdict == Verdict.REAL and lead.mean > 0 for lead in leads)
+    if lost := sum(lead.verdict == Verdict.REAL and lead.mean < 0 for lead in leads):
         return (
             f"{by}. Over the seeds that both have it beats {beaten} of the {len(leads)} others by "
             f"more than chance, and {lost} of them beat{'s' * (lost == 1)} it so."
@@ -323,31 +323,18 @@ def _on_test_set(found: Results) -> list[str]:
 def _compared(of: str, axis: str, found: Sequence[Contrast]) -> str:
     """`dropout=0.0 beats 0.04 by 0.31 points (...); it is ahead of 0.02 by 0.10 points (...)`."""
     told = []
-    for verdict in VERDICTS:
-        chosen = [one for one in found if one.verdict == verdict]
-        if not chosen:
-            continue
-        gaps = listed([_behind(of, one) for one in chosen])
-        if verdict == REAL:
-            told.append(f"beats {gaps}")
-        elif verdict == IDENTICAL:
-            told.append(f"came out exactly as {listed([short(one.worse) for one in chosen])} did")
-        elif verdict == EVEN:
-            told.append(f"reached the same as {listed([short(one.worse) for one in chosen])}")
-        elif verdict == BEHIND:
-            told.append(f"is behind {gaps} where both were tried")
-        else:
-            told.append(f"is ahead of {gaps}, {UNSURE[verdict]}")
-        if verdict == HINT:
-            told[-1] += ": it does not survive the correction for several comparisons"
+    for verdict, words in COMPARED.items():
+        if chosen := [one for one in found if one.verdict == verdict]:
+            gaps = listed([_behind(of, one) for one in chosen])
+            told.append(words.format(gaps=gaps, names=listed([short(one.worse) for one in chosen])))
     return f"{axis}={short(found[0].better)} {'; it '.join(told)}"
 
 
 def _behind(of: str, one: Contrast) -> str:
     """`0.02 by 0.31 points (0.11 to 0.51)`."""
-    gap = one.difference.turned if one.verdict == BEHIND else one.difference
+    gap = one.difference.turned if one.verdict == Verdict.BEHIND else one.difference
     told = f"{short(one.worse)} by {gain(of, gap.mean)}"
     if gap.half_width is None:
         return told
-    paired = f"paired over {gap.n} seeds, 95 % interval " if gap.verdict == REAL else ""
+    paired = f"paired over {gap.n} seeds, 95 % interval " if gap.verdict == Verdict.REAL else ""
     return f"{told} ({paired}{interval(of, gap)})"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import model_of
+from mnist_hydra.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
-from mnist_hydra.report import answer, hard, page, plots, published, questions, read, table
+from mnist_hydra.report import answer, hard, page, plots, questions, read, table
 from mnist_hydra.report.page import Picture
 from mnist_hydra.report.questions import Answers, Layout
 from mnist_hydra.report.read import Findings
@@ -72,7 +72,7 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
         pictures=pictures,
         configurations=table.configurations(findings, answers.leads),
         comparisons=table.comparisons(found.objective, answers.contrasts),
-        published=published.beside(findings),
+        published=table.published(findings),
         trials=table.trial_table(findings, rows, differing),
         hardest_classes=hard.hardest_classes(found.ranked),
         hard_images=hard_images,

@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import Row
 from mnist_hydra.report.statistics import (
-    BEHIND,
-    EVEN,
-    IDENTICAL,
     MAX_VALUES,
     Difference,
     Scores,
+    Verdict,
     correct,
     difference,
     effect,
@@ -64,10 +62,12 @@ class Contrast:
     """In the objective's own unit; for losses too it is what `better` gains."""
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """What it comes to. Where trials are missing the best value may be behind one of others."""
         mean, verdict = self.difference.mean, self.difference.verdict
-        return BEHIND if mean < 0 else EVEN if mean == 0 and verdict != IDENTICAL else verdict
+        if mean < 0:
+            return Verdict.BEHIND
+        return Verdict.EVEN if mean == 0 and verdict != Verdict.IDENTICAL else verdict
 
 
 Contrasts = Mapping[str, Mapping[str | None, Sequence[Contrast]]]

@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TypeVar
 
 LEVEL = 0.05
@@ -22,11 +23,18 @@ Values = tuple[str, ...]
 Scores = Mapping[Values, Mapping[str, float]]
 """Of each configuration the objective by seed."""
 CameOut = TypeVar("CameOut")
-REAL, HINT, CHANCE = "more than chance", "a hint only", "may be chance"
-UNTOLD, IDENTICAL = "cannot be told", "identical"
-EVEN, BEHIND = "even", "behind"
-VERDICTS = (REAL, HINT, CHANCE, UNTOLD, EVEN, IDENTICAL, BEHIND)
-"""What a comparison may come to, the strongest first."""
+
+
+class Verdict(Enum):
+    """What a comparison may come to, in a few words; the strongest first."""
+
+    REAL = "more than chance"
+    HINT = "a hint only"
+    CHANCE = "may be chance"
+    UNTOLD = "cannot be told"
+    EVEN = "even"
+    IDENTICAL = "identical"
+    BEHIND = "behind"
 
 
 @dataclass(frozen=True)
@@ -62,17 +70,17 @@ class Difference:
         return replace(self, mean=-self.mean)
 
     @property
-    def verdict(self) -> str:
-        """What it comes to, in a few words; all that is said of it goes by this.
+    def verdict(self) -> Verdict:
+        """What it comes to; all that is said of it goes by this.
 
         It is more than chance at 5 % for the whole family of comparisons. A hint would count alone,
         but does not after the correction.
         """
         if self.p is None:
-            return IDENTICAL if self.mean == 0 and self.half_width == 0 else UNTOLD
+            return Verdict.IDENTICAL if self.mean == 0 and self.half_width == 0 else Verdict.UNTOLD
         if (self.p if self.corrected is None else self.corrected) < LEVEL:
-            return REAL
-        return HINT if self.p < LEVEL else CHANCE
+            return Verdict.REAL
+        return Verdict.HINT if self.p < LEVEL else Verdict.CHANCE
 
 
 def summary(values: Sequence[float]) -> Summary:

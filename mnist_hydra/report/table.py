@@ -1,9 +1,17 @@
-"""The report's tables, for the page and as CSV; pure functions."""
+"""The report's tables, for the page and as CSV.
+
+They are functions of what was read alone, and of `published.yaml`: the three published experiments.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+import yaml  # type: ignore[import-untyped]
 
 from mnist_hydra.report.page import Table
 from mnist_hydra.report.questions import Contrasts
@@ -17,8 +25,8 @@ from mnist_hydra.report.results import (
     grid,
     trial_command,
 )
-from mnist_hydra.report.statistics import Difference
-from mnist_hydra.report.wording import gain, interval, short, value, width
+from mnist_hydra.report.statistics import Difference, number, summary
+from mnist_hydra.report.wording import gain, interval, mean_with_interval, short, value, width
 from mnist_hydra.tracking import tag
 
 MAX_ROWS = 300
@@ -68,9 +76,42 @@ def comparisons(objective: str, found: Contrasts) -> Table:
             for one in part:
                 gap, values = one.difference, [short(one.better), short(one.worse)]
                 found_gap = [gain(objective, gap.mean), interval(objective, gap), str(gap.n)]
-                judged = [_p(gap.p), _p(gap.corrected), gap.verdict]
+                judged = [_p(gap.p), _p(gap.corrected), gap.verdict.value]
                 rows.append([axis, within or "all", *values, *found_gap, *judged])
     return Table(header, rows)
+
+
+def recipe_of(params: Mapping[str, str]) -> str | None:
+    """The published recipe that a run's parameters are, but for the seed; `None` for none."""
+    for name, experiment in _experiments().items():
+        if all(_same(params.get(key, ""), text) for key, text in experiment["recipe"].items()):
+            return name
+    return None
+
+
+def published(findings: Findings) -> Table | None:
+    """Each published result of which there is a finished trial, with ours; `None` for none.
+
+    Ours are the accuracies on the test set in the last epoch, and in the best, which is selected on
+    the test set, as published.
+    """
+    ours: dict[str, list[Mapping[str, float]]] = {}
+    for record in findings.records:
+        recipe = recipe_of(record.params)
+        if recipe is not None and record.counts and "test/acc_last" in record.metrics:
+            ours.setdefault(recipe, []).append(record.metrics)
+    if not ours:
+        return None
+    rows = []
+    for recipe, metrics in sorted(ours.items()):
+        row = [recipe]
+        for epoch in ("last", "best"):
+            here = [one[f"test/acc_{epoch}"] for one in metrics if f"test/acc_{epoch}" in one]
+            reached = mean_with_interval("test/acc", summary(here)) if here else "-"
+            row += [value("test/acc", _experiments()[recipe][epoch]), reached]
+        rows.append([*row, str(len(metrics))])
+    header = ["recipe", "last epoch, published", "last epoch, here", "best epoch, published"]
+    return Table([*header, "best epoch, here (selected on the test set)", "seeds"], rows)
 
 
 def origin_of(record: TrialRecord, results: Results) -> dict[str, str]:
@@ -101,15 +142,11 @@ def made_of(findings: Findings) -> tuple[list[dict[str, str]], dict[str, str], l
     """What made each trial, what those that count have in common, and what differs in them."""
     origins = [origin_of(record, findings.results) for record in findings.records]
     pairs = zip(findings.records, origins)
-    return origins, *shared_facts([of for record, of in pairs if record.params and record.counts])
-
-
-def shared_facts(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
-    """Facts that all rows have in common, and the names of those that differ."""
+    rows = [of for record, of in pairs if record.params and record.counts]
     names = dict.fromkeys(name for row in rows for name in row)
     found = {name: {row.get(name, "") for row in rows} for name in names}
     common = {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
-    return common, [name for name in names if name not in common]
+    return origins, common, [name for name in names if name not in common]
 
 
 def every_trial(
@@ -196,7 +233,7 @@ def _sizes(row: Row) -> str:
 
 
 def _behind(objective: str, gap: Difference) -> str:
-    return f"{width(objective, gap.mean)}, {gap.verdict}" if gap.n else "no shared seed"
+    return f"{width(objective, gap.mean)}, {gap.verdict.value}" if gap.n else "no shared seed"
 
 
 def _p(p: float | None) -> str:
@@ -205,3 +242,14 @@ def _p(p: float | None) -> str:
 
 def _left_out(every: int) -> str:
     return f"{every - MAX_ROWS} more are in report.csv." if every > MAX_ROWS else ""
+
+
+@cache
+def _experiments() -> Mapping[str, Any]:
+    """Of each published experiment `recipe`, and accuracies (share) in the `last`, `best` epoch."""
+    content: Any = yaml.safe_load((files("mnist_hydra.report") / "published.yaml").read_text())
+    return cast(Mapping[str, Any], content)
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or (number(one) is not None and number(one) == number(other))

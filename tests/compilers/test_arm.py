@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from mnist_hydra.kernel import compile as kernel
 from mnist_hydra.kernel.compile import Task
-from mnist_hydra.kernel.fused import Fused
-from mnist_hydra.kernel.workspace import Workspace
-from mnist_hydra.layers import set_dropout_step
-from mnist_hydra.models import Model1, Model3
+from mnist_hydra.kernel.fused import Fused, Workspace
+from mnist_hydra.models import Model1, Model3, set_dropout_step
 
 ARM = "aarch64-linux-gnu-gcc"
 FOUR_LANES = ["-march=x86-64"]

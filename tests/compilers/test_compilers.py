@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from mnist_hydra.kernel import compile as kernel
-from mnist_hydra.kernel.fused import Fused
-from mnist_hydra.kernel.stages import stages
-from mnist_hydra.layers import set_dropout_step
-from mnist_hydra.models import Model1, Model3
+from mnist_hydra.kernel.fused import Fused, stages
+from mnist_hydra.models import Model1, Model3, set_dropout_step
 
 COMPILERS = ["gcc", "clang"]
 CPUS = ["-march=x86-64-v4", "-march=x86-64-v3", "-march=x86-64"]

@@ -14,8 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from mnist_hydra.kernel.compile import Unavailable, cpu_flags
 from mnist_hydra.kernel.folder import kernel_folder
 from mnist_hydra.kernel.fused import Fused
-from mnist_hydra.layers import set_dropout_step
-from mnist_hydra.models import Model1, Model2, Model3
+from mnist_hydra.models import Model1, Model2, Model3, set_dropout_step
 
 pytestmark = pytest.mark.usefixtures("kernel_possible")
 

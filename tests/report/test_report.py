@@ -29,19 +29,10 @@ from mnist_hydra.errors import UserError
 from mnist_hydra.report import answer, plots, questions, read, study, table
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
-from mnist_hydra.report.published import recipe_of
 from mnist_hydra.report.questions import Answers, ask
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import TrialRecord, best_of, ranked, trial_command
-from mnist_hydra.report.statistics import (
-    CHANCE,
-    HINT,
-    REAL,
-    Difference,
-    correct,
-    difference,
-    summary,
-)
+from mnist_hydra.report.statistics import Difference, Verdict, correct, difference, summary
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
 from tests.commands import Commands, Done
@@ -636,26 +627,31 @@ def test_the_best_of_each_setting_stands_in_the_answer_and_where_they_lead_toget
 
 
 @pytest.mark.parametrize(
-    ("pairs", "word", "opening", "brief"),
+    ("pairs", "verdict", "opening", "brief"),
     [
-        ([0.010, 0.011, 0.012], REAL, "Yes, by more than chance", "best, by more than"),
-        ([0.010, 0.020, 0.015], HINT, "Perhaps", "a hint only"),
-        ([0.010, -0.005, 0.015], CHANCE, "With 3 seeds no difference shows", "which may be chance"),
+        ([0.010, 0.011, 0.012], Verdict.REAL, "Yes, by more than chance", "best, by more than"),
+        ([0.010, 0.020, 0.015], Verdict.HINT, "Perhaps", "a hint only"),
+        (
+            [0.010, -0.005, 0.015],
+            Verdict.CHANCE,
+            "With 3 seeds no difference shows",
+            "which may be chance",
+        ),
     ],
 )
 def test_one_verdict_is_behind_all_that_is_said_of_a_comparison(
-    pairs: list[float], word: str, opening: str, brief: str
+    pairs: list[float], verdict: Verdict, opening: str, brief: str
 ) -> None:
     gap = correct([difference(dict(zip("123", pairs)), dict.fromkeys("123", 0.0)), FAR, FAR])[0]
     one = questions.Contrast("0.0", "0.1", gap)
     findings = of({("0.0",): [0.9, 0.8, 0.7], ("0.1",): [0.8, 0.7, 0.6]})
-    assert gap.verdict == word
+    assert gap.verdict == verdict
     alone = replace(ask(findings), contrasts={"dropout": {None: [one]}})
     assert answer.settings(findings, alone)["dropout"][0].startswith(opening)
     two = replace(alone, contrasts={"dropout": {None: [one]}, "lr": {None: [one]}})
     assert answer.in_brief(findings, two)[0].count(brief) == 2
     doubt = "dropout=0.1 did worse, which may be chance." in answer.advice(findings, alone)[0]
-    assert doubt == (word != REAL)
+    assert doubt == (verdict != Verdict.REAL)
 
 
 def test_what_is_averaged_over_stands_before_what_is_compared() -> None:
@@ -818,8 +814,8 @@ def test_of_two_configurations_the_lead_is_said_once() -> None:
 
 def test_each_verdict_that_is_not_plain_is_explained() -> None:
     said = said_of(of({("0.0",): [0.90, 0.91], ("0.1",): [0.80, 0.82]}))
-    assert f"{REAL.capitalize()} means p < 0.05 after Holm's correction" in said
-    assert f"{HINT} means that p < 0.05 without it" in said
+    assert f"{Verdict.REAL.value.capitalize()} means p < 0.05 after Holm's correction" in said
+    assert f"{Verdict.HINT.value} means that p < 0.05 without it" in said
 
 
 def test_two_names_of_one_thing_are_found() -> None:
@@ -918,7 +914,7 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
 def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     def known(*words: str) -> str | None:
         with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
-            return recipe_of(flatten(settle(compose("config", overrides=list(words)))))
+            return table.recipe_of(flatten(settle(compose("config", overrides=list(words)))))
 
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
     for change in ("lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"):

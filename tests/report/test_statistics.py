@@ -9,12 +9,9 @@ import pytest
 from scipy import stats
 
 from mnist_hydra.report.statistics import (
-    HINT,
-    IDENTICAL,
-    REAL,
-    UNTOLD,
     Difference,
     Scores,
+    Verdict,
     correct,
     difference,
     effect,
@@ -49,7 +46,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 def test_with_one_seed_no_interval_is_invented() -> None:
     found = difference({"1": 0.9}, {"1": 0.5})
     assert (found.half_width, found.p) == (None, None)
-    assert found.verdict == UNTOLD
+    assert found.verdict == Verdict.UNTOLD
     assert summary([0.9]).half_width is None and summary([0.9]).deviation is None
 
 
@@ -57,7 +54,7 @@ def test_equal_differences_have_no_spread_to_judge_by() -> None:
     constant = difference({"1": 0.9, "2": 0.8}, {"1": 0.7, "2": 0.6})
     assert (constant.half_width, constant.p) == (None, None)
     same = difference({"1": 0.9, "2": 0.8}, {"1": 0.9, "2": 0.8})
-    assert same.verdict == IDENTICAL
+    assert same.verdict == Verdict.IDENTICAL
 
 
 def test_holms_correction_by_hand() -> None:
@@ -65,7 +62,7 @@ def test_holms_correction_by_hand() -> None:
     found = correct([*family, Difference(1, 0.1)])
     assert [one.corrected for one in found[:4]] == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert found[4].corrected is None
-    assert [one.verdict for one in found] == [REAL, HINT, HINT, REAL, UNTOLD]
+    assert [one.verdict.name for one in found] == ["REAL", "HINT", "HINT", "REAL", "UNTOLD"]
 
 
 def test_the_correction_keeps_false_alarms_below_one_in_twenty() -> None:
@@ -76,7 +73,7 @@ def test_the_correction_keeps_false_alarms_below_one_in_twenty() -> None:
         for _ in range(10):
             one, other = random.normal(0, 1, (2, 5))
             family.append(difference(_by_seed(one), _by_seed(other)))
-        alarms += any(each.verdict == REAL for each in correct(family))
+        alarms += any(each.verdict == Verdict.REAL for each in correct(family))
     assert alarms <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import find_model
+from mnist_hydra.exported import find_model
 from tests.security.conftest import Store
 
 # One process has the store and what commands are forked from.

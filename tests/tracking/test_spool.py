@@ -24,7 +24,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.config import Place, TrackingConfig, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.inference.exported import find_model
+from mnist_hydra.exported import find_model
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
 from mnist_hydra.tracking import tag

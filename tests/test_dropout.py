@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_hydra.layers import Dropout, dropout_key, keep_mask, set_dropout_step
-from mnist_hydra.models import Model3
+from mnist_hydra.models import Dropout, Model3, dropout_key, keep_mask, set_dropout_step
 
 COUNT = 1 << 20
 
