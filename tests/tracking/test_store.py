@@ -386,9 +386,20 @@ def test_a_moved_folder_is_refused_with_both_places(tmp_path: Path, begin: Begin
     shutil.move(tmp_path / "before", tmp_path / "after")
     with pytest.raises(UserError) as refused:
         begin(place(tmp_path / "after"))
-    assert str(tmp_path / "before") in str(refused.value)
-    assert str(tmp_path / "after") in str(refused.value)
+    link = f"ln -s {tmp_path / 'after'} {tmp_path / 'before'}"
+    assert link in str(refused.value)
     assert not (tmp_path / "before").exists()
+    subprocess.run(link.split(), check=True)
+    begin(place(tmp_path / "after"))
+
+
+@pytest.mark.parametrize("begin", [Tracker, check_store])
+def test_a_copied_folder_is_refused_with_both_places(tmp_path: Path, begin: Begin) -> None:
+    Tracker(place(tmp_path / "first"))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    with pytest.raises(UserError, match=f"right: output_dir={tmp_path / 'first'}") as refused:
+        begin(place(tmp_path / "copy"))
+    assert f"output_dir={tmp_path / 'copy'}: " in str(refused.value)
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
