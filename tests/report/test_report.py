@@ -507,8 +507,13 @@ def test_a_value_that_a_later_command_spells_in_another_way_is_the_same_value(
     for axes in (("dropout=0,0.1", "seed=1"), ("dropout=range(0,0.2,0.1)", "seed=2,3")):
         words = ("--multirun", *SETTINGS, *more, *axes, "epochs=1")
         assert commands.run_module("train", *words, cwd=tmp_path).code == 0
-    found = read.read_sweeps(Swept(tmp_path, "").tracker, ["grown"])
+    tracker = Swept(tmp_path, "").tracker
+    found = read.read_sweeps(tracker, ["grown"])
     assert [row.score.n for row in found.results.rows] == [3, 3]
+    for plan in (tmp_path / "outputs" / "artifacts").glob("*/artifacts/plans/*"):
+        plan.unlink()
+    with pytest.raises(UserError, match="plans/ are missing"):
+        read.read_sweeps(tracker, ["grown"])
 
 
 def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: Path) -> None:
@@ -754,8 +759,11 @@ def test_only_what_was_picked_among_several_is_called_optimistic(objective: str)
     [
         ([], []),
         (["pruned"], []),
-        (["failed"], ["1 of 3 trials has no result: it failed or did not end."]),
-        (["running", "failed"], ["2 of 4 trials have no result: they failed or did not end."]),
+        (["failed"], ["1 of 3 trials has no result: it failed, did not end or was deleted."]),
+        (
+            ["running", "failed"],
+            ["2 of 4 trials have no result: they failed, did not end or were deleted."],
+        ),
     ],
 )
 def test_trials_without_a_result_are_a_warning(states: list[str], told: list[str]) -> None:
