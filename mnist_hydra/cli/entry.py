@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import logging
 import os
 import signal
 import sys
@@ -155,6 +156,8 @@ def call(main: Callable[[], object]) -> None:
         SystemExit: 2 for what Hydra refuses, after a line that says what.
     """
     collect_seldom()
+    # Where its folder below the user's home cannot be written, it would say so in three lines.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
     try:
         insist_on_options(sys.argv[1:])
