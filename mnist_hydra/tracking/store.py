@@ -38,8 +38,11 @@ DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
-BUSY = ("starting up", "shutting down", "recovery mode", "too many", "slots are reserved")
-"""What PostgreSQL says that lets nobody in just now."""
+BUSY = (
+    *("starting up", "shutting down", "recovery mode", "terminating connection"),
+    *("too many", "slots are reserved", "timeout expired", "closed the connection"),
+)
+"""What is said of a PostgreSQL that lets nobody in just now."""
 MAKING = 0x6D6E697374
 """The number of PostgreSQL's lock that one process holds while it makes a store's tables."""
 MADE_BY_PEOPLE = {
@@ -229,6 +232,8 @@ def _check_database(store: Store) -> None:
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
+    # PostgreSQL's driver would wait for ever for an answer, here and wherever MLflow asks.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", f"{CONNECT_TIMEOUT_S:.0f}")
     parts = urlsplit(store.uri)
     scheme, _, driver = parts.scheme.partition("+")
     try:

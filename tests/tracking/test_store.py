@@ -492,6 +492,7 @@ def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> No
     [
         ("password authentication failed", UserError),
         ("sorry, too many clients already", StoreAway),
+        ("terminating connection due to administrator command", StoreAway),
         ("the database system is in recovery mode", StoreAway),
     ],
 )
@@ -517,6 +518,18 @@ def test_a_database_that_lets_nobody_in_wants_a_password_or_is_away(
     said = str(refused.value)
     assert type(refused.value) is raised and SECRET not in said
     assert ("right: postgresql://USER:PASSWORD@HOST/DATABASE" in said) == (raised is UserError)
+
+
+def test_a_database_that_takes_a_connection_and_says_nothing_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "9")
+    monkeypatch.delenv("PGCONNECT_TIMEOUT")  # and away again at the end
+    monkeypatch.setattr(store, "CONNECT_TIMEOUT_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        uri = f"postgresql://me@127.0.0.1:{listening.getsockname()[1]}/db"
+        with pytest.raises(StoreAway, match="timeout expired"):
+            store.check_usable(store.read_address(uri, tmp_path), tmp_path)
 
 
 FIRST = """
