@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, Place, TrackingConfig, resolved
-from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line, wrong_value
+from mnist_hydra.errors import BAD_INPUT, UserError, first_line, in_one_line, wrong_value
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.typed import check_setting, read_settings
@@ -115,6 +115,14 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
                 code = task(cfg)
         except UserError as error:
             leave(error)
+        except Exception as error:
+            from mnist_hydra.tracking.tracker import is_away
+
+            if not is_away(error):
+                raise
+            why = hide_in_error(first_line(error))
+            print(f"error: disk or store take nothing now: {why}", file=sys.stderr)
+            sys.exit(1)
         sys.exit(code)
 
     prepare_streams()

@@ -443,6 +443,17 @@ def test_a_command_whose_reader_has_gone_ends_without_a_traceback(swept: Swept) 
         assert process.wait(300) == 1
 
 
+def test_a_report_that_finds_no_room_is_one_line(swept: Swept, commands: Commands) -> None:
+    reports = swept.folder / "outputs" / "reports"
+    kept = reports.rename(reports.with_name("kept"))
+    reports.touch()
+    done = commands.run_module("report", "sweep=mine", cwd=swept.folder)
+    reports.unlink()
+    kept.rename(reports)
+    assert done.code == 1 and "Traceback" not in done.err
+    assert done.errors and "reports" in done.errors[0] and len(done.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("filter_", ["params.lr = '0.15'", "\"params.lr = '0.15'\""])
 def test_a_filter_is_typed_as_mlflow_has_it(
     swept: Swept, filter_: str, commands: Commands
