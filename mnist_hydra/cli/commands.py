@@ -131,7 +131,7 @@ def words_for_place(output_dir: str, uri: str | None, experiment_name: str) -> l
 
 def override_value(text: str) -> str:
     """A text as the value of an override, in quotes where Hydra needs them."""
-    plain = re.fullmatch(r"[A-Za-z_./][\w./:-]*", text, re.ASCII)
+    plain = re.fullmatch(r"[A-Za-z_./][\w./:@-]*", text, re.ASCII)
     keyword = text.lower() in ("true", "false", "null", "nan", "inf")
     if text.startswith("${oc.env:") or (plain and not keyword):
         return text

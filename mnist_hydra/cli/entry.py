@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import logging
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, Place, TrackingConfig, resolved
-from mnist_hydra.errors import BAD_INPUT, UserError, in_one_line, wrong_value
+from mnist_hydra.errors import BAD_INPUT, UserError, first_line, in_one_line, wrong_value
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.typed import check_setting, read_settings
@@ -114,6 +115,14 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
                 code = task(cfg)
         except UserError as error:
             leave(error)
+        except Exception as error:
+            from mnist_hydra.tracking.tracker import is_away
+
+            if not is_away(error):
+                raise
+            why = hide_in_error(first_line(error))
+            print(f"error: disk or store take nothing now: {why}", file=sys.stderr)
+            sys.exit(1)
         sys.exit(code)
 
     prepare_streams()
@@ -155,6 +164,8 @@ def call(main: Callable[[], object]) -> None:
         SystemExit: 2 for what Hydra refuses, after a line that says what.
     """
     collect_seldom()
+    # Where its folder below the user's home cannot be written, it would say so in three lines.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
     try:
         insist_on_options(sys.argv[1:])

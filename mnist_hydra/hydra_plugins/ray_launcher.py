@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ class RayLauncher(CommandLauncher):
 
     def room(self) -> int:
         """How many workers the whole cluster has room for; connects to it first."""
+        lack = lack_of_cpus(joined(self.address).nodes(), self.cpus_per_worker)
+        if lack is not None and self.address == LOCAL:
+            raise UserError(lack)
+        if lack is not None:  # one that is large enough may join it
+            print(f"workers wait for a machine: {lack}", file=sys.stderr)
         if gpus := self._gpus():
             return gpus * self.trials_per_gpu
         cpus = joined(self.address).cluster_resources().get("CPU", 0)
@@ -118,6 +123,21 @@ def _run_worker(
             here = unpack_folder(files, Path(folder), Path(spare, str(number)))
             head = [word.replace(folder, str(here)) for word in head]
         return followed(start_process([*head, *rest], subprocess.PIPE, {}, cwd))
+
+
+def lack_of_cpus(nodes: Sequence[Mapping[str, Any]], cpus_per_worker: float) -> str | None:
+    """Why none of a cluster's machines could run a worker; `None` if one could.
+
+    Args:
+        nodes: as `ray.nodes()` returns them.
+    """
+    most = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=0)
+    if cpus_per_worker <= most:
+        return None
+    return (
+        f"hydra.launcher.cpus_per_worker={cpus_per_worker:g} is more than any machine of the "
+        f"cluster has; right: at most {most:g}"
+    )
 
 
 def pack_folder(folder: Path) -> dict[str, bytes]:

@@ -249,8 +249,9 @@ def without_result(findings: Findings) -> list[str]:
     missing = findings.planned - findings.finished - findings.pruned
     if missing == 0:
         return []
-    what = "has no result: it" if missing == 1 else "have no result: they"
-    return [f"{missing} of {findings.planned} trials {what} failed or did not end."]
+    have, were = ("has no result: it", "was") if missing == 1 else ("have no result: they", "were")
+    why = f"{have} failed, did not end or {were} deleted"
+    return [f"{missing} of {findings.planned} trials {why}."]
 
 
 def same_thing(found: Sequence[tuple[str, str, str]]) -> list[str]:

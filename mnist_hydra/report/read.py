@@ -277,13 +277,13 @@ def _read_one(
     """One sweep's trials by fingerprint, and the fingerprints of all that there are to be.
 
     Raises:
-        UserError: the plans of a search are missing from the store.
+        UserError: the plans are missing from the store.
     """
     view = Ledger(tracker.client, parent.info.run_id).read()
-    if view.points and not plans:
+    if (view.points or view.trials) and not plans:
         raise UserError(
             f"sweep={parent.info.run_name}: its artifacts below {PLANS}/ are missing from the "
-            "store; right: a sweep that has them"
+            f"store; right: a sweep that has them, or what was in {parent.info.artifact_uri}"
         )
     records = records_of(tracker, view, plans, objective, at)
     planned = {one.fingerprint for one in (*view.points, *(t for p in plans for t in p.trials))}

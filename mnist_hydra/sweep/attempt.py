@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Protocol, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
-from mnist_hydra.errors import TimedOut
+from mnist_hydra.errors import TimedOut, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FAILED, TIMEOUT, Trial
@@ -200,7 +200,7 @@ class Watch(Hooks):
                 warned = False
             except Exception as error:  # the store may come back; training goes on
                 if not warned:
-                    log.warning("no heartbeat of %s: %s", self.trial.name, error)
+                    log.warning("no heartbeat of %s: %s", self.trial.name, first_line(error))
                 warned = True
 
     def _raise_timed_out(self, number: int, frame: FrameType | None) -> None:
@@ -247,13 +247,19 @@ def transcribing() -> Iterator[Transcript]:
     transcript = Transcript()
     handler = logging.StreamHandler(transcript)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    # Where nobody else handles warnings Python shows them itself; with a handler it would not.
+    shown = logging.lastResort if not root.handlers else None
+    added: list[logging.Handler] = [handler, shown] if shown is not None else [handler]
+    for each in added:
+        root.addHandler(each)
     out, err = (cast(TextIO, _Tee(stream, transcript)) for stream in (sys.stdout, sys.stderr))
     try:
         with redirect_stdout(out), redirect_stderr(err):
             yield transcript
     finally:
-        logging.getLogger().removeHandler(handler)
+        for each in added:
+            root.removeHandler(each)
 
 
 class _Tee:

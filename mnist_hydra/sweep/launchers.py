@@ -31,11 +31,20 @@ from omegaconf import DictConfig
 
 from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
-from mnist_hydra.config import SweepConfig
+from mnist_hydra.config import Count, Number, Positive, SweepConfig
 from mnist_hydra.errors import BAD_INPUT, UserError
 from mnist_hydra.tracking import store
+from mnist_hydra.typed import check_setting
 
 POLL_S = 0.2
+SETTINGS: dict[str, Any] = {
+    "workers": Count | None,
+    "restarts": Number,
+    "trials_per_gpu": Count,
+    "cpus_per_worker": Positive,
+    "max_requeues": Number,
+}
+"""The settings of this project's launchers that they do not check themselves."""
 
 
 @dataclass(frozen=True)
@@ -225,11 +234,14 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
     """The launcher that `hydra/launcher=` names.
 
     Raises:
-        UserError: its package is not installed; names the command that installs it.
+        UserError: its package is not installed, or one of its `SETTINGS` is not valid; names what
+            mends it.
     """
     target = str(config.hydra.launcher._target_)
     try:
         if target.startswith(PLUGINS):
+            for key in SETTINGS.keys() & config.hydra.launcher.keys():
+                check_setting(f"hydra.launcher.{key}", config.hydra.launcher[key], SETTINGS[key])
             module, _, name = target.rpartition(".")
             ours = getattr(import_module(module), name, None)
             if isinstance(ours, type) and issubclass(ours, Launcher):

@@ -285,6 +285,7 @@ class Follower:
     _over: bool = False
     _stop_reason: str | None = None
     _noticed: set[str] = field(default_factory=set)
+    _is_away: bool = False
 
     def __enter__(self) -> Follower:
         self._look(up_to_date=True)
@@ -325,9 +326,12 @@ class Follower:
             self._noticed |= notices
             wanted = [*self.planned, *view.points]
             self.display.update(wanted, view.trials, time.monotonic())
+            self._is_away = False
         except UserError:
             if not self.stop.is_set():
                 self.stop.set()
                 self.stop_trials("the sweep was deleted in MLflow")
         except Exception as error:  # the store may be away for a while; training goes on
-            log.warning("the ledger cannot be read: %s", first_line(error))
+            if not self._is_away:
+                log.warning("the ledger cannot be read: %s", first_line(error))
+            self._is_away = True

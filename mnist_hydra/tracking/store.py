@@ -38,6 +38,13 @@ DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
+BUSY = (
+    *("starting up", "shutting down", "recovery mode", "terminating connection"),
+    *("too many", "slots are reserved", "timeout expired", "closed the connection"),
+)
+"""What is said of a PostgreSQL that lets nobody in just now."""
+MAKING = 0x6D6E697374
+"""The number of PostgreSQL's lock that one process holds while it makes a store's tables."""
 MADE_BY_PEOPLE = {
     "runs": "1",
     "experiments": "name != 'Default'",
@@ -45,6 +52,7 @@ MADE_BY_PEOPLE = {
     "trace_info": "1",
 }
 """Tables of a store that is worth keeping, and which of their rows MLflow does not make itself."""
+ESCAPES = "a / @ or : of a password is written %2F %40 %3A"
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What sqlite3 raises over a damaged file; the second where a name in it is no text."""
@@ -89,13 +97,14 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
         parts = urlsplit(uri)
         port = parts.port
     except ValueError:  # what it says may hold the password
-        why = "its host or port cannot be read; a / @ or : of a password is written %2F %40 %3A"
-        raise _wrong(shown, why) from None
+        raise _wrong(shown, f"its host or port cannot be read; {ESCAPES}") from None
     scheme, _, driver = parts.scheme.partition("+")
     if any(c.isspace() or not c.isprintable() for c in uri):
         raise _wrong(shown, "it holds a blank or a control character")
     if scheme == "sqlite":
         return _sqlite(_file_of(uri, shown), artifacts)
+    if "@" in parts.path:  # the host would be a part of the password
+        raise _wrong(shown, ESCAPES)
     if scheme in ("http", "https") and not driver:
         if not parts.hostname:
             raise _wrong(shown, "it names no host")
@@ -223,6 +232,8 @@ def _check_database(store: Store) -> None:
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
+    # PostgreSQL's driver would wait for ever for an answer, here and wherever MLflow asks.
+    os.environ.setdefault("PGCONNECT_TIMEOUT", f"{CONNECT_TIMEOUT_S:.0f}")
     parts = urlsplit(store.uri)
     scheme, _, driver = parts.scheme.partition("+")
     try:
@@ -250,9 +261,12 @@ def _check_database(store: Store) -> None:
             revision = connection.execute(query).scalar()
     except SQLAlchemyError as error:
         why = without_password(str(getattr(error, "orig", error)).strip().splitlines()[0])
-        if "starting up" in why or "shutting down" in why:
+        if any(words in why for words in BUSY):
             raise _away(store, why) from None
-        raise _wrong(store.shown, why) from None
+        raise UserError(
+            f"tracking.uri={store.shown} does not let this program in ({why}); right: "
+            f"{scheme}://USER:PASSWORD@HOST/DATABASE of a user and a database that are there"
+        ) from None
     finally:
         engine.dispose()
     if revision is not None and revision not in revisions()[1]:
@@ -382,6 +396,8 @@ def open_store(store: Store) -> MlflowClient:
     if store.password is not None:
         os.environ["MLFLOW_TRACKING_USERNAME"] = store.user or ""
         os.environ["MLFLOW_TRACKING_PASSWORD"] = store.password
+    if store.kind == "database":
+        return _open_database(store.uri)
     if store.path is None:
         return MlflowClient(store.uri)
     path = Path(os.path.realpath(store.path))
@@ -395,6 +411,24 @@ def open_store(store: Store) -> MlflowClient:
                 _make_sqlite(path)
             return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own experiment
     return MlflowClient(sqlite_uri(store.path))
+
+
+def _open_database(uri: str) -> MlflowClient:
+    """MLflow's client of a database, which makes the tables of one that is empty.
+
+    One process at a time, on PostgreSQL: of two that make them at once one fails.
+    """
+    import sqlalchemy
+    from mlflow import MlflowClient
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        with engine.begin() as transaction:
+            if engine.dialect.name == "postgresql":
+                transaction.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({MAKING})"))
+            return MlflowClient(uri)
+    finally:
+        engine.dispose()
 
 
 def sqlite_uri(path: Path) -> str:

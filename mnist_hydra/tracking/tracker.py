@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -483,8 +484,11 @@ def check_not_moved(name: str, artifacts: str, output_dir: Path) -> None:
     recorded = urlsplit(artifacts)
     there = Path(unquote(recorded.path)).resolve()
     if recorded.scheme == "file" and not there.is_relative_to(output_dir.resolve()):
+        old, now = (shlex.quote(str(path)) for path in (there.parent, output_dir))
+        right = f"move it back, or ln -s {now} {old}"
+        if there.parent.exists():
+            right = f"output_dir={there.parent}"
         raise UserError(
             f"output_dir={output_dir}: the artifacts of tracking.experiment_name={name} are kept "
-            f"in {there}; right: output_dir={there.parent} (where it was moved or copied, move it "
-            f"back), or a name or a folder of its own"
+            f"in {there}; right: {right}, or a name or a folder of its own"
         )

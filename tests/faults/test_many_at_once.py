@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from mlflow import MlflowClient
 
+from mnist_hydra.config import Place, TrackingConfig
+from mnist_hydra.tracking.tracker import Tracker
 from tests.faults.conftest import need
 from tests.faults.postgres import BINARIES, free_port, postgres
 from tests.faults.single_run import Command, assert_all_recorded, start
+from tests.sweep_process import ended, processes
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
 
 EPOCHS = 4
 MANY = pytest.param(32, marks=pytest.mark.long)
@@ -52,3 +59,23 @@ def test_runs_at_once_on_a_database_that_is_started_again_lose_nothing(
             again = start(tmp_path, *where, module="mnist_hydra.sync")
             assert again.finish() == 0, again.said
         assert_all_recorded(tmp_path, runs, EPOCHS, client=MlflowClient(database))
+
+
+def _open(database: str, folder: str, start: Barrier) -> None:
+    start.wait()
+    Tracker(Place(folder, TrackingConfig("server", database, "e")))
+
+
+def test_four_first_starts_at_once_on_an_empty_database_all_succeed(
+    tmp_path: Path, short_folder: Path
+) -> None:
+    need("postgresql", *(str(BINARIES / name) for name in ("initdb", "postgres", "pg_isready")))
+    context = processes()
+    start = context.Barrier(4)
+    with postgres(short_folder) as database:
+        at_once = [
+            context.Process(target=_open, args=(database, str(tmp_path), start)) for _ in range(4)
+        ]
+        for process in at_once:
+            process.start()
+        assert [ended(process) for process in at_once] == [0] * 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.mnist_hydra import ray_launcher
-from hydra_plugins.mnist_hydra.ray_launcher import pack_folder, unpack_folder
+from hydra_plugins.mnist_hydra.ray_launcher import lack_of_cpus, pack_folder, unpack_folder
 from mnist_hydra.errors import UserError
 
 
@@ -56,3 +56,11 @@ def test_a_folder_that_cannot_be_meant_is_refused(
     monkeypatch.setattr(ray_launcher, "MAX_FILES", 1)
     with pytest.raises(UserError, match="a folder of its own"):
         pack_folder(folder)
+
+
+def test_a_worker_that_fits_on_no_machine_is_said_with_what_would_fit() -> None:
+    gone, small = ({"Alive": alive, "Resources": {"CPU": 8.0 - 6 * alive}} for alive in (0, 1))
+    head = {"Alive": True, "Resources": {}}
+    assert lack_of_cpus([gone, small, head], 2) is None
+    said = str(lack_of_cpus([gone, small, head], 2.5))
+    assert said.startswith("hydra.launcher.cpus_per_worker=2.5 ") and said.endswith("at most 2")

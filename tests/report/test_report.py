@@ -434,6 +434,17 @@ def test_a_command_whose_reader_has_gone_ends_without_a_traceback(swept: Swept) 
         assert process.wait(300) == 1
 
 
+def test_a_report_that_finds_no_room_is_one_line(swept: Swept, commands: Commands) -> None:
+    reports = swept.folder / "outputs" / "reports"
+    kept = reports.rename(reports.with_name("kept"))
+    reports.touch()
+    done = commands.run_module("report", "sweep=mine", cwd=swept.folder)
+    reports.unlink()
+    kept.rename(reports)
+    assert done.code == 1 and "Traceback" not in done.err
+    assert done.errors and "reports" in done.errors[0] and len(done.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("filter_", ["params.lr = '0.15'", "\"params.lr = '0.15'\""])
 def test_a_filter_is_typed_as_mlflow_has_it(
     swept: Swept, filter_: str, commands: Commands
@@ -498,8 +509,13 @@ def test_a_value_that_a_later_command_spells_in_another_way_is_the_same_value(
     for axes in (("dropout=0,0.1", "seed=1"), ("dropout=range(0,0.2,0.1)", "seed=2,3")):
         words = ("--multirun", *SETTINGS, *more, *axes, "epochs=1")
         assert commands.run_module("train", *words, cwd=tmp_path).code == 0
-    found = read.read_sweeps(Swept(tmp_path, "").tracker, ["grown"])
+    tracker = Swept(tmp_path, "").tracker
+    found = read.read_sweeps(tracker, ["grown"])
     assert [row.score.n for row in found.results.rows] == [3, 3]
+    for plan in (tmp_path / "outputs" / "artifacts").glob("*/artifacts/plans/*"):
+        plan.unlink()
+    with pytest.raises(UserError, match="plans/ are missing"):
+        read.read_sweeps(tracker, ["grown"])
 
 
 def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: Path) -> None:
@@ -750,8 +766,11 @@ def test_only_what_was_picked_among_several_is_called_optimistic(objective: str)
     [
         ([], []),
         (["pruned"], []),
-        (["failed"], ["1 of 3 trials has no result: it failed or did not end."]),
-        (["running", "failed"], ["2 of 4 trials have no result: they failed or did not end."]),
+        (["failed"], ["1 of 3 trials has no result: it failed, did not end or was deleted."]),
+        (
+            ["running", "failed"],
+            ["2 of 4 trials have no result: they failed, did not end or were deleted."],
+        ),
     ],
 )
 def test_trials_without_a_result_are_a_warning(states: list[str], told: list[str]) -> None:

@@ -194,3 +194,17 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         made: Any = make_launcher(context, lambda cfg: None, config)
         with pytest.raises(UserError, match=rf"pip install 'mnist_hydra\[{name}\]'"):
             count_workers(made, SweepConfig())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["joblib workers=-1", "joblib workers=many", "joblib restarts=1.5", "ray trials_per_gpu=0"]
+    + ["ray cpus_per_worker=0", "ray cpus_per_worker=all", "slurm max_requeues=-1"],
+)
+def test_a_launchers_setting_that_is_no_such_number_is_refused(launcher: Any, wrong: str) -> None:
+    name, setting = wrong.split()
+    words = [f"hydra/launcher={name}", f"hydra.launcher.{setting}"]
+    config = compose("config", words, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    with pytest.raises(UserError, match=f"hydra.launcher.{setting} is not valid; right: a"):
+        make_launcher(context, lambda cfg: None, config)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from mnist_hydra.ledger.next_action import Action
@@ -13,6 +16,7 @@ from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import Attempt, Claim, End, Trial
 from mnist_hydra.sweep.show import (
     Display,
+    Follower,
     counts,
     events,
     other_origin,
@@ -157,3 +161,15 @@ def test_elsewhere_there_is_a_line_per_event_and_nothing_else() -> None:
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
         "model=model2: finished after epoch 4, accuracy 98.00%\n"
     )
+
+
+def test_a_store_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Away:
+        def read(self, up_to_date: bool) -> None:
+            raise OSError("no answer")
+
+    ledger: Any = Away()
+    with Display(Console(file=io.StringIO()), total=2, epochs=4) as display:
+        with Follower(ledger, display, WANTED, "sweeper", threading.Event()):
+            pass  # it looks at the beginning and at the end
+    assert caplog.messages == ["the ledger cannot be read: no answer"]

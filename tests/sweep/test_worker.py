@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -363,3 +364,14 @@ def test_ctrl_c_in_this_process_marks_the_trial_interrupted(sweep: Sweep) -> Non
     stop.set()
     thread.join(60)
     assert sweep.trials()["do=stay"].state == "interrupted"
+
+
+def test_a_warning_within_an_attempt_is_shown_and_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a command
+    with attempt.transcribing() as transcript:
+        logging.getLogger("any").warning("the store is away")
+    assert capsys.readouterr().err == "the store is away\n"
+    assert "WARNING any: the store is away" in transcript.text()
+    assert not logging.getLogger().handlers

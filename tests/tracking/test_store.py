@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def place(folder: Path, uri: str | None = None) -> Place:
         (None, "sqlite", "sqlite:////out/mlflow.db"),
         ("sqlite:////data/x.db", "sqlite", "sqlite:////data/x.db"),
         ("SQLite:////data/x.db", "sqlite", "sqlite:////data/x.db"),
+        ("sqlite:////me@work/x.db", "sqlite", "sqlite:////me@work/x.db"),
         ("sqlite:///~/x.db", "sqlite", f"sqlite:///{Path.home()}/x.db"),
         ("http://host:5000", "server", "http://host:5000"),
         ("HTTP://Host:5000/", "server", "http://host:5000"),
@@ -90,6 +92,12 @@ def test_an_odd_address_is_refused_in_one_line_without_its_password(
     said = str(refused.value)
     assert said.startswith("tracking.uri=") and "right: " in said and SECRET not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_password_that_is_not_escaped_is_what_is_wrong_with_an_address() -> None:
+    with pytest.raises(UserError, match="is written %2F") as refused:
+        store.read_address(f"postgresql://me:p@ss/{SECRET}@127.0.0.1/db", Path("/out"))
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["a%20b%zz", "a?b", "a#b ü", "a'b;&\"c"])
@@ -386,9 +394,20 @@ def test_a_moved_folder_is_refused_with_both_places(tmp_path: Path, begin: Begin
     shutil.move(tmp_path / "before", tmp_path / "after")
     with pytest.raises(UserError) as refused:
         begin(place(tmp_path / "after"))
-    assert str(tmp_path / "before") in str(refused.value)
-    assert str(tmp_path / "after") in str(refused.value)
+    link = f"ln -s {tmp_path / 'after'} {tmp_path / 'before'}"
+    assert link in str(refused.value)
     assert not (tmp_path / "before").exists()
+    subprocess.run(link.split(), check=True)
+    begin(place(tmp_path / "after"))
+
+
+@pytest.mark.parametrize("begin", [Tracker, check_store])
+def test_a_copied_folder_is_refused_with_both_places(tmp_path: Path, begin: Begin) -> None:
+    Tracker(place(tmp_path / "first"))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    with pytest.raises(UserError, match=f"right: output_dir={tmp_path / 'first'}") as refused:
+        begin(place(tmp_path / "copy"))
+    assert f"output_dir={tmp_path / 'copy'}: " in str(refused.value)
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
@@ -466,6 +485,51 @@ def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> No
         with pytest.raises(StoreAway) as away:
             store.check_usable(store.read_address(uri, tmp_path), tmp_path)
         assert SECRET not in str(away.value) and time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("why", "raised"),
+    [
+        ("password authentication failed", UserError),
+        ("sorry, too many clients already", StoreAway),
+        ("terminating connection due to administrator command", StoreAway),
+        ("the database system is in recovery mode", StoreAway),
+    ],
+)
+def test_a_database_that_lets_nobody_in_wants_a_password_or_is_away(
+    why: str, raised: type[UserError], tmp_path: Path
+) -> None:
+    fields = f"SFATAL\0C28P01\0M{why}\0\0".encode()
+    refusal = b"E" + (4 + len(fields)).to_bytes(4, "big") + fields  # as PostgreSQL says it
+
+    def refuse() -> None:
+        for _ in range(2):  # whether anybody listens, then whether that is a database
+            with listening.accept()[0] as asked:
+                if asked.recv(8):
+                    asked.sendall(b"N")  # no TLS
+                    asked.recv(1000)
+                    asked.sendall(refusal)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=refuse, daemon=True).start()
+        uri = f"postgresql://me:{SECRET}@127.0.0.1:{listening.getsockname()[1]}/db"
+        with pytest.raises(UserError, match=why) as refused:
+            store.check_usable(store.read_address(uri, tmp_path), tmp_path)
+    said = str(refused.value)
+    assert type(refused.value) is raised and SECRET not in said
+    assert ("right: postgresql://USER:PASSWORD@HOST/DATABASE" in said) == (raised is UserError)
+
+
+def test_a_database_that_takes_a_connection_and_says_nothing_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "9")
+    monkeypatch.delenv("PGCONNECT_TIMEOUT")  # and away again at the end
+    monkeypatch.setattr(store, "CONNECT_TIMEOUT_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        uri = f"postgresql://me@127.0.0.1:{listening.getsockname()[1]}/db"
+        with pytest.raises(StoreAway, match="timeout expired"):
+            store.check_usable(store.read_address(uri, tmp_path), tmp_path)
 
 
 FIRST = """
