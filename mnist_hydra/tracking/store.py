@@ -409,7 +409,8 @@ def open_store(store: Store) -> MlflowClient:
                 time.sleep(0.5)
             if is_unmade(path):
                 _make_sqlite(path)
-            return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own experiment
+            if not _has_an_experiment(path):
+                return MlflowClient(sqlite_uri(store.path))  # which makes MLflow's own
     return MlflowClient(sqlite_uri(store.path))
 
 
@@ -421,10 +422,15 @@ def _open_database(uri: str) -> MlflowClient:
     import sqlalchemy
     from mlflow import MlflowClient
 
+    def is_made(database: sqlalchemy.Connection) -> bool:
+        query = sqlalchemy.text("SELECT 1 FROM experiments LIMIT 1")  # MLflow's own comes last
+        has_table = sqlalchemy.inspect(database).has_table
+        return has_table("experiments") and database.scalar(query) is not None
+
     engine = sqlalchemy.create_engine(uri)
     try:
         with engine.begin() as transaction:
-            if engine.dialect.name == "postgresql":
+            if engine.dialect.name == "postgresql" and not is_made(transaction):
                 transaction.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({MAKING})"))
             return MlflowClient(uri)
     finally:
