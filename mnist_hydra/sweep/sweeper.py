@@ -56,6 +56,9 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
             code = run_sweep(job, arguments)
     except UserError as error:
         entry.leave(error)
+    except torch_tasks.Died as died:
+        print(f"error: the process that checks the trials died ({died})", file=sys.stderr)
+        code = FAILURE
     except Exception as error:
         if not is_away(error):
             raise

@@ -17,9 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_hydra.cli.entry import collect_seldom
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
+from mnist_hydra.sweep.launchers import Ended, last_line
 from mnist_hydra.targets import LET_IN, let_in
 
 CHECKED_NUMBERS = ("dropout", "lr", "weight_decay", "momentum", "betas")
+
+
+class Died(Exception):
+    """How a process that was to do a task ended without an answer, and its last line."""
 
 
 def check_trials(trials: Mapping[str, Mapping[str, Any]], elsewhere: bool) -> None:
@@ -90,7 +95,7 @@ def run(task: Callable[..., Any], *arguments: Any, here: bool) -> Any:
         here: whether this process may import torch.
     Raises:
         UserError: the task's own.
-        ChildProcessError: the new process died or raised anything else; with its last lines.
+        Died: the new process died or raised anything else.
     """
     if here:
         return task(*arguments)
@@ -105,7 +110,7 @@ def run(task: Callable[..., Any], *arguments: Any, here: bool) -> Any:
     if done.returncode == BAD_INPUT:
         raise UserError(done.stdout)
     if done.returncode != 0 or not done.stdout:  # a user's own code may leave with 0
-        raise ChildProcessError("\n".join(done.stderr.splitlines()[-5:]) or str(done.returncode))
+        raise Died(str(Ended(done.returncode, last_line(done.stderr))))
     return json.loads(done.stdout)
 
 

@@ -37,15 +37,17 @@ from tests.sweep_entries import claims, entries
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
 NO_REPORT = "sweep.report=false"
 MODEL = '''
-import os, sys, time, torch
+import os, signal, sys, time, torch
 from mnist_hydra.models import Model1
 
 class Moody(Model1):
-    """Model1 that fails, or takes its time, as its settings say."""
+    """Model1 that fails, kills its process or takes its time, as its settings say."""
 
     def __init__(self, dropout: float = 0.0, mood: str = "fine", flag: str = "") -> None:
         super().__init__(dropout)
         self.mood, self.flag = mood, flag
+        if mood == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
@@ -484,6 +486,16 @@ def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1]
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "mlflow" in imported and not {"torch", "albumentations"} & imported
+
+
+def test_the_death_of_the_process_that_checks_is_one_line_and_nothing_is_begun(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=deadly", "hydra/launcher=joblib")
+    done = run(*words, "seed=1,2", cwd=tmp_path)
+    assert done.code == 1
+    assert "error: the process that checks the trials died (SIGKILL)" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apart(
