@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def written(store: Store, group: str, source: str, entry: str) -> list[str]:
     """Write the code and an entry of a group that names it; returns the words that choose it."""
     mine = store.folder / "mine"
     (mine / group).mkdir(parents=True, exist_ok=True)
+    # Of another source of the same second and size Python takes the compiled one.
+    shutil.rmtree(mine / "__pycache__", ignore_errors=True)
     (mine / "own.py").write_text(source)
     (mine / group / "own.yaml").write_text(entry)
     return ["--config-dir", "mine", f"{group}=own"]

@@ -492,7 +492,7 @@ def test_the_death_of_the_process_that_checks_is_one_line_and_nothing_is_begun(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "model.mood=deadly", "hydra/launcher=joblib")
-    done = run(*words, "seed=1,2", cwd=tmp_path)
+    done = end(start(*words, "seed=1,2", cwd=tmp_path))
     assert done.code == 1
     assert "error: the process that checks the trials died (SIGKILL)" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
