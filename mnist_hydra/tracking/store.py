@@ -422,16 +422,17 @@ def _open_database(uri: str) -> MlflowClient:
     import sqlalchemy
     from mlflow import MlflowClient
 
-    def is_made(database: sqlalchemy.Connection) -> bool:
-        query = sqlalchemy.text("SELECT 1 FROM experiments LIMIT 1")  # MLflow's own comes last
-        has_table = sqlalchemy.inspect(database).has_table
-        return has_table("experiments") and database.scalar(query) is not None
-
     engine = sqlalchemy.create_engine(uri)
     try:
+        with engine.connect() as database:
+            query = sqlalchemy.text("SELECT 1 FROM experiments LIMIT 1")  # MLflow's own comes last
+            has_tables = sqlalchemy.inspect(database).has_table("experiments")
+            is_made = has_tables and database.scalar(query) is not None
+        if is_made or engine.dialect.name != "postgresql":
+            return MlflowClient(uri)
+        # A transaction that has read a table would keep MLflow from altering it.
         with engine.begin() as transaction:
-            if engine.dialect.name == "postgresql" and not is_made(transaction):
-                transaction.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({MAKING})"))
+            transaction.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({MAKING})"))
             return MlflowClient(uri)
     finally:
         engine.dispose()

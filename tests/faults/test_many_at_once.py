@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialTables
 
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.tracking.tracker import Tracker
@@ -79,3 +81,21 @@ def test_four_first_starts_at_once_on_an_empty_database_all_succeed(
         for process in at_once:
             process.start()
         assert [ended(process) for process in at_once] == [0] * 4
+
+
+def test_a_database_whose_making_was_cut_off_is_made_whole(
+    tmp_path: Path, short_folder: Path
+) -> None:
+    need("postgresql", *(str(BINARIES / name) for name in ("initdb", "postgres", "pg_isready")))
+    context = processes()
+    with postgres(short_folder) as database:
+        engine = sqlalchemy.create_engine(database)
+        InitialTables.metadata.create_all(engine)  # MLflow's first step, before its migrations
+        engine.dispose()
+        alone = context.Barrier(1)
+        opening = context.Process(target=_open, args=(database, str(tmp_path), alone))
+        opening.start()
+        try:
+            assert ended(opening) == 0
+        finally:
+            opening.kill()
