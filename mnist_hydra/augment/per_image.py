@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mnist_hydra import targets
-from mnist_hydra.augment.pipeline import Augmentation, Change
+from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.errors import UserError, did_you_mean, in_one_line
 
 

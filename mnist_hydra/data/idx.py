@@ -105,6 +105,8 @@ def unpack(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as beside, opened(source) as stream, beside.open("wb") as out:
         shutil.copyfileobj(stream, out)
+        out.flush()
+        os.fsync(out.fileno())  # once it has its name it is whole on the disk
 
 
 def opened(path: Path) -> IO[bytes] | gzip.GzipFile:

@@ -300,7 +300,9 @@ class Ledger:
 
     def notify(self, token: str, notice: str) -> None:
         """Tell a sweeper something, once however many workers do so."""
-        self.write_once(f"{NOTICE}{token}/{zlib.crc32(notice.encode()):08x}", notice[:MAX_ENTRY])
+        key = f"{NOTICE}{token}/{zlib.crc32(notice.encode()):08x}"
+        if key not in self._entries:
+            self.write_once(key, notice[:MAX_ENTRY])
 
     def propose(self, point: Point) -> bool:
         """Add a search's point; false if another process has taken its number."""
