@@ -356,15 +356,16 @@ def counted_once(findings: Findings) -> Findings:
     """The same with values of an axis that are one and the same thing as one configuration.
 
     Else they would weigh twice in every mean, and be compared as if they were two. The same are
-    those that always had the same objective and the same test accuracy. All trials stay in the
-    records; in the results are of each seed the trials of the first value that finished.
+    those that always had the same objective, losses and accuracies: an accuracy alone may be that
+    of chance. All trials stay in the records; in the results are of each seed the trials of the
+    first value that finished.
     """
     old = findings.results
-    outcomes: dict[Values, dict[str, tuple[float, float | None]]] = {}
+    outcomes: dict[Values, dict[str, tuple[float, dict[str, float]]]] = {}
     for record in filter(lambda record: record.counts, findings.records):
         values = tuple(record.values[axis] for axis in old.axes)
-        came_out = (record.score, record.metrics.get("test/acc_last"))
-        outcomes.setdefault(values, {})[record.seed] = came_out
+        measured = {name: value for name, value in record.metrics.items() if "/" in name}
+        outcomes.setdefault(values, {})[record.seed] = (record.score, measured)
     same = same_values(old.axes, outcomes)
     if not same:
         return findings

@@ -502,7 +502,7 @@ def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apar
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
     words = ("--config-dir=mine", tiny, *QUICK, "model=moody", "sweep.keep=0", NO_REPORT)
-    done = end(start(*words, "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
+    done = end(start(*words, "device=cpu", "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
     assert done.code == 0, done.err
     [parent], trials = runs(tmp_path)
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
