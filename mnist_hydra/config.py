@@ -300,6 +300,12 @@ def has_no_effect(key: str) -> bool:
     return any(f"{key}.".startswith(f"{name}.") for name in NO_EFFECT_ON_RESULT)
 
 
+def changes_result(override: str) -> bool:
+    """Whether an override, such as `++lr=0.1` or `db@source=x`, can change what comes out."""
+    key = override.lstrip("+~").partition("=")[0]
+    return not has_no_effect(key.replace("/", ".").replace("@", "."))
+
+
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """What nested mappings hold, each value with its dotted name; an empty mapping is a value."""
     if isinstance(value, Mapping) and (value or not prefix):

@@ -302,11 +302,15 @@ def address_of(tracker: Any, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
+    from mnist_hydra.tracking.tracker import is_away
+
     if "@" in name:
         registered, _, alias = name.removeprefix("models:/").partition("@")
         try:
             tracker.client.get_model_version_by_alias(registered, alias)
-        except MlflowException:
+        except MlflowException as error:
+            if is_away(error):
+                raise
             models = tracker.client.search_registered_models()
             there = sorted(f"{model.name}@{known}" for model in models for known in model.aliases)
             right = ", ".join(there) or "none is registered"

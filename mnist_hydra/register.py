@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, shown
+from mnist_hydra.typed import check_setting
 
 CHAMPION = "champion"
 METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG = "chosen_by", "value", "data"
@@ -29,6 +30,9 @@ def register(cfg: DictConfig) -> int:
         raise UserError(
             f"sweep={shown(cfg.sweep)} names no sweep; right: a sweep's name or its run's id"
         )
+    name = check_setting("name", cfg.name, str)
+    by_test_set = check_setting("by_test_set", cfg.by_test_set, bool)
+
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -36,13 +40,13 @@ def register(cfg: DictConfig) -> int:
     from mnist_hydra.report import read
     from mnist_hydra.report.results import best_of
     from mnist_hydra.tracking import tag
-    from mnist_hydra.tracking.tracker import Tracker
+    from mnist_hydra.tracking.tracker import Tracker, is_away
 
     tracker = Tracker(entry.place_of(cfg), make=False)
-    client, name = tracker.client, str(cfg.name)
+    client = tracker.client
     results = read.read_sweeps(tracker, [str(cfg.sweep)]).results
     metric = results.objective
-    if results.on_test_set and not cfg.by_test_set:
+    if results.on_test_set and not by_test_set:
         raise UserError(
             f"sweep={cfg.sweep} was ranked by {metric}, of the test set; right: a sweep with "
             f"data.val_size=5000, or by_test_set=true"
@@ -57,7 +61,9 @@ def register(cfg: DictConfig) -> int:
     told = f"run {best.run_id}, {metric} {best.score:.4f}"
     try:
         before = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
+    except MlflowException as error:
+        if is_away(error):
+            raise
         before = None
     if before is not None:
         if not {METRIC_TAG, VALUE_TAG, CHOSEN_ON_TAG} <= set(before.tags):

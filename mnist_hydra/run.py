@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
-from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, flatten, unresolved
+from mnist_hydra.config import Config, changes_result, fingerprint, flatten, unresolved
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError, in_one_line
 from mnist_hydra.metrics import at_end, class_accuracy
@@ -106,7 +106,7 @@ def _new_run(config: Config, overrides: list[str]) -> Spool:
             file=sys.stderr,
         )
     Thread(target=import_mlflow, daemon=True).start()  # meanwhile the kernel is compiled
-    named = [o for o in overrides if not o.startswith(NO_EFFECT_ON_RESULT)]
+    named = filter(changes_result, overrides)
     spooled = SpooledRun(
         uuid4().hex,
         config.tracking.experiment_name,

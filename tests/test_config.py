@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from mnist_hydra.config import Config, fingerprint, flatten, settle
+from mnist_hydra.config import Config, changes_result, fingerprint, flatten, settle
 from mnist_hydra.errors import UserError
 from tests.imports import imported_by
 
@@ -156,6 +156,13 @@ def test_a_fingerprint_ignores_what_cannot_change_the_result(override: str) -> N
 )
 def test_a_fingerprint_sees_what_can_change_the_result(override: str) -> None:
     assert fingerprint(settled(override)) != fingerprint(settled())
+
+
+def test_an_override_is_known_for_what_it_changes_however_it_is_typed() -> None:
+    without = ("device=cpu", "++device=cpu", "tracking=server", "data.root=a=b", "+sweep.by=x")
+    assert not any(map(changes_result, without))
+    with_effect = ("lr=0.1", "++lr=0.1", "data=kmnist", "~aug.steps", "devices=2", "data.rooted=1")
+    assert all(map(changes_result, with_effect))
 
 
 def test_a_number_is_the_same_setting_however_it_is_written() -> None:

@@ -23,6 +23,7 @@ import urllib.request
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from omegaconf import OmegaConf
 from PIL import Image
 
-from mnist_hydra import evaluate, exported, predict
+from mnist_hydra import evaluate, exported, predict, register
 from mnist_hydra.cli.entry import take_words
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
@@ -149,6 +153,23 @@ def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
 
 
 @SWEPT
+def test_a_champion_that_cannot_be_looked_up_now_is_not_replaced(
+    swept: Path, champion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise MlflowException("503", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", away)
+    where = Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra"))
+    settings = {"sweep": "two", "name": "mnist", "by_test_set": False}
+    place = {"output_dir": where.output_dir, "tracking": asdict(where.tracking)}
+    with pytest.raises(MlflowException, match="503"):
+        register.register(OmegaConf.create(settings | place))
+    with pytest.raises(MlflowException, match="503"):
+        exported.address_of(Tracker(where), "mnist@champion")
+
+
+@SWEPT
 def test_a_champion_that_was_made_by_hand_is_not_replaced(
     swept: Path, champion: str, fast: Fast
 ) -> None:
@@ -171,6 +192,8 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(
     [
         ("register", ["sweep=tow"], "two"),
         ("register", ["sweep=null"], "names no sweep"),
+        ("register", ["sweep=two", "name=null"], "name=null"),
+        ("register", ["sweep=two", "by_test_set=off"], "by_test_set=off"),
         ("predict", ["model=nobody@champion", "x.png"], "mnist@champion"),
         ("predict", ["model=0123456789abcdef", "x.png"], "no such run"),
         ("predict", ["model=null", "x.png"], "names no model"),

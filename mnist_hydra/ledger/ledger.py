@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner
 from mnist_hydra.ledger.parent import existing_run, pages_of
+from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import (
     DIED,
     FAILURES,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 STATUS = {FINISHED: "FINISHED", DIED: "FAILED"} | dict.fromkeys(FAILURES, "FAILED")
 """MLflow's status for an end; `KILLED` for any other."""
-MAX_NAME = 250
 MAX_ERROR = 2_000
 SHARE_OF_TIME = 0.1
 """The most of a worker's time that goes into reading the entries, however many there are."""
@@ -73,6 +73,10 @@ class View:
     """Those that a search has proposed so far; a grid has none."""
     stops: Mapping[str, str] = field(default_factory=dict)
     """Why trials are to stop, by the token of their sweeper."""
+
+    def wanted(self, planned: Sequence[Planned]) -> list[Planned]:
+        """The trials of a command that are known now, in order; `planned` are those of a grid."""
+        return [*planned, *self.points]
 
 
 def wait_for_store(
@@ -216,7 +220,7 @@ class Ledger:
         """
         if self._trials.get(fingerprint) != trial:
             return None
-        name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+        name = tag.run_name(name)
         number = 1 + len(claims_of(fingerprint, self._entries))
         if trial is None:
             run_id = self._make_run(fingerprint, name, owner, number)
@@ -275,6 +279,8 @@ class Ledger:
         key = end_key(trial.fingerprint, trial.attempts[-1].number)
         if not self.write_once(key, end.text()):
             return False
+        if not error and tag.ERROR in tags:  # of an attempt before, whose entry has it
+            self.client.delete_tag(trial.run_id, tag.ERROR)
         # A process before may have died after the last epoch; no time since is the training's.
         began_ms = 1000 * (time.time() - seconds)
         went_on = state == FINISHED and trial.number > 1

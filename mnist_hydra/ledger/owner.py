@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -105,7 +106,7 @@ class Observer:
         clock: monotonic, in seconds; must not be a wall clock.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._here = myself()
         self._clock = clock
         self._seen: dict[str, tuple[str, float, float]] = {}

@@ -139,7 +139,8 @@ def _elect(
     mine: list[str] = []
 
     def make_run(where: str, tags: dict[str, str]) -> str:
-        mine.append(str(client.create_run(where, tags=tags, run_name=name).info.run_id))
+        run = client.create_run(where, tags=tags, run_name=tag.run_name(name))
+        mine.append(str(run.info.run_id))
         return mine[-1]
 
     if client.get_experiment_by_name(register) is None:

@@ -137,6 +137,8 @@ class Plan:
     """Hydra's own, by which another command finds the same configuration files."""
     at: str
     """The epoch of the objective that ranks, `last` or `best`."""
+    written_ms: int = 0
+    """When it was written, in milliseconds since 1970; 0 for plans of before 2026-11-27."""
 
     def text(self) -> str:
         """As JSON, which `read_plan` reads."""
@@ -146,7 +148,8 @@ class Plan:
         ]
         trials = [[p.fingerprint, p.overrides, p.name, p.epochs] for p in self.trials]
         about = {"kind": self.kind, "flags": self.flags, "at": self.at}
-        return json.dumps({**about, "arguments": items, "trials": trials})
+        what = {"written_ms": self.written_ms, "arguments": items, "trials": trials}
+        return json.dumps(about | what)
 
 
 def read_plan(text: str) -> Plan:
@@ -155,7 +158,7 @@ def read_plan(text: str) -> Plan:
     items = tuple(item if isinstance(item, str) else _read_axis(item) for item in raw["arguments"])
     trials = tuple(Planned(key, tuple(point), *rest) for key, point, *rest in raw["trials"])
     flags, at = tuple(raw.get("flags", ())), raw.get("at", "last")  # plans of 2026-11-25 lack them
-    return Plan(raw["kind"], Arguments(items), trials, flags, at)
+    return Plan(raw["kind"], Arguments(items), trials, flags, at, raw.get("written_ms", 0))
 
 
 def plan_file(sweeper: str) -> str:

@@ -250,9 +250,10 @@ def _find(there: Sequence[Run], name: str) -> Run:
 
 
 def _plans(tracker: Tracker, parent_id: str) -> list[Plan]:
-    """What each command of a sweep went over."""
+    """What each command of a sweep went over, the last command's last."""
     files = tracker.client.list_artifacts(parent_id, PLANS)
-    return [read_plan(tracker.read_text(parent_id, file.path)) for file in files]
+    plans = [read_plan(tracker.read_text(parent_id, file.path)) for file in files]
+    return sorted(plans, key=lambda plan: plan.written_ms)
 
 
 def _at(parent: Run, plans: Sequence[Plan]) -> str:

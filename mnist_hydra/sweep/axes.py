@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from mnist_hydra.config import has_no_effect
+from mnist_hydra.config import changes_result
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Axis, Span
 
@@ -136,7 +136,7 @@ def _set_the_same(one: Override, other: Override) -> bool:
 def _axis(override: Override, options: Options) -> Axis:
     key, text = override.get_key_element(), override.get_value_string()
     target = _target(override)
-    if has_no_effect(target.replace("/", ".").replace("@", ".")):
+    if not changes_result(target):
         raise UserError(
             f"{key}={text}: {target} changes no trial's result, so it cannot be an axis; "
             f"right: one value, {target}=VALUE"

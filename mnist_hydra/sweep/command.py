@@ -218,7 +218,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     Raises:
         UserError: as `find_sweep`.
     """
-    mine = {axis.key: axis.text for axis in command.plan.arguments.axes}
+    mine = [axis.key for axis in command.plan.arguments.axes]
     base = json.dumps(dict(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
     parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
@@ -232,12 +232,12 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         trials=command.total(()),
         anew=command.config.sweep.fresh,
     )
-    axes = {**_axes(parent), **mine}
+    axes = list(dict.fromkeys([*_axes(parent), *mine]))
     if not parent.made_now:
         _check_base(command, parent)
         asked[tag.AXES] = json.dumps(axes)[:PART]
         tracker.set_tags(parent.run_id, asked)
-    view = pages.trials_view(parent.run_id, command.objective, list(axes))
+    view = pages.trials_view(parent.run_id, command.objective, axes)
     tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + parent.run_id, view)
     return parent
 
@@ -246,7 +246,7 @@ def _check_base(command: Command, parent: Parent) -> None:
     """Check a named sweep's base; without a name the base is part of the identity already."""
     if command.config.sweep.name is None:
         return
-    swept = _axes(parent).keys() | {axis.key for axis in command.plan.arguments.axes}
+    swept = {*_axes(parent), *(axis.key for axis in command.plan.arguments.axes)}
     check_same_base(command.config.sweep.name, _base(parent), command.base, swept)
 
 
@@ -257,10 +257,9 @@ def _base(parent: Parent) -> dict[str, str]:
     return settings
 
 
-def _axes(parent: Parent) -> Mapping[str, str]:
-    """The axes of all commands of the sweep so far, by key."""
+def _axes(parent: Parent) -> list[str]:
+    """The keys of the axes of all commands of the sweep so far."""
     try:
-        axes: dict[str, str] = json.loads(parent.tags.get(tag.AXES, "{}"))
-    except json.JSONDecodeError:  # cut off: too long for a tag
-        return {}
-    return axes
+        return list(json.loads(parent.tags.get(tag.AXES, "[]")))
+    except json.JSONDecodeError:  # sweeps of before 2026-11-27 kept the values too, cut off
+        return []

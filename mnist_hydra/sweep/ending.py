@@ -154,7 +154,7 @@ def claim_completion(ledger: Ledger, run_id: str, owner: Owner) -> bool:
     claims = ledger.entries(f"{COMPLETE}{run_id}/")
     if claims:
         rival = read_owner(claims[str(len(claims))])
-        observer = Observer(time.monotonic)
+        observer = Observer()
         while not observer.is_dead(rival):
             if rival.host == owner.host or ledger.holds(COMPLETED + run_id):
                 return False

@@ -324,8 +324,7 @@ class Follower:
             for notice in sorted(notices - self._noticed):
                 self.display.message(notice)
             self._noticed |= notices
-            wanted = [*self.planned, *view.points]
-            self.display.update(wanted, view.trials, time.monotonic())
+            self.display.update(view.wanted(self.planned), view.trials, time.monotonic())
             self._is_away = False
         except UserError:
             if not self.stop.is_set():

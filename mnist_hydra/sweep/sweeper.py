@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -28,7 +29,7 @@ from mnist_hydra.errors import Stopped, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
-from mnist_hydra.ledger.plan import Planned, plan_file
+from mnist_hydra.ledger.plan import plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.report import results
 from mnist_hydra.stopping import OF_SIGNAL, on_signals
@@ -114,7 +115,7 @@ class Sweep:
         self.parent = begin_sweep(command, tracker)
         self.parent_id = self.parent.run_id
         self.ledger = Ledger(tracker.client, self.parent_id)
-        self.observer = Observer(time.monotonic)
+        self.observer = Observer()
         self.follower: Follower | None = None
         self.signals: list[int] = []
         self.stop = threading.Event()
@@ -227,7 +228,7 @@ class Sweep:
     def _launch(self, workers: int) -> str | None:
         """Launch workers and wait for them; returns what went wrong, if anything did."""
         if not self.plan_is_written:
-            text = self.command.plan.text()
+            text = replace(self.command.plan, written_ms=int(time.time() * 1000)).text()
             self.tracker.log_text(self.parent_id, text, plan_file(self.token))
             self.tracker.reopen(self.parent_id)
             self.plan_is_written = True
@@ -250,7 +251,7 @@ class Sweep:
         return None
 
     def _actions(self, view: View) -> dict[str, Action]:
-        wanted = wanted_of(self.command, view)
+        wanted = view.wanted(self.command.plan.trials)
         return actions_of(view.trials, wanted, self.token, self.command.config.sweep.retries)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -260,11 +261,6 @@ class Sweep:
         self.stop.set()
         if self.follower is not None:
             self.follower.stop_trials("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
-
-
-def wanted_of(command: Command, view: View) -> list[Planned]:
-    """The trials of a command that are known now, in order."""
-    return [*command.plan.trials, *view.points]
 
 
 def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
@@ -292,12 +288,12 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
 
 def _list(command: Command, view: View) -> None:
     """Print what would be done with each trial; nothing is written anywhere."""
-    observer = Observer(time.monotonic)
+    observer = Observer()
     trials = {
         key: trial.as_dead() if trial.state == RUNNING and observer.is_dead(trial.owner) else trial
         for key, trial in view.trials.items()
     }
-    wanted = wanted_of(command, view)
+    wanted = view.wanted(command.plan.trials)
     actions = actions_of(trials, wanted, "", command.config.sweep.retries)
     print(show.overview(actions, command.total(view.points)))
     for planned in wanted:

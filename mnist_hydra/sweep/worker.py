@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ class Worker:
         It does not wait for trials that other processes train. A trial's failure is recorded, not
         raised.
         """
-        stop, search, observer = self.stop, self.search, Observer(time.monotonic)
+        stop, search, observer = self.stop, self.search, Observer()
         with working() as owner:
             if not self.settings.worker:  # the first one does so for all
                 wait_for_store(stop, self.ledger.finish_half_done, observer)
@@ -159,7 +158,7 @@ class Worker:
             view = ledger.mark_dead(observer, up_to_date)
             if sweeper in view.stops:
                 return None
-            wanted = {one.fingerprint: one for one in (*self.planned, *view.points)}
+            wanted = {one.fingerprint: one for one in view.wanted(self.planned)}
             for trial in view.trials.values():
                 is_mine = trial.state == RUNNING and trial.owner == owner
                 if is_mine and trial.fingerprint in wanted and ledger.beat(trial, 0):

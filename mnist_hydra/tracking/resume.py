@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra import checkpoint
-from mnist_hydra.cli.commands import written
-from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, fingerprint, settle
+from mnist_hydra.cli.commands import place_words, shell_command, written
+from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, changes_result, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import records, spools, warn_of_lost_records
@@ -42,7 +42,7 @@ def resumed_run(config: Config, overrides: list[str]) -> Resumed:
             or neither MLflow nor the spool can be read.
     """
     name = str(config.resume)
-    changed = [o for o in overrides if not o.lstrip("+").startswith(NO_EFFECT_ON_RESULT)]
+    changed = list(filter(changes_result, overrides))
     if changed:
         allowed = ", ".join(key for key in NO_EFFECT_ON_RESULT if key != "sweep")
         raise UserError(
@@ -118,9 +118,9 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | No
         if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it
         if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
+            sync = shell_command("sync", place_words(config.composed))
             raise UserError(
-                f"resume={name}: that run has finished; right: python -m mnist_hydra.sync, once "
-                f"the store is back"
+                f"resume={name}: that run has finished; right: {sync}, once the store is back"
             )
         first = _here(config, spooled.config, overrides)
         warn_of_lost_records(folder, spooled.id)

@@ -48,3 +48,11 @@ NOTE = "mlflow.note.content"
 ELECTED = "mnist_hydra.parent"
 VIEW = "mlflow.sharedViewState."
 """With a name behind it: a view of the list of runs that MLflow opens by name."""
+
+MAX_NAME = 250
+"""Characters that MLflow has room for in the name of a run."""
+
+
+def run_name(text: str) -> str:
+    """A text as a run's name, shortened where it is too long for one."""
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 3] + "..."

@@ -105,7 +105,7 @@ class Tracker:
         if found is not None:
             return str(found.info.run_id)
         tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
-        name = None if spooled.name is None else hide(spooled.name)
+        name = None if spooled.name is None else tag.run_name(hide(spooled.name))
         run = self.client.create_run(self.experiment_id, spooled.start_ms, tags, name)
         return str(run.info.run_id)
 

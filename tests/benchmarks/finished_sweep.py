@@ -34,7 +34,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     tracker.log_text(parent.run_id, command.plan.text(), plan_file(token))
     made_by = provenance.tags() | provenance.origin(command.config.data)
     with working() as owner:
-        for number, planned in enumerate(sweeper.wanted_of(command, view)):
+        for number, planned in enumerate(view.wanted(command.plan.trials)):
             if planned.fingerprint not in view.trials:
                 trial = ledger.claim(planned.fingerprint, planned.name, None, owner, token)
                 assert trial is not None

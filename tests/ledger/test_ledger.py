@@ -289,6 +289,17 @@ def test_a_trial_whose_worker_died_after_the_last_epoch_ended_with_that_epoch(
     assert client.get_run(trial.run_id).info.end_time == 2_000
 
 
+def test_a_finished_trial_shows_no_error_of_an_attempt_before(ledger: Ledger, owner: Owner) -> None:
+    first = claimed(ledger, owner)
+    assert ledger.end(first, "died", error="process 1 is gone")
+    assert ledger.client.get_run(first.run_id).data.tags[tag.ERROR] == "process 1 is gone"
+    second = claimed(ledger, owner, ledger.read(up_to_date=True).trials["a"])
+    assert ledger.end(second, "finished")
+    assert tag.ERROR not in ledger.client.get_run(first.run_id).data.tags
+    attempts = again(ledger).read().trials["a"].attempts
+    assert [a.end and a.end.error for a in attempts] == ["process 1 is gone", ""], "nothing is lost"
+
+
 def test_a_run_is_closed_though_the_store_went_away_behind_its_end(
     ledger: Ledger, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -506,14 +506,21 @@ def test_a_value_that_a_later_command_spells_in_another_way_is_the_same_value(
     mnist: Path, tmp_path: Path, commands: Commands
 ) -> None:
     more = (f"data.root={mnist}", "sweep.report=false", "sweep.keep=0", "sweep.name=grown")
-    for axes in (("dropout=0,0.1", "seed=1"), ("dropout=range(0,0.15,0.1)", "seed=2,3")):
+    later = ("dropout=range(0,0.15,0.1)", "seed=1,2,3", "data.offline=true")
+    for axes in (("dropout=0,0.1", "seed=1"), later):
         words = ("--multirun", *SETTINGS, *more, *axes, "epochs=1")
         assert commands.run_module("train", *words, cwd=tmp_path).code == 0
     tracker = Swept(tmp_path, "").tracker
     found = read.read_sweeps(tracker, ["grown"])
     assert [row.score.n for row in found.results.rows] == [3, 3]
-    for plan in (tmp_path / "outputs" / "artifacts").glob("*/artifacts/plans/*"):
-        plan.unlink()
+    plans = list((tmp_path / "outputs" / "artifacts").glob("*/artifacts/plans/*"))
+    for plan in plans:  # whatever the files are called, the last command's words are typed again
+        is_last = "data.offline" in plan.read_text()
+        plan.rename(plan.with_name("a.json" if is_last else "z.json"))
+    records = read.read_sweeps(tracker, ["grown"]).records
+    assert len(records) == 6 and all("data.offline=true" in one.overrides for one in records)
+    for name in ("a.json", "z.json"):
+        plans[0].with_name(name).unlink()
     with pytest.raises(UserError, match="plans/ are missing"):
         read.read_sweeps(tracker, ["grown"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,24 @@ def test_a_point_that_no_axis_holds_any_more_is_passed_over(typed: str, value: f
     before = Result({axis.key: value}, search.FINISHED, 0.9)
     found = propose([axis], [before], sampler="tpe", minimize=False, seed=1)
     assert found is not None and found.keys() == {axis.key}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("typed", ["dropout=range(0.0,0.04,0.01)", "lr=range(0,1,0.3)"])
+def test_a_search_over_listed_numbers_tries_each_of_them_once(typed: str, sampler: str) -> None:
+    (axis,) = space(typed)
+    results: list[Result] = []
+    while values := propose([axis], results, sampler=sampler, minimize=False, seed=1):
+        results.append(Result(values, search.FINISHED, 0.9))
+    found = sorted(result.values[axis.key] for result in results)
+    assert found == sorted(map(float, axis.values)) and len(found) == 4
+
+
+def test_the_ends_of_listed_numbers_are_as_likely_as_the_others() -> None:
+    (axis,) = space("dropout=range(0.0,0.35,0.1)")
+    first = [propose([axis], [], sampler="random", minimize=False, seed=n) for n in range(400)]
+    count = Counter(values["dropout"] for values in first if values)
+    assert len(count) == 4 and min(count.values()) > 70, "a half as likely end would have 67"
 
 
 def test_tpe_looks_where_it_was_good() -> None:
@@ -299,7 +318,9 @@ def test_two_processes_that_propose_at_once_share_one_row_of_points(
     assert [o.split("=")[0] for o in first.overrides] == ["lr", "batch_size", "model"]
 
 
-def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Composer) -> None:
+def test_the_study_is_made_of_what_the_ledger_holds(
+    ledger: Ledger, composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = searching(ledger, composer, n_trials=9, pruner="median", objective_at="best")
     with working() as owner:
         for number in range(6):
@@ -317,3 +338,9 @@ def test_the_study_is_made_of_what_the_ledger_holds(ledger: Ledger, composer: Co
     assert give_up is not None
     assert give_up(1, {"val/acc": 0.1})
     assert not give_up(2, {"val/acc": 0.99})
+
+    def away(*_: object) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(search.ledger, "read", away)
+    assert not give_up(3, {"val/acc": 0.1}), "a store that is away costs a trial nothing"

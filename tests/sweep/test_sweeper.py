@@ -316,8 +316,11 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
     assert run(*common, "dropout=0.02,null", cwd=tmp_path).code == 2
     more = run(*common, "dropout=0.02,0.04", "seed=1", cwd=tmp_path)
     assert more.code == 0 and "1 to run, 1 done and skipped" in more.err
-    axis = run(*common, "dropout=0.02,0.04", "seed=1", "weight_decay=null,0.001", cwd=tmp_path)
+    long = "weight_decay=null," + " " * 4_000 + "0.001"
+    axis = run(*common, "dropout=0.02,0.04", "seed=1", long, cwd=tmp_path)
     assert axis.code == 0 and "2 to run, 2 done and skipped" in axis.err
+    known = run(*common, "dropout=0.02,0.04", "seed=1", "weight_decay=0.001", cwd=tmp_path)
+    assert known.code == 0 and "2 done and skipped" in known.err, known.err
     parents, trials = runs(tmp_path)
     assert [parent.info.run_name for parent in parents] == ["mine"]
     assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1, 1]

@@ -127,6 +127,13 @@ def test_all_that_a_run_tells_arrives_and_nothing_stays(made: Path) -> None:
     assert not (made / "spool").exists() and spool.left == 0
 
 
+def test_a_run_may_have_a_name_longer_than_mlflow_keeps(made: Path) -> None:
+    with opened(made, dataclasses.replace(SPOOLED, name="lr=0.1, " * 99)) as spool:
+        spool.end("FINISHED")
+    name = the_run(made)[1].info.run_name
+    assert name.startswith("lr=0.1, lr=0.1") and len(name) == 250
+
+
 def test_a_locked_store_costs_a_run_nothing_and_gets_it_all_afterwards(made: Path) -> None:
     with opened(made) as spool:
         with locked(made):
