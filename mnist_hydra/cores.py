@@ -68,7 +68,7 @@ def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least:
 def _answer(
     parents: Connection, its: Connection, work: Callable[[Sequence[T]], R], part: Sequence[T]
 ) -> None:
-    # Or it would wait for ever for itself to read, once its parent was killed.
+    # With this end open here, `send` would block for ever after the parent was killed.
     parents.close()
     with suppress(BaseException):  # Ctrl-C reaches the copies, too
         its.send(work(part))

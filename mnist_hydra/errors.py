@@ -1,4 +1,4 @@
-"""The one error that a user can mend: its message is all that is shown, and the exit code is 2."""
+"""Errors that are shown as one line: a `UserError` can be mended by the user, exit code 2."""
 
 from __future__ import annotations
 

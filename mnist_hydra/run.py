@@ -68,7 +68,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
             try:
                 stopped, metrics = train_run(trainer, spool, hooks, overrides, resumed=resumed)
                 last_ms = trainer.position.history[-1]["timestamp_ms"] if was_trained else 0
-                ended_ms = int(last_ms) or _now_ms()  # no time in between is the training's
+                ended_ms = int(last_ms) or _now_ms()  # of an earlier process, if it trained all
                 if stopped is None:
                     _record_product(trainer, spool)
                 spool.end("FINISHED" if stopped is None else "KILLED", ended_ms)
@@ -97,7 +97,7 @@ def _new_run(config: Config, overrides: list[str]) -> Spool:
     try:
         check_store(config)
     except StoreAway as away:
-        print(f"{away}; training goes on, and is recorded once it does", file=sys.stderr)
+        print(f"{away}; training goes on, and is recorded once it answers", file=sys.stderr)
     waiting = [spooled for folder, spooled in spools(config.folder) if not is_in_use(folder)]
     if waiting:
         print(

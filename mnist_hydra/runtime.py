@@ -130,10 +130,10 @@ def apply(runtime: Runtime) -> None:
         torch.use_deterministic_algorithms(runtime.deterministic, warn_only=True)
     else:
         _spare_dynamo()
-        if runtime.device != "cpu":  # there every eager kernel that a model here uses is it anyway
-            # as above, but torch's compiler is not imported to be told of it: 1 to 8 s
+        if runtime.device != "cpu":  # a CPU's kernels are deterministic already
+            # As above, but without importing torch's compiler, which takes 1 to 8 s.
             torch.set_deterministic_debug_mode("warn" if runtime.deterministic else "default")
-    # or it writes NaN into every new tensor, to find the one that is read too early
+    # Else torch fills every new tensor with NaN, which helps to find mistakes but takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -142,7 +142,7 @@ def _insist_on_let_in(module: str, setting: str) -> None:
         if private:
             raise UserError(f"{setting}: {private[0]} is private to {top}; right: a public module")
         return
-    # A folder without an `__init__.py` is none: any installed module of its name would come first.
+    # A folder without `__init__.py` is no module: an installed one of its name would come first.
     spec = PathFinder.find_spec(top, LET_IN.folders) if LET_IN.folders else None
     if spec is None or spec.origin is None:
         raise UserError(

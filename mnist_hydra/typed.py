@@ -56,8 +56,7 @@ class Pattern:
 def read_settings(kind: type[T], raw: Mapping[Any, Any], prefix: str = "", **given: Any) -> T:
     """Make a dataclass of settings, each checked by its field's type.
 
-    Digits are fine where text is meant. A flag is no number, and a whole number with a decimal
-    point is no whole number.
+    A whole number is accepted for text. A flag is no number, and 1.0 is no whole number.
 
     Args:
         kind: the dataclass.

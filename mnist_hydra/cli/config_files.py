@@ -40,7 +40,7 @@ AS_OURS = {
     "hydra.output_subdir": None,
     "hydra.job.name": "mnist_hydra",
 }
-"""Where no file of Hydra's is written; conf/config.yaml sets them so, and so may a copy of it."""
+"""Hydra's settings in conf/config.yaml, by which it writes no files; any file may repeat them."""
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.folder")
 BELOW_OUTPUT_DIR = r"\$\{output_dir\}(/(?!\.\.?(/|$))[\w.-]+)+"
 OF_SLURM = ("slurm_account", "slurm_qos", "slurm_constraint", "slurm_gres", "slurm_reservation")

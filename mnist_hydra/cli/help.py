@@ -21,7 +21,7 @@ IS_GLOBAL = "# @package _global_"
 """In a file whose keys are the root's, said there."""
 OF_HYDRA = ("defaults", "hydra")
 OF_AN_ENTRY = ("defaults", "name", "_target_")
-"""What an entry of a group is made of, and called in tables: another entry has others."""
+"""Keys of an entry that are no settings: they say what it is made of and called."""
 OF_TRAIN = {"hydra/launcher": "basic"}
 """Hydra's own default, which no file of ours names."""
 BLOCK_STYLES = ("|", ">")

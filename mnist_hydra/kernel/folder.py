@@ -14,7 +14,7 @@ from pathlib import Path
 def kernel_folder() -> Path:
     """`mnist_hydra/kernels` in `$XDG_CACHE_HOME`, or in `~/.cache` where that is no full path.
 
-    Of a user without a home it is no full path either.
+    For a user without a home it is relative, which the caller refuses.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     cache = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
@@ -55,7 +55,7 @@ def _insist_that_others_cannot_write(path: Path, mode: int) -> None:
 def make_folder(folder: Path) -> list[Path]:
     """Make a folder and up to two around it, for this user alone; return those that were missing.
 
-    Of what lies further out all must be there: no home is made where there is none.
+    Folders further out must exist: no home is made where there is none.
 
     Raises:
         OSError: one cannot be made; none is left behind.

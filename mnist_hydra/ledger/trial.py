@@ -39,7 +39,7 @@ POINT = "point/"
 STOP = "stop/"
 """`stop/<token>`: why the trials of that sweeper are to stop."""
 NOTICE = "notice/"
-"""`notice/<token>/<n>`: what a worker of that sweeper has to tell whoever started it."""
+"""`notice/<token>/<CRC-32>`: what a worker of that sweeper has to tell whoever started it."""
 MAX_ENTRY = 6_000
 """Characters that MLflow keeps of an entry."""
 SHARED = 128
@@ -74,7 +74,7 @@ class Metrics(Mapping[str, float]):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """By which one process takes one attempt at a trial."""
+    """One process's claim on one attempt at a trial."""
 
     run_id: str
     """The trial's MLflow run; a new one if the one before was deleted."""
@@ -218,6 +218,7 @@ def trial_of(key: str) -> str | None:
 
 @lru_cache(maxsize=SHARED)
 def _names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """One object for all equal tuples."""
     return names
 
 

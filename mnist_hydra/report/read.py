@@ -203,7 +203,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
 
 
 def _count_once(records: dict[str, TrialRecord], key: str, record: TrialRecord) -> None:
-    """Add a record; of those of one fingerprint the first stands that counts, else the first."""
+    """Keep one record of each fingerprint: the first that counts, or the first if none does."""
     if key not in records or (record.counts and not records[key].counts):
         records[key] = record
 

@@ -158,8 +158,8 @@ def twins(
 def level_means(scores: Scores, place: int, values: Sequence[str]) -> dict[str, Summary]:
     """The objective at each value of an axis, averaged over the others, summed up over seeds.
 
-    Only what every value was tried with takes part, so that no value looks better for easier
-    company; where there is no such thing, all takes part.
+    All values are averaged over the same settings of the other axes: those that each value was
+    tried with. If they have none in common, all settings are used.
 
     Args:
         values: of the axis, at least one.

@@ -66,7 +66,7 @@ class Command:
     base: Mapping[str, str]
     identity: str
     place: Sequence[str]
-    """Overrides that tell a worker where the sweep is recorded, where its own would differ."""
+    """Overrides that tell a worker where the sweep is recorded; only those that it needs."""
 
     @property
     def ranking(self) -> dict[str, str]:

@@ -54,7 +54,7 @@ class Composer:
         self._config_name = composed.hydra.job.config_name
         self._hydra_overrides = cast(list[str], hydra_overrides)
         self._parser = OverridesParser.create()
-        self._parse = lru_cache(1_000)(self._parse_anew)  # a search never repeats itself
+        self._parse = lru_cache(1_000)(self._parse_anew)  # each point of a search is new
         self._of_groups = cache(self._compose_anew)
         # Hydra's own `get_group_options` reads `config.yaml` anew for each name that it is asked.
         self._files = loader._parse_overrides_and_create_caching_repo(
@@ -152,7 +152,7 @@ class Trials:
     repeated: list[tuple[str, str]] = field(default_factory=list)
     """Name of each point that is the same trial as an earlier one, and that one's name."""
     as_model2: dict[str, str] = field(default_factory=dict)
-    """By fingerprint of a trial of model3, the one that model2 would have."""
+    """The fingerprint of a trial of model3, to that of the same trial with model2."""
     samples: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     """By kind, the name and the resolved configuration of one trial."""
     holdout: bool = True

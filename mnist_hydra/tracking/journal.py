@@ -31,7 +31,7 @@ class SpooledRun:
     """The MLflow run that a spool is of; it may not have been made yet."""
 
     key: str
-    """The run's own name in this program, 32 hexadecimal digits: its id once MLflow has one."""
+    """This program's own id of the run, 32 hexadecimal digits; MLflow's for a run that it has."""
     experiment: str
     name: str | None
     tags: Mapping[str, str]

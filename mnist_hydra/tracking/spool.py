@@ -3,7 +3,7 @@
 Each record is a line of a journal below `output_dir`, its file lies beside it, and both go away
 once MLflow has them. So a store that is away costs a training nothing, and what it has not taken
 outlives the process: `python -m mnist_hydra.sync`, or the run's next process, delivers it.
-Nothing is delivered twice to any effect: MLflow keeps equal metrics, parameters and tags once, and
+To deliver a record twice changes nothing: MLflow keeps equal metrics, parameters and tags once, and
 artifacts by their name. The journal outlives a killed process, not a machine that loses its power;
 what that takes is in the checkpoint, whose metrics are told again.
 """
@@ -372,8 +372,8 @@ class Spool:
                             return
                         self._changed.wait(60)
             except Exception as error:
-                # What was trained meanwhile waits for a store that is opened later, whatever keeps
-                # it from that now: a name that is not found, a password that it does not take.
+                # If a checkpoint waits here for a store that was never opened, try on, whatever the
+                # error: a name that is not found, a password that is not taken.
                 if not is_away(error) and not (self.tracker is None and self._holds_training):
                     self.refusal = self.refusal or error
                     if self.tracker is None:

@@ -1,7 +1,7 @@
 """Everything that training says to MLflow, and all that it reads back from there.
 
-The other modules know of runs, epochs and checkpoints; only this one (and a sweep's ledger) knows
-how MLflow keeps them.
+Training knows of runs, epochs and checkpoints; how MLflow keeps them is known here, and in the
+rooms that read the store: the ledger, the report, and the commands about models.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Tracker:
         name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
         self._newest: tuple[str, dict[str, Any] | None] = ("", None)
-        """A run and the checkpoint that its next one comes after, as its tag has it: the newest, or
-        the one before where that is damaged and the run went on from there.
+        """A run, and the tag of the checkpoint that its next one follows: the newest, or the one
+        before it if the newest was damaged.
         """
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
@@ -291,7 +291,7 @@ class Tracker:
             about.save(str(copy / "MLmodel"))
             self.client.log_model_artifacts(logged.model_id, str(copy))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
-        # The same rows once more, of the model: another time would be another row of the run.
+        # The run's last metrics, for the model too; with equal times MLflow keeps no second row.
         newest = [self.client.get_metric_history(run_id, key)[-1] for key in run.data.metrics]
         metrics = [
             Metric(m.key, m.value, m.timestamp, m.step, model_id=logged.model_id, run_id=run_id)
