@@ -62,14 +62,14 @@ class TinyTrial:
         self._journal = journal
         self._epochs = epochs
 
-    def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+    def __call__(self, planned: Planned, run_id: str, watch: Watch) -> str:
         watch.epochs = self._epochs
         what = planned.overrides[0].removeprefix("do=").split("#")[0]
         first = 1
         run = self._client.get_run(run_id)
         again = self._journal.exists() and f"{planned.name} 1 " in self._journal.read_text()
         newest = run.data.tags.get(tag.CHECKPOINT)
-        if resume and newest is not None:
+        if newest is not None:
             first = json.loads(newest)["epoch"] + 1
         print(f"from epoch {first}")
         for epoch in range(first, self._epochs + 1):

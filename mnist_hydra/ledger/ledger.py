@@ -151,7 +151,8 @@ class Ledger:
         """
         view = self.read(up_to_date)
         running = [trial for trial in view.trials.values() if trial.state == RUNNING]
-        dead = [trial for trial in running if observer.is_dead(trial.owner, trial.heartbeat)]
+        # With the run, since a worker's next trial begins at the same beat as the one before.
+        dead = [t for t in running if observer.is_dead(t.owner, f"{t.run_id} {t.heartbeat}")]
         for trial in dead:
             owner = trial.owner
             notice = f"process {owner.pid} on {owner.machine} is gone (killed, out of memory?)"
@@ -166,7 +167,7 @@ class Ledger:
             run_id, creator = run.info.run_id, run.data.tags.get(tag.CREATOR)
             trial = by_run.get(run_id)
             if trial is not None:
-                if trial.state != RUNNING and observer.is_dead(trial.owner):
+                if trial.state != RUNNING:  # whoever ended it: to close it again changes nothing
                     self.close(run_id, trial.state, trial.error, self._last_epoch_ms(run_id))
             elif creator is not None and observer.is_dead(read_owner(creator)):
                 self.client.delete_run(run_id)  # made for a trial, and never claimed

@@ -139,7 +139,7 @@ def _elect(
     mine: list[str] = []
 
     def make_run(where: str, tags: dict[str, str]) -> str:
-        run = client.create_run(where, tags=tags, run_name=tag.run_name(name))
+        run = client.create_run(where, tags=tag.fitting(tags), run_name=tag.run_name(name))
         mine.append(str(run.info.run_id))
         return mine[-1]
 

@@ -51,12 +51,11 @@ class ClaimLost(Exception):
 class Train(Protocol):
     """Trains one trial in its run."""
 
-    def __call__(self, planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+    def __call__(self, planned: Planned, run_id: str, watch: Watch) -> str:
         """Train; returns how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
 
         Args:
             watch: the training's hooks; the function sets `watch.epochs`.
-            resume: whether there is a checkpoint to go on from.
         """
 
 
@@ -65,7 +64,7 @@ def attempt(planned: Planned, train: Train, watch: Watch) -> None:
     trial, error, folder = watch.trial, "", os.getcwd()
     try:
         with transcribing() as transcript, watch:
-            end = train(planned, trial.run_id, watch, trial.step >= 0)
+            end = train(planned, trial.run_id, watch)
         if end == TIMEOUT:
             error = watch.timeout_text()
     except ClaimLost as lost:

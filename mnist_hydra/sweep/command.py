@@ -27,7 +27,7 @@ from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
 from mnist_hydra.ledger.plan import Plan, Planned, base_settings, check_same_base, identity_of
-from mnist_hydra.secrets import hide_all
+from mnist_hydra.secrets import hide, hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
 from mnist_hydra.tracking import pages, provenance, tag
@@ -96,8 +96,10 @@ class Command:
             sweeper: the sweeper's token.
             worker: the worker's number, from 0.
         """
+        # A whole trial's: without its axes the configuration may be incomplete.
+        point = next(iter(self.trials.planned.values())).overrides
         return [
-            *self.plan.arguments.fixed,
+            *self.plan.arguments.overrides(point),
             *self.place,
             f"++sweep.parent={parent}",
             f"++sweep.by='{sweeper}'",
@@ -219,7 +221,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         UserError: as `find_sweep`.
     """
     mine = [axis.key for axis in command.plan.arguments.axes]
-    base = json.dumps(dict(command.base), sort_keys=True)
+    base = _hidden(command.base)
     starts = range(0, len(base), PART)
     parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
     asked = {tag.AXES: json.dumps(mine)[:PART], **command.ranking}
@@ -247,7 +249,13 @@ def _check_base(command: Command, parent: Parent) -> None:
     if command.config.sweep.name is None:
         return
     swept = {*_axes(parent), *(axis.key for axis in command.plan.arguments.axes)}
-    check_same_base(command.config.sweep.name, _base(parent), command.base, swept)
+    mine: dict[str, str] = json.loads(_hidden(command.base))
+    check_same_base(command.config.sweep.name, _base(parent), mine, swept)
+
+
+def _hidden(base: Mapping[str, str]) -> str:
+    """A base configuration as it is recorded: without passwords."""
+    return hide(json.dumps(dict(base), sort_keys=True))
 
 
 def _base(parent: Parent) -> dict[str, str]:

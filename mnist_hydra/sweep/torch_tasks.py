@@ -74,6 +74,8 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
             for key in NO_EFFECT_ON_RESULT:
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
+            if trainer.position.epoch < trainer.config.epochs:
+                raise UserError("its last checkpoint is missing or damaged")
             spooled = spooled_run(config, run_id)
             with Spool(config.folder, spooled, lambda: tracker) as spool:
                 log_pictures_and_model(trainer, spool)

@@ -70,7 +70,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
         search = Search(ledger, plan.arguments, composer, settings, config.seed)
 
-    def train(planned: Planned, run_id: str, watch: Watch, resume: bool) -> str:
+    def train(planned: Planned, run_id: str, watch: Watch) -> str:
         overrides = plan.arguments.overrides(planned.overrides)
         in_place = f"++output_dir={override_value(config.output_dir)}"  # it may hold the time
         trial = settle(composer.compose([*overrides, in_place]))
@@ -84,12 +84,11 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
         state = None
         wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
-        if resume:
-            try:
-                state = tracker.load_checkpoint(run_id)
-            except DamagedCheckpoint as damage:
-                log.warning("%s begins anew: %s", planned.name, damage)
-                tracker.forget_checkpoint(run_id)
+        try:  # there may be one just now that the ledger did not know when it was read
+            state = tracker.load_checkpoint(run_id)
+        except DamagedCheckpoint as damage:
+            log.warning("%s begins anew: %s", planned.name, damage)
+            tracker.forget_checkpoint(run_id)
 
         def notify(line: str) -> None:
             say_once(line)

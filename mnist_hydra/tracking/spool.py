@@ -113,7 +113,7 @@ def _deliver(
                 raise
             why = hide_in_error(first_line(error))
             journal.say(f"no exported model of run {run_id}: {why}")
-    elif record.kind == "end":
+    elif record.kind == "end" and not tracker.has_finished(run_id):  # elsewhere, meanwhile
         tracker.end(run_id, data["status"], data["at_ms"])
 
 
@@ -234,7 +234,9 @@ class Spool:
             self._journal = open(path, "ab", buffering=0)
             # A process that was killed as it wrote has left part of a line.
             self._journal.truncate(path.read_bytes().rfind(b"\n") + 1)
-            self._journal.seek(0, os.SEEK_END)
+            size = self._journal.seek(0, os.SEEK_END)
+            if journal.position(self.folder) > size:  # a loss of power has taken the journal's end
+                journal.set_position(self.folder, size)
         except Timeout:
             raise _in_use(self.run) from None
         except OSError as error:

@@ -6,6 +6,8 @@ people.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 HIDDEN = "mlflow.mnist_hydra."
 
 # On every run: what it is, and what made it.
@@ -49,10 +51,15 @@ ELECTED = "mnist_hydra.parent"
 VIEW = "mlflow.sharedViewState."
 """With a name behind it: a view of the list of runs that MLflow opens by name."""
 
-MAX_NAME = 250
-"""Characters that MLflow has room for in the name of a run."""
+MAX_NAME, MAX_VALUE = 250, 8_000
+"""Characters that MLflow has room for in the name of a run, and in a tag."""
 
 
 def run_name(text: str) -> str:
     """A text as a run's name, shortened where it is too long for one."""
     return text if len(text) <= MAX_NAME else text[: MAX_NAME - 3] + "..."
+
+
+def fitting(tags: Mapping[str, str]) -> dict[str, str]:
+    """The same tags, shortened where they are too long: MLflow does not do so for a new run."""
+    return {key: text[:MAX_VALUE] for key, text in tags.items()}

@@ -47,6 +47,8 @@ FINAL_CODES = (
     "RESOURCE_DOES_NOT_EXIST",
 )
 """MLflow's error codes after which to ask again is of no use, such as for a deleted run."""
+CLOUDS = ("botocore", "boto3", "azure", "google")
+"""Libraries of artifact stores whose errors MLflow passes on as they are."""
 
 
 class NothingRecorded(UserError):
@@ -71,9 +73,11 @@ class Tracker:
     def __init__(self, place: Place, *, make: bool = True) -> None:
         name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
-        self._newest: tuple[str, dict[str, Any] | None] = ("", None)
-        """A run, and the tag of the checkpoint that its next one follows: the newest, or the one
-        before it if the newest was damaged.
+        self._known = ("", "")
+        """A run, and the tag of its checkpoints as this process has read or written it."""
+        self._follows: dict[str, Any] | None = None
+        """The checkpoint in that tag which the next one follows: the newest, or the one before it
+        if the newest was damaged.
         """
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
@@ -106,7 +110,8 @@ class Tracker:
             return str(found.info.run_id)
         tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
         name = None if spooled.name is None else tag.run_name(hide(spooled.name))
-        run = self.client.create_run(self.experiment_id, spooled.start_ms, tags, name)
+        fitting = tag.fitting(tags)
+        run = self.client.create_run(self.experiment_id, spooled.start_ms, fitting, name)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:
@@ -207,7 +212,10 @@ class Tracker:
         Args:
             about: `epoch`, `step` and `sha256` of the file.
         """
-        before = self._checkpoint_tag(run_id)
+        run = self.client.get_run(run_id)
+        text = run.data.tags.get(tag.CHECKPOINT, "")
+        # As another process left it, if one has written a checkpoint meanwhile.
+        before = self._follows if (run_id, text) == self._known else read_checkpoint_tag(text)
         if before is not None and before["step"] > about["step"]:
             return
         slot = 1 - int(before["slot"]) if before else 0
@@ -215,10 +223,16 @@ class Tracker:
             named = Path(folder) / f"slot-{slot}.pt"
             shutil.copyfile(path, named)
             self.client.log_artifact(run_id, str(named), "checkpoints")
+        recorded = urlsplit(run.info.artifact_uri)
+        if recorded.scheme == "file":  # on the disk before the tag says so
+            copy = Path(unquote(recorded.path)) / "checkpoints" / named.name
+            with open(copy, "rb") as written:
+                os.fsync(written.fileno())
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         newest = {"slot": slot, **about, "before": older or None}
-        self.client.set_tag(run_id, tag.CHECKPOINT, json.dumps(newest))
-        self._newest = (run_id, newest)
+        text = json.dumps(newest)
+        self.client.set_tag(run_id, tag.CHECKPOINT, text)
+        self._known, self._follows = (run_id, text), newest
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """The run's newest whole checkpoint; `None` if it has none.
@@ -228,7 +242,7 @@ class Tracker:
         """
         from mnist_hydra import checkpoint
 
-        self._newest = ("", None)
+        self._known, self._follows = ("", ""), None
         text = self.client.get_run(run_id).data.tags.get(tag.CHECKPOINT)
         if text is None:
             return None
@@ -251,14 +265,13 @@ class Tracker:
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
                 print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
-            self._newest = (run_id, slot)
+            self._known, self._follows = (run_id, text), slot
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
     def forget_checkpoint(self, run_id: str) -> None:
         """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
         self.client.delete_tag(run_id, tag.CHECKPOINT)
-        self._newest = (run_id, None)
 
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
         """Record an MLflow model as the run's one model, called `model`.
@@ -304,15 +317,13 @@ class Tracker:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
         self.client.set_terminated(run_id, status, at_ms)
 
+    def has_finished(self, run_id: str) -> bool:
+        """Whether the run was trained to its end."""
+        return str(self.client.get_run(run_id).info.status) == "FINISHED"
+
     def reopen(self, run_id: str) -> None:
         """Mark a closed run as running again."""
         self.client.update_run(run_id, status="RUNNING")
-
-    def _checkpoint_tag(self, run_id: str) -> dict[str, Any] | None:
-        if self._newest[0] != run_id:  # else not every checkpoint asks for it
-            text = self.client.get_run(run_id).data.tags.get(tag.CHECKPOINT, "")
-            self._newest = (run_id, read_checkpoint_tag(text))
-        return self._newest[1]
 
 
 def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
@@ -337,6 +348,8 @@ def is_away(error: BaseException) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in FINAL_CODES
+    if type(error).__module__.partition(".")[0] in CLOUDS:
+        return True
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 

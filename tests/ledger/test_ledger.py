@@ -326,6 +326,21 @@ def test_the_death_of_an_owner_is_recorded_for_all(ledger: Ledger) -> None:
     assert f"process {os.getpid()} on" in seen.trials["a"].error
 
 
+def test_a_worker_elsewhere_whose_trials_are_short_is_not_taken_for_dead(
+    ledger: Ledger, owner: Owner
+) -> None:
+    now = [0.0]
+    elsewhere, observer = replace(owner, host="elsewhere"), Observer(lambda: now[0])
+    for number in range(12):  # each is seen once, at its first beat, and 10 s later the next one
+        ledger.read(up_to_date=True)
+        trial = ledger.claim(f"t{number}", "short", None, elsewhere, SWEEPER)
+        assert trial is not None and trial.heartbeat == "1:0"
+        seen = ledger.mark_dead(observer, up_to_date=True)
+        assert seen.trials[trial.fingerprint].state == "running"
+        assert ledger.end(trial, "finished")
+        now[0] += 10.0
+
+
 def test_an_owner_that_works_here_is_not_dead(ledger: Ledger, owner: Owner) -> None:
     ledger.read()
     claimed(ledger, owner)

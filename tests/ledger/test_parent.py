@@ -43,9 +43,11 @@ def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
 def test_a_sweep_may_have_a_name_longer_than_mlflow_keeps(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
-    parent = elect_parent(store[1], experiment, "10ad", name="over " + "lr, " * 99, tags={})
-    name = store[1].get_run(parent.run_id).info.run_name
-    assert name.startswith("over lr, ") and len(name) == 250
+    tags = {tag.COMMAND: "seed=" + "1," * 5_000}
+    parent = elect_parent(store[1], experiment, "10ad", name="over " + "lr, " * 99, tags=tags)
+    run = store[1].get_run(parent.run_id)
+    assert run.info.run_name.startswith("over lr, ") and len(run.info.run_name) == 250
+    assert len(run.data.tags[tag.COMMAND]) == 8_000
 
 
 def test_a_sweep_that_is_stopped_as_it_begins_leaves_no_run(

@@ -29,6 +29,7 @@ from hydra.core.plugins import Plugins
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
 from mnist_hydra.tracking import tag
@@ -331,6 +332,71 @@ def test_under_a_name_values_and_axes_are_added_and_another_base_is_refused(
         *common, "dropout=0.02", "seed=1", "batch_size=64", "sweep.fresh=true", cwd=tmp_path
     )
     assert fresh.code == 0 and "1 to run" in fresh.err
+
+
+def test_settings_that_are_whole_with_the_axes_alone_are_swept(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "optimizer").mkdir()
+    (mine / "optimizer" / "plain.yaml").write_text("name: plain\n_target_: torch.optim.SGD\n")
+    (mine / "model" / "moody.yaml").write_text("_target_: moody.Moody\ndropout: 0.0\nmood: ???\n")
+    own = (moody, tiny, *QUICK, "model=moody", "optimizer=plain", "scheduler=constant")
+    done = run(*own, "lr=0.05,0.1", "model.mood=fine", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert done.code == 0 and "2 of 2 trials done" in done.err, done.err
+    done = run(*own, "lr=0.05", "model.mood=fine,slow", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert done.code == 0 and "2 of 2 trials done" in done.err, done.err
+
+
+def test_a_trial_whose_last_checkpoint_is_damaged_gets_no_model_of_an_earlier_one(
+    tiny: str, tmp_path: Path
+) -> None:
+    words = (tiny, *QUICK[:1], *QUICK[2:], "epochs=2", "seed=1", NO_REPORT)
+    assert run(*words, "sweep.keep=0", cwd=tmp_path).code == 0
+    _, trials = runs(tmp_path)
+    [trial] = trials.values()
+    newest = json.loads(trial.data.tags[tag.CHECKPOINT])
+    (slot,) = (tmp_path / "outputs").rglob(f"{trial.info.run_id}/**/slot-{newest['slot']}.pt")
+    slot.write_bytes(slot.read_bytes()[:-9])
+    done = run(*words, "sweep.keep=1", cwd=tmp_path)
+    assert "its last checkpoint is missing or damaged" in done.err, done.err
+    assert not client(tmp_path).search_logged_models([trial.info.experiment_id])
+
+
+def test_what_a_dead_worker_could_not_tell_of_its_training_is_gone_on_from(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny, *QUICK[:1], *QUICK[2:], "epochs=3", "seed=1", "sweep.keep=0", NO_REPORT)
+    code = f"""
+import os, sys
+from mnist_hydra import run, train
+from mnist_hydra.errors import StoreAway
+from mnist_hydra.tracking import spool
+
+def away(*_):
+    raise StoreAway("away")
+
+def after_epoch(self, epoch, metrics):
+    if epoch == 2:
+        os._exit(9)
+
+spool.deliver_next = away
+run._Recorder.after_epoch = after_epoch
+sys.argv[1:] = ["--multirun", *{words!r}]
+train.command()
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 9
+    trained: list[int] = []
+    told = recording._Recorder.after_epoch
+
+    def after_epoch(self: Any, epoch: int, metrics: Any) -> Any:
+        trained.append(epoch)
+        return told(self, epoch, metrics)
+
+    monkeypatch.setattr(recording._Recorder, "after_epoch", after_epoch)
+    done = run(*words, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert trained == [3], "epochs 1 and 2 waited in the spool"
 
 
 def test_a_search_over_other_axes_trains_no_point_of_before_as_another(

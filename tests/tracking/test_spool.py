@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hydra import compose, initialize_config_module
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
+from mnist_hydra import checkpoint
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.config import Place, TrackingConfig, settle
 from mnist_hydra.errors import UserError
@@ -31,7 +33,7 @@ from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import Record, SpooledRun, line_of, record_of
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import sqlite_uri
-from mnist_hydra.tracking.tracker import Tracker
+from mnist_hydra.tracking.tracker import Tracker, is_away
 
 SPOOLED = SpooledRun("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
 
@@ -376,6 +378,60 @@ def test_a_late_checkpoint_never_replaces_a_newer_one(made: Path) -> None:
         spool.save_checkpoint(state(1))
     _, run = the_run(made)
     assert json.loads(run.data.tags[tag.CHECKPOINT]) == newest
+
+
+def test_who_was_cut_off_and_comes_back_leaves_the_checkpoints_of_who_went_on(
+    made: Path, tmp_path: Path
+) -> None:
+    tracker, run_id, _, _ = checkpoints(made)
+    assert tracker.load_checkpoint(run_id) is not None
+    path = tmp_path / "state.pt"
+
+    def write(by: Tracker, step: int) -> None:
+        checkpoint.save(path, state(step))
+        about = {"epoch": step, "step": step, "sha256": journal.sha256_of(path)}
+        by.log_checkpoint(run_id, path, about)
+
+    write(tracker, 3)
+    other = Tracker(place(made))
+    for step in (4, 6):
+        write(other, step)
+    for step in (4, 5):
+        write(tracker, step)
+    for reader in (tracker, other):
+        loaded = reader.load_checkpoint(run_id)
+        assert loaded is not None and loaded["steps"] == 6
+
+
+def test_an_end_that_arrives_late_does_not_undo_that_the_run_has_finished(made: Path) -> None:
+    left = tell_while_locked(made, 'spool.end("KILLED")')
+    run_id = Tracker(place(made)).create_run(SPOOLED)
+    journal.write_run(left, dataclasses.replace(SPOOLED, run_id=run_id))
+    Tracker(place(made)).end(run_id, "FINISHED", 1_700_000_005_000)
+    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    _, run = the_run(made)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 1_700_000_005_000)
+
+
+def test_what_follows_a_journal_that_lost_its_end_is_delivered(made: Path) -> None:
+    tell_while_locked(made, 'spool.set_tags({"a": "1"})', 'spool.set_tags({"b": "2"})')
+    folder = made / "spool" / SPOOLED.key
+    size = (folder / "journal").stat().st_size
+    journal.set_position(folder, size)
+    os.truncate(folder / "journal", size // 2)
+    with opened(made) as spool:
+        spool.set_tags({"c": "3"})
+        spool.end("FINISHED")
+    _, run = the_run(made)
+    assert (run.data.tags.get("c"), run.info.status) == ("3", "FINISHED")
+
+
+def test_a_cloud_that_does_not_answer_is_away() -> None:
+    class Lost(Exception):
+        __module__ = "botocore.exceptions"  # which MLflow passes on
+
+    assert is_away(Lost("no connection")) and not is_away(ValueError("no"))
 
 
 def test_a_run_has_one_model_however_often_it_is_told_and_whatever_its_folder_is_called(
