@@ -99,11 +99,16 @@ def show_help(command: str) -> None:
         return
     from mnist_hydra.cli.help import help_text
 
+    print(help_text(command, own_folders(arguments)))
+    sys.exit(0)
+
+
+def own_folders(arguments: Sequence[str]) -> list[str]:
+    """The folder of the user's own configuration that a command line names, if it does."""
     followed_by = dict(zip(arguments, arguments[1:], strict=False))
     folder, _ = take_value(arguments, "--config-dir")
     folder = folder or followed_by.get("--config-dir") or followed_by.get("-cd")
-    print(help_text(command, [folder] if folder else []))
-    sys.exit(0)
+    return [folder] if folder else []
 
 
 def start(name: str, task: Callable[[DictConfig], int]) -> None:
@@ -171,7 +176,7 @@ def call(main: Callable[[], object]) -> None:
         insist_on_options(sys.argv[1:])
         main()
     except REFUSALS as error:
-        leave(refused(error))
+        leave(refused(error, own_folders(sys.argv[1:])))
     except Exception as error:
         if not _is_of_hydra_alone(error):
             raise
