@@ -656,7 +656,11 @@ def as_paper(pixels: Pixels) -> Pixels:
     return np.asarray(larger)
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "32 bits", "turned.jpg", "grey paper", "palette"])
+@pytest.mark.parametrize(
+    "kind",
+    ["16 bits", "32 bits", "turned.jpg", "grey paper", "palette"]
+    + ["black on nothing", "white on nothing"],
+)
 def test_a_picture_is_seen_as_a_viewer_shows_it(
     kind: str, tmp_path: Path, test_images: Pixels
 ) -> None:
@@ -668,6 +672,9 @@ def test_a_picture_is_seen_as_a_viewer_shows_it(
         picture = Image.fromarray(paper.astype(np.float32) / 255)
     elif kind == "palette":
         picture = picture.convert("P")
+    elif kind.endswith("on nothing"):  # drawn on a canvas that shows what is behind it
+        ink = Image.fromarray(255 - paper)
+        picture = Image.merge("LA", [Image.new("L", ink.size, kind.split()[0]), ink])
     elif kind == "grey paper":
         picture = Image.fromarray((60 + GREY_PAPER * paper).astype(np.uint8))
     else:  # a telephone writes the pixels as its sensor lay, and which side is up
