@@ -37,7 +37,13 @@ from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, rea
 from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import folders_of, let_in
 from mnist_hydra.tracking import provenance, tag
-from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
+from mnist_hydra.tracking.tracker import (
+    NothingRecorded,
+    Tracker,
+    check_store,
+    import_mlflow,
+    is_away,
+)
 
 MAX_IDLE_LAUNCHES = 3
 """The command ends after so many launches in a row that changed nothing."""
@@ -87,6 +93,8 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     launcher = launchers.make_launcher(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
     launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
+    if not command.config.sweep.dry_run:
+        check_store(command.config)  # as one who writes; the first look below only reads
     tracker: Tracker | None = None
     view = View({})
     with suppress(NothingRecorded):  # a store that does not exist is not made yet

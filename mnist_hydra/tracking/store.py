@@ -45,6 +45,19 @@ BUSY = (
 """What is said of a PostgreSQL that lets nobody in just now."""
 MAKING = 0x6D6E697374
 """The number of PostgreSQL's lock that one process holds while it makes a store's tables."""
+RIGHTS = {
+    "NOT has_schema_privilege(current_schema(), 'CREATE')": "CREATE ON SCHEMA public",
+    "NOT (has_table_privilege(to_regclass('runs')::oid, 'INSERT')"
+    " AND has_table_privilege(to_regclass('runs')::oid, 'UPDATE'))": (
+        "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
+    ),
+    "NOT has_sequence_privilege(to_regclass('experiments_experiment_id_seq')::oid, 'USAGE')": (
+        "USAGE ON ALL SEQUENCES IN SCHEMA public"
+    ),
+}
+"""What PostgreSQL may refuse a user who writes, and what to grant then. The first is asked where
+there are no tables yet, the others where there are.
+"""
 MADE_BY_PEOPLE = {
     "runs": "1",
     "experiments": "name != 'Default'",
@@ -151,8 +164,11 @@ def shown_address(uri: str | None) -> str | None:
     return None if uri is None else read_address(uri, Path.cwd()).shown
 
 
-def check_usable(store: Store, output_dir: Path) -> None:
+def check_usable(store: Store, output_dir: Path, *, write: bool = True) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
+
+    Args:
+        write: whether a database's user must be one who may write.
 
     Raises:
         StoreAway: the server or the database does not answer.
@@ -169,7 +185,7 @@ def check_usable(store: Store, output_dir: Path) -> None:
     elif store.kind == "server":
         _check_server(store)
     else:
-        _check_database(store)
+        _check_database(store, write)
 
 
 def _check_folder(key: str, folder: Path) -> None:
@@ -228,7 +244,7 @@ def _authorization(store: Store) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _check_database(store: Store) -> None:
+def _check_database(store: Store, write: bool) -> None:
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -255,7 +271,16 @@ def _check_database(store: Store) -> None:
         raise _away(store, error) from None
     try:
         with engine.connect() as connection:
-            if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+            made = sqlalchemy.inspect(connection).has_table("alembic_version")
+            lacks = list(RIGHTS)[1:] if made else list(RIGHTS)[:1]
+            for lack in lacks if write and scheme == "postgresql" else ():
+                query = sqlalchemy.text(f"SELECT quote_ident(current_user) WHERE {lack}")
+                if user := connection.execute(query).scalar():
+                    raise UserError(
+                        f"tracking.uri={store.shown}: its user may not write there; right, said by "
+                        f"the database's owner: GRANT {RIGHTS[lack]} TO {user}"
+                    )
+            if not made:
                 return
             query = sqlalchemy.text("SELECT version_num FROM alembic_version")
             revision = connection.execute(query).scalar()

@@ -83,7 +83,7 @@ class Tracker:
             raise NothingRecorded(
                 f"{key}={where} holds no runs; right: the one that an earlier run wrote to"
             )
-        store.check_usable(self.store, place.folder)
+        store.check_usable(self.store, place.folder, write=make)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
