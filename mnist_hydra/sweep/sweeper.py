@@ -150,8 +150,13 @@ class Sweep:
                 ledger = Ledger(self.tracker.client, self.parent_id)
                 planned = self.command.plan.trials
                 following = Follower(ledger, display, planned, self.token, self.stop)
-                with display, following as self.follower:
-                    self._run_what_is_missing()
+                try:
+                    with display, following as self.follower:
+                        self._run_what_is_missing()
+                except UserError:  # such as of the engine: nobody trains for this command
+                    with suppress(Exception):
+                        self.tracker.end(self.parent_id, "FAILED")
+                    raise
             self.ledger = Ledger(self.tracker.client, self.parent_id)  # runs may have been deleted
         return self._end()
 

@@ -73,6 +73,21 @@ def test_a_ray_address_where_something_else_listens_is_refused_in_time(
     assert "what listens there is no Ray cluster" in said
 
 
+@pytest.mark.xdist_group("on_server")
+def test_a_slurm_that_does_not_answer_is_refused(
+    tmp_path: Path, mnist: Path, on_server: list[str]
+) -> None:
+    need("slurm-wlm", "squeue", "sbatch")
+    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", *on_server])
+    nowhere = tmp_path / "slurm.conf"
+    nowhere.write_text("ClusterName=gone\nSlurmctldHost=localhost(127.0.0.1)\nMessageTimeout=2\n")
+    launcher = ["hydra/launcher=slurm", f"output_dir={tmp_path / 'outputs'}"]
+    going = sweep.start(*launcher, environment={"SLURM_CONF": str(nowhere)})
+    code, said = finish(going)
+    assert code == 2 and len(said.splitlines()) == 1, said
+    assert "squeue gets no answer on this machine (" in said and "hydra/launcher=joblib" in said
+
+
 def test_a_user_of_a_database_who_may_not_write_is_told_what_to_grant(
     tmp_path: Path, short_folder: Path
 ) -> None:
