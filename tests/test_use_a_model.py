@@ -179,6 +179,7 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
+        ("evaluate", ["model=mnist@champion", "splitt=val"], "'splitt' (did you mean split?)"),
         ("to_onnx", ["model=mnist@champion"], "file=null"),
         ("to_onnx", ["model=mnist@champion", "file=nowhere/digits.onnx"], "a file in a folder"),
     ],

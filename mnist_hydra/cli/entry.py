@@ -137,7 +137,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     try:
-        call(main(checked))
+        call(main(checked), name)
     except KeyboardInterrupt:  # where it was is of no interest
         sys.exit(OF_SIGNAL + signal.SIGINT)
 
@@ -162,8 +162,11 @@ def collect_seldom() -> None:
     gc.set_threshold(20_000)
 
 
-def call(main: Callable[[], object]) -> None:
+def call(main: Callable[[], object], name: str = "config") -> None:
     """Call what `hydra.main` made.
+
+    Args:
+        name: of the command's file in conf/.
 
     Raises:
         SystemExit: 2 for what Hydra refuses, after a line that says what.
@@ -176,7 +179,7 @@ def call(main: Callable[[], object]) -> None:
         insist_on_options(sys.argv[1:])
         main()
     except REFUSALS as error:
-        leave(refused(error, own_folders(sys.argv[1:])))
+        leave(refused(error, name, own_folders(sys.argv[1:])))
     except Exception as error:
         if not _is_of_hydra_alone(error):
             raise
