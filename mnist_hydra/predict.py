@@ -112,7 +112,7 @@ def _images(
 def files_in(words: list[str]) -> Iterator[Path]:
     """The files that words name; of a folder the pictures and IDX files in it, sorted."""
     for path in map(Path, words):
-        yield from sorted(_in_folder(path)) if path.is_dir() else [path]
+        yield from sorted(_in_folder(path)) if os.path.isdir(path) else [path]
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -177,6 +177,8 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(
         ("predict", ["model=mnist@champion"], "images: none"),
         ("predict", ["model=mnist@champion", "no.png", "empty.png"], "no image of a digit"),
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
+        ("predict", ["model=mnist@champion", "n" * 256], "no image of a digit"),
+        ("predict", ["model=" + "n" * 256, "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
         ("evaluate", ["model=mnist@champion", "splitt=val"], "'splitt' (did you mean split?)"),

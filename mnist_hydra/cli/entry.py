@@ -75,7 +75,7 @@ def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for before, argument in zip(["", *arguments], arguments):
         override = "=" in argument or argument.startswith("~")
         option = argument.startswith("-") and argument != "-"
-        plain = not option and (not override or Path(argument).exists())
+        plain = not option and (not override or os.path.exists(argument))
         own = plain and before not in OPTIONS_WITH_A_VALUE
         (words if own else hydras).append(argument)
     return words, hydras

@@ -67,6 +67,8 @@ MADE_BY_PEOPLE = {
 """Tables of a store that is worth keeping, and which of their rows MLflow does not make itself."""
 ESCAPES = "a / @ or : of a password is written %2F %40 %3A"
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
+LONGEST = 504
+"""Bytes of the longest path that SQLite opens."""
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What sqlite3 raises over a damaged file; the second where a name in it is no text."""
 
@@ -176,6 +178,11 @@ def check_usable(store: Store, output_dir: Path, *, write: bool = True) -> None:
     """
     _check_folder("output_dir", output_dir)
     if store.path is not None:
+        if (length := len(os.fsencode(store.path))) > LONGEST:
+            raise UserError(
+                f"{store.path} has {length} bytes, more than SQLite takes in a file's path; right: "
+                f"another tracking.uri or output_dir, for at most {LONGEST}"
+            )
         folder = Path(os.path.realpath(store.path)).parent
         if folder != output_dir:
             _check_folder(f"tracking.uri={store.shown}: its folder", folder)
@@ -190,12 +197,19 @@ def check_usable(store: Store, output_dir: Path, *, write: bool = True) -> None:
 
 def _check_folder(key: str, folder: Path) -> None:
     """Make and remove a folder of a name of its own where `folder` is or would be made."""
+
+    def cannot(why: str | None) -> UserError:
+        return UserError(f"{key}={folder} cannot be written ({why}); right: a folder that can")
+
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # such as a name of 256 bytes
+        raise cannot(error.strerror) from None
     for there in (folder, *folder.parents):
         if there.is_symlink() and not there.exists():
-            raise UserError(
-                f"{key}={folder} cannot be written ({there} is a link to {os.readlink(there)}, "
-                f"which is not there); right: a folder that can"
-            )
+            raise cannot(f"{there} is a link to {os.readlink(there)}, which is not there")
         if not there.exists():
             continue
         try:
@@ -203,9 +217,7 @@ def _check_folder(key: str, folder: Path) -> None:
             return
         except OSError as error:
             if there.exists():  # and was not removed by another process just now
-                raise UserError(
-                    f"{key}={folder} cannot be written ({error.strerror}); right: a folder that can"
-                ) from None
+                raise cannot(error.strerror) from None
 
 
 def _check_server(store: Store) -> None:
@@ -364,7 +376,7 @@ def is_unmade(path: Path) -> bool:
     """Whether there is no store yet: no file, or one that MLflow was killed over as it made it, and
     that holds no run, nor anything else that people make.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # a name may be too long to be asked for
         return True
     if not path.is_file():  # such as /dev/null
         return False
