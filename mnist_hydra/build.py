@@ -87,6 +87,11 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
         )
     _insist_on_log_probabilities(config, model, dataset, where.device)
     _insist_on_storable(f"model={config.model.target}", model.state_dict())
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"model={config.model.target} has no parameter to train; right: at least one with "
+            "requires_grad=True"
+        )
     optimizer = _optimizer(config, model)
     sample = dataset.train.images[dataset.train.index[:4]]
     augmentation = build_augmentation(config.aug, sample=sample)

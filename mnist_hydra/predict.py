@@ -112,7 +112,7 @@ def _images(
 def files_in(words: list[str]) -> Iterator[Path]:
     """The files that words name; of a folder the pictures and IDX files in it, sorted."""
     for path in map(Path, words):
-        yield from sorted(_in_folder(path)) if path.is_dir() else [path]
+        yield from sorted(_in_folder(path)) if os.path.isdir(path) else [path]
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -218,8 +218,10 @@ def _picture(path: Path) -> Grey:
         with Image.open(path) as opened_image:
             image = ImageOps.exif_transpose(opened_image)
         if "A" in image.getbands() or "transparency" in image.info:
-            paper = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(paper, image.convert("RGBA"))
+            paper, above = Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+            image = Image.alpha_composite(paper, above).convert("L")
+            if image.getextrema() == (255, 255):  # white ink, which only another paper shows
+                image = above.getchannel("A")
         if image.mode[0] in "IF":  # of more than 256 greys, which Pillow would cut off
             return _in_256_greys(np.asarray(image, np.float64))
         return np.asarray(image.convert("L"))

@@ -97,6 +97,9 @@ def check_setting(key: str, value: Any, type_: Any) -> Any:
         right = words(type_)
         if isinstance(value, bool | float) and _takes_text(type_):
             right += f" (in quotes, if that is one: {key}='\"{shown(value)}\"')"
+        is_plain = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value)
+        if is_plain and not _takes_text(type_):
+            right += ", without quotes"
         raise wrong_value(key, value, right) from None
 
 

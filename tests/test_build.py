@@ -80,6 +80,13 @@ class Unstorable(Lazy):
         return {"seen": deque([1])}
 
 
+class Frozen(Lazy):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores = super().forward(images)
+        self.requires_grad_(False)
+        return scores
+
+
 class Noted(torch.optim.SGD):
     """Keeps a number of NumPy's."""
 
@@ -163,6 +170,11 @@ def test_a_part_whose_state_no_checkpoint_could_hold_is_refused(
     config = of_ones_own(mnist, f"{group}._target_={__name__}.{kind}")
     with pytest.raises(UserError, match=f"^{group}={__name__}.{kind}: its state .* right: a state"):
         build.prepare(config)
+
+
+def test_a_model_with_nothing_to_train_is_refused_before_a_run_begins(mnist: Path) -> None:
+    with pytest.raises(UserError, match="Frozen has no parameter to train; right: at least one"):
+        build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Frozen"))
 
 
 def test_a_scheduler_that_waits_for_a_metric_is_refused_in_words_that_say_so(mnist: Path) -> None:

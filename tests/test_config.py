@@ -206,6 +206,7 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("epochs=true", "epochs=true"),
         ("dropout='a\nb'", "dropout=a b is not valid"),
         ("epochs=1e9", "epochs=1000000000.0"),
+        ("lr='0.1'", "lr=0.1 is not valid; right: a number above 0, without quotes"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_in_one_line(override: str, said: str) -> None:

@@ -409,6 +409,19 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_misspelt_key_of_a_users_own_model_is_named_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "mine" / "model"
+    model.mkdir(parents=True)
+    (model / "wide.yaml").write_text("_target_: wide.Wide\nwidth: 64\n")
+    (model / "broken.yaml").write_text("a: [")
+    own = ["--config-dir", "mine", "model=wide", "model.widht=3"]
+    assert call(*own, monkeypatch=monkeypatch) == 2
+    assert "'model.widht' (did you mean model.width" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -416,6 +429,7 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
         ("modell=3", "'modell' (did you mean model"),
         ("data.vel_size=3", "(did you mean data.val_size"),
         ("~sede", "'sede' (did you mean seed"),
+        ("hydra.launcher.adress=host:1", "(did you mean hydra.launcher.address"),
         ("optimizer.lr=0.3", "'optimizer.lr' (did you mean lr?)"),
         ("scheduler={a:1}", "'scheduler' by keys that it does not have"),
         ("~tracking.uri", "~tracking.uri deletes what is null or not there; right: without it"),

@@ -200,8 +200,11 @@ def test_a_champion_that_was_made_by_hand_is_not_replaced(
         ("predict", ["model=mnist@champion"], "images: none"),
         ("predict", ["model=mnist@champion", "no.png", "empty.png"], "no image of a digit"),
         ("predict", ["model=empty.png", "x.png"], "cannot be read"),
+        ("predict", ["model=mnist@champion", "n" * 256], "no image of a digit"),
+        ("predict", ["model=" + "n" * 256, "x.png"], "cannot be read"),
         ("evaluate", ["model=mnist@champion", "split=train"], "test or val"),
         ("evaluate", ["model=mnist@champion", "split=val"], "data.val_size"),
+        ("evaluate", ["model=mnist@champion", "splitt=val"], "'splitt' (did you mean split?)"),
         ("to_onnx", ["model=mnist@champion"], "file=null"),
         ("to_onnx", ["model=mnist@champion", "file=nowhere/digits.onnx"], "a file in a folder"),
     ],
@@ -679,7 +682,11 @@ def as_paper(pixels: Pixels) -> Pixels:
     return np.asarray(larger)
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "32 bits", "turned.jpg", "grey paper", "palette"])
+@pytest.mark.parametrize(
+    "kind",
+    ["16 bits", "32 bits", "turned.jpg", "grey paper", "palette"]
+    + ["black on nothing", "white on nothing"],
+)
 def test_a_picture_is_seen_as_a_viewer_shows_it(
     kind: str, tmp_path: Path, test_images: Pixels
 ) -> None:
@@ -691,6 +698,9 @@ def test_a_picture_is_seen_as_a_viewer_shows_it(
         picture = Image.fromarray(paper.astype(np.float32) / 255)
     elif kind == "palette":
         picture = picture.convert("P")
+    elif kind.endswith("on nothing"):  # drawn on a canvas that shows what is behind it
+        ink = Image.fromarray(255 - paper)
+        picture = Image.merge("LA", [Image.new("L", ink.size, kind.split()[0]), ink])
     elif kind == "grey paper":
         picture = Image.fromarray((60 + GREY_PAPER * paper).astype(np.uint8))
     else:  # a telephone writes the pixels as its sensor lay, and which side is up

@@ -75,7 +75,7 @@ def take_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for before, argument in zip(["", *arguments], arguments):
         override = "=" in argument or argument.startswith("~")
         option = argument.startswith("-") and argument != "-"
-        plain = not option and (not override or Path(argument).exists())
+        plain = not option and (not override or os.path.exists(argument))
         own = plain and before not in OPTIONS_WITH_A_VALUE
         (words if own else hydras).append(argument)
     return words, hydras
@@ -99,11 +99,16 @@ def show_help(command: str) -> None:
         return
     from mnist_hydra.cli.help import help_text
 
+    print(help_text(command, own_folders(arguments)))
+    sys.exit(0)
+
+
+def own_folders(arguments: Sequence[str]) -> list[str]:
+    """The folder of the user's own configuration that a command line names, if it does."""
     followed_by = dict(zip(arguments, arguments[1:], strict=False))
     folder, _ = take_value(arguments, "--config-dir")
     folder = folder or followed_by.get("--config-dir") or followed_by.get("-cd")
-    print(help_text(command, [folder] if folder else []))
-    sys.exit(0)
+    return [folder] if folder else []
 
 
 def start(name: str, task: Callable[[DictConfig], int]) -> None:
@@ -132,7 +137,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
     check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     try:
-        call(main(checked))
+        call(main(checked), name)
     except KeyboardInterrupt:  # where it was is of no interest
         sys.exit(OF_SIGNAL + signal.SIGINT)
 
@@ -157,8 +162,11 @@ def collect_seldom() -> None:
     gc.set_threshold(20_000)
 
 
-def call(main: Callable[[], object]) -> None:
+def call(main: Callable[[], object], name: str = "config") -> None:
     """Call what `hydra.main` made.
+
+    Args:
+        name: of the command's file in conf/.
 
     Raises:
         SystemExit: 2 for what Hydra refuses, after a line that says what.
@@ -171,7 +179,7 @@ def call(main: Callable[[], object]) -> None:
         insist_on_options(sys.argv[1:])
         main()
     except REFUSALS as error:
-        leave(refused(error))
+        leave(refused(error, name, own_folders(sys.argv[1:])))
     except Exception as error:
         if not _is_of_hydra_alone(error):
             raise

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from mnist_hydra.cli.commands import override_value
-from mnist_hydra.cli.help import CONF, entries_of
+from mnist_hydra.cli.help import CONF, OF_TRAIN, entries_of, groups_of
 from mnist_hydra.errors import UserError, did_you_mean
 
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -22,11 +25,13 @@ REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
 MAX_SHOWN = 400
 
 
-def refused(error: Exception) -> UserError:
+def refused(error: Exception, name: str = "config", folders: Sequence[str] = ()) -> UserError:
     """Hydra's words in one line, with the names that are nearest to the one that it does not know.
 
     Args:
         error: one of `REFUSALS`.
+        name: of the command's file in conf/.
+        folders: of the user's own, laid out like conf/.
     """
     if isinstance(error, MissingConfigException) and error.options:
         first = str(error).splitlines()[0]
@@ -46,7 +51,7 @@ def refused(error: Exception) -> UserError:
             words += f"; right, if it is text: {text}"
     unknown = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", words)
     if unknown:
-        known = known_names()
+        known = known_names(name, folders)
         if words.startswith("Could not delete") and unknown[1] in known:  # so Hydra says of a null
             return UserError(f"~{unknown[1]} deletes what is null or not there; right: without it")
         entries = " and ".join(known.get(unknown[1], []))
@@ -72,12 +77,16 @@ def _is_key(key: str) -> bool:
     return True
 
 
-def known_names() -> dict[str, list[str]]:
-    """The keys of this project's own configuration, in all their dotted forms, and its groups.
+def known_names(command: str, folders: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The keys of a command's configuration, in all their dotted forms, and its groups.
 
     Each with the entries of a group that have it, such as `optimizer=adamw`.
+
+    Args:
+        command: the name of its file in conf/.
+        folders: of the user's own, laid out like conf/; what is no YAML in them is left out.
     """
-    names: dict[str, list[str]] = {"experiment": [], "hydra/launcher": [], "hydra/sweeper": []}
+    names: dict[str, list[str]] = {}
 
     def collect(prefix: str, text: str, entries: list[str]) -> None:
         def walk(prefix: str, settings: Any) -> None:
@@ -86,13 +95,15 @@ def known_names() -> dict[str, list[str]]:
                     names.setdefault(f"{prefix}{key}", []).extend(entries)
                     walk(f"{prefix}{key}.", value)
 
-        walk(prefix, OmegaConf.to_container(OmegaConf.create(text)))
+        with suppress(*REFUSALS, OSError):
+            walk(prefix, OmegaConf.to_container(OmegaConf.create(text)))
 
     root = files(CONF)
-    collect("", root.joinpath("config.yaml").read_text(encoding="utf-8"), [])
-    for group in root.iterdir():
-        if group.is_dir() and group.name not in ("hydra", "experiment"):
-            for name, text in entries_of([root], group.name).items():
-                names.setdefault(group.name, [])
-                collect(f"{group.name}.", text, [f"{group.name}={name}"])
+    content = root.joinpath(f"{command}.yaml").read_text(encoding="utf-8")
+    collect("", content, [])
+    for group in groups_of(content) | (OF_TRAIN if command == "config" else {}):
+        names.setdefault(group, [])
+        of_group = {} if group == "experiment" else entries_of([root, *map(Path, folders)], group)
+        for name, text in of_group.items():
+            collect(f"{group.replace('/', '.')}.", text, [f"{group}={name}"])
     return names

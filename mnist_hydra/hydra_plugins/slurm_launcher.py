@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -53,6 +54,8 @@ class SlurmLauncher(CommandLauncher):
         self._asked_at = 0.0
         self._queued: dict[str, float] = {}
         """When each job was last seen in Slurm's queue, by id: `12_0` in an array."""
+        self._reasons = {"None"}
+        """Why jobs wait in the queue, as far as that was said; `None` is Slurm's word, too."""
 
     def room(self) -> int:
         """Jobs may wait in Slurm's queue, so there is room for many."""
@@ -60,6 +63,12 @@ class SlurmLauncher(CommandLauncher):
             raise UserError(
                 "hydra/launcher=slurm finds no sbatch and squeue on this machine: start the sweep "
                 "where jobs may be submitted, or use hydra/launcher=joblib"
+            )
+        if self.cluster == "slurm" and (answer := _queue()).returncode != 0:
+            why = last_line(answer.stderr)
+            raise UserError(
+                f"hydra/launcher=slurm: squeue gets no answer on this machine ({why}); right: "
+                "start the sweep where it does, or use hydra/launcher=joblib"
             )
         self._executor()
         return (os.cpu_count() or 1) if self.on_this_machine else LARGEST_ARRAY
@@ -116,10 +125,15 @@ class SlurmLauncher(CommandLauncher):
             return bool(handle.done()) and not handle.paths.result_pickle.exists()
         now = time.monotonic()
         if now > self._asked_at + ASK_EVERY_S:
-            command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
-            answer = subprocess.run(command, capture_output=True, text=True)
-            held = answer.stdout.split() if answer.returncode == 0 else self._queued
-            self._queued |= {job: now for job in held}
+            answer = _queue()
+            held = dict(line.partition(" ")[::2] for line in answer.stdout.splitlines())
+            if answer.returncode != 0:
+                held = dict.fromkeys(self._queued, "None")
+            for job in held.keys() & self._queued.keys():  # the user may have others there
+                self._queued[job] = now
+                if held[job] not in self._reasons:
+                    self._reasons.add(held[job])
+                    print(f"workers wait in Slurm's queue: {held[job]}", file=sys.stderr)
             self._asked_at = now
         return now > self._queued[handle.job_id] + ASK_EVERY_S + RESULT_MAY_LAG_S
 
@@ -138,6 +152,12 @@ class SlurmLauncher(CommandLauncher):
             else:
                 with suppress(ProcessLookupError):
                     os.kill(int(handle.job_id), signal.SIGTERM)
+
+
+def _queue() -> subprocess.CompletedProcess[str]:
+    """What Slurm says of this user's jobs: the id of each, and why it waits, one a line."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %r"]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 class WorkerJob:

@@ -38,7 +38,13 @@ from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, rea
 from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import folders_of, let_in
 from mnist_hydra.tracking import provenance, tag
-from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, import_mlflow, is_away
+from mnist_hydra.tracking.tracker import (
+    NothingRecorded,
+    Tracker,
+    check_store,
+    import_mlflow,
+    is_away,
+)
 
 MAX_IDLE_LAUNCHES = 3
 """The command ends after so many launches in a row that changed nothing."""
@@ -88,6 +94,8 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     launcher = launchers.make_launcher(job.context, job.task, job.config)
     chosen = job.config.hydra.runtime.choices["hydra/launcher"]
     launchers.check_shared_store(launcher, chosen, command.config.tracking.uri)
+    if not command.config.sweep.dry_run:
+        check_store(command.config)  # as one who writes; the first look below only reads
     tracker: Tracker | None = None
     view = View({})
     with suppress(NothingRecorded):  # a store that does not exist is not made yet
@@ -143,8 +151,13 @@ class Sweep:
                 ledger = Ledger(self.tracker.client, self.parent_id)
                 planned = self.command.plan.trials
                 following = Follower(ledger, display, planned, self.token, self.stop)
-                with display, following as self.follower:
-                    self._run_what_is_missing()
+                try:
+                    with display, following as self.follower:
+                        self._run_what_is_missing()
+                except UserError:  # such as of the engine: nobody trains for this command
+                    with suppress(Exception):
+                        self.tracker.end(self.parent_id, "FAILED")
+                    raise
             self.ledger = Ledger(self.tracker.client, self.parent_id)  # runs may have been deleted
         return self._end()
 

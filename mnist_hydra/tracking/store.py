@@ -45,6 +45,19 @@ BUSY = (
 """What is said of a PostgreSQL that lets nobody in just now."""
 MAKING = 0x6D6E697374
 """The number of PostgreSQL's lock that one process holds while it makes a store's tables."""
+RIGHTS = {
+    "NOT has_schema_privilege(current_schema(), 'CREATE')": "CREATE ON SCHEMA public",
+    "NOT (has_table_privilege(to_regclass('runs')::oid, 'INSERT')"
+    " AND has_table_privilege(to_regclass('runs')::oid, 'UPDATE'))": (
+        "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
+    ),
+    "NOT has_sequence_privilege(to_regclass('experiments_experiment_id_seq')::oid, 'USAGE')": (
+        "USAGE ON ALL SEQUENCES IN SCHEMA public"
+    ),
+}
+"""What PostgreSQL may refuse a user who writes, and what to grant then. The first is asked where
+there are no tables yet, the others where there are.
+"""
 MADE_BY_PEOPLE = {
     "runs": "1",
     "experiments": "name != 'Default'",
@@ -54,6 +67,8 @@ MADE_BY_PEOPLE = {
 """Tables of a store that is worth keeping, and which of their rows MLflow does not make itself."""
 ESCAPES = "a / @ or : of a password is written %2F %40 %3A"
 RIGHT = "http://HOST:PORT, sqlite:///FILE, postgresql://USER@HOST/DATABASE, or tracking=local"
+LONGEST = 504
+"""Bytes of the longest path that SQLite opens."""
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What sqlite3 raises over a damaged file; the second where a name in it is no text."""
 
@@ -151,8 +166,11 @@ def shown_address(uri: str | None) -> str | None:
     return None if uri is None else read_address(uri, Path.cwd()).shown
 
 
-def check_usable(store: Store, output_dir: Path) -> None:
+def check_usable(store: Store, output_dir: Path, *, write: bool = True) -> None:
     """See that runs can be recorded, and leave nothing behind; takes no MLflow.
+
+    Args:
+        write: whether a database's user must be one who may write.
 
     Raises:
         StoreAway: the server or the database does not answer.
@@ -160,6 +178,11 @@ def check_usable(store: Store, output_dir: Path) -> None:
     """
     _check_folder("output_dir", output_dir)
     if store.path is not None:
+        if (length := len(os.fsencode(store.path))) > LONGEST:
+            raise UserError(
+                f"{store.path} has {length} bytes, more than SQLite takes in a file's path; right: "
+                f"another tracking.uri or output_dir, for at most {LONGEST}"
+            )
         folder = Path(os.path.realpath(store.path)).parent
         if folder != output_dir:
             _check_folder(f"tracking.uri={store.shown}: its folder", folder)
@@ -169,17 +192,24 @@ def check_usable(store: Store, output_dir: Path) -> None:
     elif store.kind == "server":
         _check_server(store)
     else:
-        _check_database(store)
+        _check_database(store, write)
 
 
 def _check_folder(key: str, folder: Path) -> None:
     """Make and remove a folder of a name of its own where `folder` is or would be made."""
+
+    def cannot(why: str | None) -> UserError:
+        return UserError(f"{key}={folder} cannot be written ({why}); right: a folder that can")
+
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # such as a name of 256 bytes
+        raise cannot(error.strerror) from None
     for there in (folder, *folder.parents):
         if there.is_symlink() and not there.exists():
-            raise UserError(
-                f"{key}={folder} cannot be written ({there} is a link to {os.readlink(there)}, "
-                f"which is not there); right: a folder that can"
-            )
+            raise cannot(f"{there} is a link to {os.readlink(there)}, which is not there")
         if not there.exists():
             continue
         try:
@@ -187,9 +217,7 @@ def _check_folder(key: str, folder: Path) -> None:
             return
         except OSError as error:
             if there.exists():  # and was not removed by another process just now
-                raise UserError(
-                    f"{key}={folder} cannot be written ({error.strerror}); right: a folder that can"
-                ) from None
+                raise cannot(error.strerror) from None
 
 
 def _check_server(store: Store) -> None:
@@ -228,7 +256,7 @@ def _authorization(store: Store) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def _check_database(store: Store) -> None:
+def _check_database(store: Store, write: bool) -> None:
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -255,7 +283,16 @@ def _check_database(store: Store) -> None:
         raise _away(store, error) from None
     try:
         with engine.connect() as connection:
-            if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+            made = sqlalchemy.inspect(connection).has_table("alembic_version")
+            lacks = list(RIGHTS)[1:] if made else list(RIGHTS)[:1]
+            for lack in lacks if write and scheme == "postgresql" else ():
+                query = sqlalchemy.text(f"SELECT quote_ident(current_user) WHERE {lack}")
+                if user := connection.execute(query).scalar():
+                    raise UserError(
+                        f"tracking.uri={store.shown}: its user may not write there; right, said by "
+                        f"the database's owner: GRANT {RIGHTS[lack]} TO {user}"
+                    )
+            if not made:
                 return
             query = sqlalchemy.text("SELECT version_num FROM alembic_version")
             revision = connection.execute(query).scalar()
@@ -339,7 +376,7 @@ def is_unmade(path: Path) -> bool:
     """Whether there is no store yet: no file, or one that MLflow was killed over as it made it, and
     that holds no run, nor anything else that people make.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # a name may be too long to be asked for
         return True
     if not path.is_file():  # such as /dev/null
         return False

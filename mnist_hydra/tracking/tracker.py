@@ -23,7 +23,7 @@ import yaml  # type: ignore[import-untyped]
 
 from mnist_hydra.config import Place
 from mnist_hydra.errors import StoreAway, UserError
-from mnist_hydra.secrets import hide, hide_all
+from mnist_hydra.secrets import hide, hide_all, without_password
 from mnist_hydra.tracking import store, tag
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Tracker:
             raise NothingRecorded(
                 f"{key}={where} holds no runs; right: the one that an earlier run wrote to"
             )
-        store.check_usable(self.store, place.folder)
+        store.check_usable(self.store, place.folder, write=make)
         import_mlflow()
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
@@ -363,10 +363,9 @@ def check_store(place: Place) -> None:
     name = place.tracking.experiment_name
     address = store.read_address(place.tracking.uri, place.folder)
     store.check_usable(address, place.folder)
-    found = None if address.path is None else store.experiment_in(address.path, name)
-    if found is not None:
+    if address.path is not None and (found := store.experiment_in(address.path, name)):
         experiment_id, stage, artifacts = found
-        check_not_deleted(name, experiment_id, stage)
+        check_not_deleted(name, experiment_id, stage, store.sqlite_uri(address.path))
         if place.tracking.uri is None:
             check_not_moved(name, artifacts, place.folder)
 
@@ -466,20 +465,24 @@ def find_experiment(
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    check_not_deleted(name, found.experiment_id, found.lifecycle_stage)
+    check_not_deleted(name, found.experiment_id, found.lifecycle_stage, client.tracking_uri)
     return found
 
 
-def check_not_deleted(name: str, experiment_id: str, stage: str) -> None:
+def check_not_deleted(name: str, experiment_id: str, stage: str, uri: str) -> None:
     """See that an experiment takes runs.
+
+    Args:
+        uri: the store's.
 
     Raises:
         UserError: it was deleted.
     """
     if stage == "deleted":
+        where = f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))}"
         raise UserError(
             f"tracking.experiment_name={name} was deleted in this store; right: another name, or "
-            f"restore it with `mlflow experiments restore -x {experiment_id}`"
+            f"restore it with `{where} mlflow experiments restore -x {experiment_id}`"
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from hydra_plugins.mnist_hydra.slurm_launcher import ASK_EVERY_S
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims, ends
@@ -33,11 +36,28 @@ def test_a_preempted_job_goes_back_to_the_queue_and_its_trial_goes_on(
 
 
 def test_a_job_that_slurm_refuses_is_bad_input(
-    tmp_path: Path, mnist: Path, slurm: Slurm, on_server: list[str]
+    tmp_path: Path, mnist: Path, client: MlflowClient, slurm: Slurm, on_server: list[str]
 ) -> None:
-    sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", *on_server])
+    sweep = FaultySweep(tmp_path, mnist, "refused-by-slurm", ["seed=1,2", *on_server])
     partition = "hydra.launcher.slurm_partition=nowhere"
     code, said = finish(sweep.start(*LAUNCHER, partition, environment=slurm.environment))
     assert code == 2, said
     assert "error: Slurm refuses the workers' jobs: sbatch: error: invalid partition" in said
     assert "Traceback" not in said
+    experiment = client.get_experiment_by_name("refused-by-slurm")
+    [parent] = client.search_runs([experiment.experiment_id])
+    assert parent.info.status == "FAILED", "and not as if it still ran"
+
+
+def test_what_slurm_keeps_a_job_waiting_for_is_said(
+    tmp_path: Path, mnist: Path, slurm: Slurm, on_server: list[str]
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "too-large", ["seed=1,2", *on_server])
+    too_many = "hydra.launcher.cpus_per_task=64"
+    going = sweep.start(*LAUNCHER, too_many, environment=slurm.environment)
+    wait_for(lambda: bool(slurm.queue()), going, 180)
+    time.sleep(3 * ASK_EVERY_S)
+    going.send_signal(signal.SIGINT)
+    code, said = finish(going)
+    assert code == 130 and slurm.queue() == [], said
+    assert said.count("workers wait in Slurm's queue: ") == 1, said

@@ -208,3 +208,12 @@ def test_a_launchers_setting_that_is_no_such_number_is_refused(launcher: Any, wr
     context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
     with pytest.raises(UserError, match=f"hydra.launcher.{setting} is not valid; right: a"):
         make_launcher(context, lambda cfg: None, config)
+
+
+def test_a_setting_that_a_launcher_does_not_have_is_refused_with_the_nearest(launcher: Any) -> None:
+    words = ["hydra/launcher=ray", "+hydra.launcher.adress=host:1"]
+    config = compose("config", words, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    with pytest.raises(UserError, match="adress=host:1 is no setting .did you mean address") as no:
+        make_launcher(context, lambda cfg: None, config)
+    assert "pip install" not in str(no.value)

@@ -438,9 +438,21 @@ def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(
 ) -> None:
     tracker = Tracker(place(tmp_path))
     tracker.client.delete_experiment(tracker.experiment_id)
-    restore = f"mlflow experiments restore -x {tracker.experiment_id}"
-    with pytest.raises(UserError, match=restore):
+    with pytest.raises(UserError, match=r"restore it with `[^`]*`") as refusal:
         begin(place(tmp_path))
+    restore = str(refusal.value).split("`")[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(restore, shell=True, check=True, env={**os.environ, "PATH": path})
+    begin(place(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["n" * 256, "/".join(["n" * 100] * 6)])
+def test_a_path_that_is_too_long_is_refused_before_anything_is_made(
+    tmp_path: Path, folder: str
+) -> None:
+    with pytest.raises(UserError, match="File name too long|more than SQLite takes"):
+        check_store(place(tmp_path / folder))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_experiment_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
