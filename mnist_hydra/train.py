@@ -5,14 +5,10 @@ Nothing heavy is imported before Hydra has composed, so `--help` and tab complet
 
 from __future__ import annotations
 
-import atexit
-import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -28,9 +24,6 @@ from mnist_hydra.cli.commands import refuse_moving_folder
 from mnist_hydra.config import settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import folders_of, let_in
-
-WAIT_FOR_THREADS_S = 20.0
-"""The longest that a command that has ended waits for threads that it has left."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name="config")
@@ -83,41 +76,17 @@ def main() -> None:
 
 
 def command() -> None:
-    """The console script `mnist-train`: `main`, and out.
-
-    At its exit Python takes apart what torch and MLflow have left, which costs seconds and 90 MiB.
-    An exit handler that runs last leaves before that, with the status that Python would have.
-    """
-    status = 0
-
-    def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
-
-    atexit.register(leave)  # the first one in is the last one out
-    try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        entry.prepare_streams()
-        entry.outlive_readers()
-        main()
-    except KeyboardInterrupt:
-        status = 130
-        print("stopped before anything was begun", file=sys.stderr)
-        raise SystemExit(status) from None
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        raise
-    except BaseException:
-        status = 1
-        raise
-    finally:
-        # Python waits for all other threads first, and those of a user's own code may never end.
-        waited = threading.Timer(WAIT_FOR_THREADS_S, leave)
-        waited.daemon = True
-        waited.start()
+    """The console script `mnist-train`: `main`, and out."""
+    with entry.leaving_promptly():
+        try:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            entry.prepare_streams()
+            entry.outlive_readers()
+            main()
+        except KeyboardInterrupt:
+            print("stopped before anything was begun", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -80,11 +81,32 @@ class Commands:
         Args:
             env: variables on top of those of this process; `None` takes one away.
         """
+        [done] = self.run_at_once(name, [words], [cwd], env)
+        return done
+
+    def run_at_once(
+        self,
+        name: str,
+        each: Sequence[Sequence[str]],
+        folders: Sequence[Path],
+        env: Mapping[str, str | None] | None = None,
+    ) -> list[Done]:
+        """Do what `python -m mnist_hydra.NAME WORDS` does, several times at once.
+
+        Args:
+            each: their words.
+            folders: where they run.
+            env: as for `run_module`.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
-        request = {"name": name, "words": words, "folder": str(cwd), "environment": env or {}}
-        self.process.stdin.write(json.dumps(request) + "\n")
+        same = {"name": name, "environment": env or {}}
+        requests = [
+            same | {"words": words, "folder": str(folder)}
+            for words, folder in zip(each, folders, strict=True)
+        ]
+        self.process.stdin.write(json.dumps(requests) + "\n")
         self.process.stdin.flush()
-        return Done(**json.loads(self.process.stdout.readline()))
+        return [Done(**done) for done in json.loads(self.process.stdout.readline())]
 
     def close(self) -> None:
         """End it."""
@@ -150,16 +172,24 @@ def _main() -> None:
     torch.export.export(torch.nn.Identity(), (torch.zeros(1),))  # imports most as it is called
     migrate_once()
     for line in sys.stdin:
-        request = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = os.fork()
-            if child == 0:
-                _run(request, out, err)
-            done: dict[str, Any] = {"code": _wait(child)}
-            for name, file in (("out", out), ("err", err)):
-                file.seek(0)
-                done[name] = file.read().decode(errors="replace")
-        print(json.dumps(done), flush=True)
+        with ExitStack() as files:
+            running = []
+            for request in json.loads(line):
+                out, err = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+                child = os.fork()
+                if child == 0:
+                    _run(request, out, err)
+                running.append((child, out, err))
+            ended = [
+                {"code": _wait(child), "out": _content(out), "err": _content(err)}
+                for child, out, err in running
+            ]
+        print(json.dumps(ended), flush=True)
+
+
+def _content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 if __name__ == "__main__":

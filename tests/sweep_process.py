@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  else each process imports it
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
@@ -40,9 +41,9 @@ def new_store(folder: Path) -> MlflowClient:
 
 
 def processes() -> ForkServerContext:
-    """Real processes that start fast: forked from one that has imported MLflow and used nothing."""
+    """Real processes that start fast: forked from one that has imported this and used nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.sweep_process"])
+    context.set_forkserver_preload(["tests.sweep_process", "torch"])
     return context
 
 

@@ -260,8 +260,8 @@ def test_a_killed_run_goes_on_in_its_own_mlflow_run(
     running.kill()
     running.wait()
     run_id = only_run(tmp_path).info.run_id
-    done = command(f"resume={run_id}", f"data.root={mnist}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = commands.run(tmp_path, f"resume={run_id}", f"data.root={mnist}")
+    assert done.code == 0, done.said
     run, mlflow = only_run(tmp_path), client(tmp_path)
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
     for name in ("train/loss", "test/acc"):
@@ -612,8 +612,8 @@ def test_a_run_that_was_deleted_is_not_resumed_before_it_is_restored(
 def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
+        "import mlflow.store.tracking.sqlalchemy_store\n"
         "from hydra import compose, initialize_config_module\n"
-        "from mlflow import MlflowClient\n"
         "from uuid import uuid4\n"
         "from mnist_hydra.config import settle\n"
         "from mnist_hydra.tracking.journal import SpooledRun\n"

@@ -88,12 +88,12 @@ def fast(commands: Commands) -> Fast:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, mnist: Path) -> Path:
+def swept(tmp_path_factory: pytest.TempPathFactory, mnist: Path, fast: Fast) -> Path:
     """A folder with a sweep of two seeds, chosen between on a hold-out."""
     folder = tmp_path_factory.mktemp("swept")
     words = ["seed=1,2", "epochs=2", "batch_size=128", "data.limit=6000", "data.val_size=1000"]
     words += [f"data.root={mnist}", "sweep.name=two", "sweep.report=false"]
-    done = call("train", "--multirun", *words, cwd=folder)
+    done = fast("train", "--multirun", *words, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 

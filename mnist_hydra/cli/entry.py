@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ from mnist_hydra.typed import check_setting, read_settings
 
 T = TypeVar("T")
 
+WAIT_FOR_THREADS_S = 20.0
+"""The longest that a command that has ended waits for threads that it has left."""
 OPTIONS_WITH_A_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
@@ -130,16 +134,17 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
             sys.exit(1)
         sys.exit(code)
 
-    prepare_streams()
-    with leaving_with_its_reader():
-        show_help(name)
-    share_cores()
-    check_files()
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
-    try:
-        call(main(checked), name)
-    except KeyboardInterrupt:  # where it was is of no interest
-        sys.exit(OF_SIGNAL + signal.SIGINT)
+    with leaving_promptly():
+        prepare_streams()
+        with leaving_with_its_reader():
+            show_help(name)
+        share_cores()
+        check_files()
+        try:
+            call(main(checked), name)
+        except KeyboardInterrupt:  # where it was is of no interest
+            sys.exit(OF_SIGNAL + signal.SIGINT)
 
 
 def share_cores() -> None:
@@ -194,6 +199,37 @@ def _is_of_hydra_alone(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     called = [frame.name for frame in frames if ours in Path(frame.filename).parents]
     return called[-1] == call.__name__
+
+
+@contextmanager
+def leaving_promptly() -> Iterator[None]:
+    """A context that a command ends with, and its process soon after, with the same exit code.
+
+    At its exit Python takes apart what torch and MLflow have left, which costs seconds and 90 MiB.
+    An exit handler that runs last leaves before that, with the status that Python would have.
+    """
+    status = 0
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    atexit.register(leave)  # the first one in is the last one out
+    try:
+        yield
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
+    except BaseException:
+        status = 1
+        raise
+    finally:
+        # Python waits for all other threads first, and those of a user's own code may never end.
+        waited = threading.Timer(WAIT_FOR_THREADS_S, leave)
+        waited.daemon = True
+        waited.start()
 
 
 def leave(error: UserError) -> NoReturn:

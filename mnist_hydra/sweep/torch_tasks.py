@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_hydra.cli.entry import collect_seldom
+from mnist_hydra.cli.entry import collect_seldom, leaving_promptly
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
 from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
 from mnist_hydra.sweep.launchers import Ended, last_line
@@ -145,4 +145,5 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    with leaving_promptly():
+        _main()

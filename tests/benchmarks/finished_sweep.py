@@ -70,7 +70,7 @@ def _record(
 
 def main() -> None:
     sweeper.run_and_exit = fill
-    train.main()
+    train.command()
 
 
 if __name__ == "__main__":

@@ -44,9 +44,10 @@ def command(
 
 
 def fill(overrides: Sequence[str], data: Path, output_dir: Path) -> None:
-    """Let all trials of a sweep be finished without training them, and its report be made."""
+    """Let all trials of a sweep be finished without training them, and any report be made."""
     run(command(overrides, data, output_dir, "tests.benchmarks.finished_sweep"))
-    run(command(overrides, data, output_dir))
+    if "sweep.report=false" not in overrides:
+        run(command(overrides, data, output_dir))
 
 
 def again(overrides: Sequence[str], data: Path, output_dir: Path, trials: int) -> Finished:

@@ -132,5 +132,5 @@ def mlflow_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server on a real PostgreSQL."""
     need("postgresql", *(str(BINARIES / name) for name in ("initdb", "postgres", "pg_isready")))
     with _short_folder() as folder, postgres(folder) as database:
-        with mlflow_server(folder, database) as address:
+        with mlflow_server(folder, database, workers=2) as address:
             yield address

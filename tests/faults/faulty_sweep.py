@@ -17,6 +17,8 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.commands import Commands
+
 STEPS = 8  # an epoch
 MODEL = '''
 import os
@@ -129,6 +131,19 @@ class FaultySweep:
             text=True,
             start_new_session=True,
         )
+
+    def again(
+        self, commands: Commands, *overrides: str, environment: Mapping[str, str] | None = None
+    ) -> tuple[int, str]:
+        """The command once more, to its end: its exit code and what it wrote.
+
+        What is done to a sweep is done to processes of their own; of this one only what it makes
+        of the sweep is looked at. So it is forked from one that has imported everything, and one
+        worker is enough.
+        """
+        words = [*self.command(*overrides)[3:], "sweep.workers=1"]
+        done = commands.run_module("train", *words, cwd=self.folder, env=environment)
+        return done.code, done.said
 
     def victim(self, sweep: subprocess.Popen[str], number: int = 0, seconds: float = 180.0) -> int:
         """Wait for a process that is to be killed, in the second epoch that it trains; its pid."""

@@ -66,7 +66,11 @@ def postgres(folder: Path, port: int | None = None) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(
-    folder: Path, database: str, inside: Sequence[str] = (), port: int | None = None
+    folder: Path,
+    database: str,
+    inside: Sequence[str] = (),
+    port: int | None = None,
+    workers: int = 1,
 ) -> Iterator[str]:
     """MLflow's tracking server, artifacts included; gives its address.
 
@@ -75,10 +79,11 @@ def mlflow_server(
         database: SQLAlchemy's URL of where runs are kept.
         inside: what leads into another network, in which alone it can be reached then.
         port: of loopback; `None`: a free one.
+        workers: so many processes answer.
     """
     port = port or free_port()
     run = [*inside, sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database]
-    run += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "2"]
+    run += ["--artifacts-destination", str(folder / "artifacts"), "--workers", str(workers)]
     run += ["--host", "127.0.0.1", "--port", str(port)]
     # Or it starts eight more processes, for jobs that only its pages for GenAI have.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -70,17 +70,16 @@ def start(folder: Path, *words: str, module: str = "mnist_hydra.train") -> Comma
     return Command(folder, process)
 
 
-def go_on(command: Command) -> Command:
-    """Paste the last command that was printed for going on."""
+def printed(command: Command) -> list[str]:
+    """The words of the last command that was printed for going on."""
     found = re.findall(r"^  \S*python\S* -m mnist_hydra\.train (.*)$", command.said, re.MULTILINE)
-    return start(command.folder, *shlex.split(found[-1]))
+    return shlex.split(found[-1])
 
 
-def assert_finished(command: Command) -> None:
+def assert_finished(code: int, said: str) -> None:
     """A command that went on with a run has ended it."""
     # 2: all was written down before, and to deliver that finished the run
-    code = command.finish()
-    assert code == 0 or (code == 2 and "that run has finished" in command.said), command.said
+    assert code == 0 or (code == 2 and "that run has finished" in said), said
 
 
 def the_runs(folder: Path, output_dir: Path) -> tuple[MlflowClient, list[Any]]:
@@ -145,11 +144,11 @@ def kill(command: Command) -> None:
     command.finish()
 
 
-def begin_again(command: Command, words: list[str]) -> Command:
-    """What a person does after a crash: go on with the run if there is one, else begin it."""
+def typed_again(command: Command, words: list[str]) -> list[str]:
+    """What a person types after a crash: go on with the run if there is one, else begin it."""
     store = command.folder / "outputs" / "mlflow.db"
     runs = the_runs(command.folder, OUTPUTS)[1] if store.exists() else []
     names = [run.info.run_id for run in runs] or [
         folder.name for folder in (command.folder / OUTPUTS / "spool").glob("*/")
     ]
-    return start(command.folder, f"resume={names[0]}") if names else start(command.folder, *words)
+    return [f"resume={names[0]}"] if names else words

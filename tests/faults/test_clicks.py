@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.sweep_entries import claims
 
@@ -29,6 +30,7 @@ def test_a_sweep_that_is_deleted_while_it_runs_says_so_and_the_same_command_begi
     store: Path,
     mnist: Path,
     client: MlflowClient,
+    commands: Commands,
     launcher: list[str],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -46,7 +48,7 @@ def test_a_sweep_that_is_deleted_while_it_runs_says_so_and_the_same_command_begi
     assert begun and {run.info.status for run in begun} == {"KILLED"}
     for run in begun:
         client.delete_run(run.info.run_id)
-    code, said = finish(sweep.start(*launcher))
+    code, said = sweep.again(commands, *launcher)
     assert code == 0, said
     assert len(sweep.trials(client)) == 2
 

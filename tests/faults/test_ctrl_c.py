@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims
@@ -51,6 +52,7 @@ def test_a_signal_leaves_checkpoints_that_the_same_command_goes_on_from(
     store: Path,
     mnist: Path,
     client: MlflowClient,
+    commands: Commands,
 ) -> None:
     environment = {}
     if launcher == RAY:
@@ -82,7 +84,7 @@ def test_a_signal_leaves_checkpoints_that_the_same_command_goes_on_from(
     took = max(run.info.end_time / 1000 - sent for run in begun)
     assert took < (2 if "-SIG" in name else 20), "how long the checkpoints took, in seconds"
 
-    code, said = finish(sweep.start(*command, environment=environment))
+    code, said = sweep.again(commands, *command, environment=environment)
     assert code == 0, said
     trials = sweep.trials(client)
     assert len(trials) == 3
@@ -92,7 +94,7 @@ def test_a_signal_leaves_checkpoints_that_the_same_command_goes_on_from(
 
 
 def test_ctrl_c_twice_leaves_at_once_and_takes_all_workers_of_this_machine_along(
-    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient, commands: Commands
 ) -> None:
     sweep = FaultySweep(tmp_path, mnist, "ctrl-c-twice", ["seed=1,2", f"output_dir={store}"])
     command = ["hydra/launcher=joblib", "sweep.workers=2"]
@@ -109,6 +111,6 @@ def test_ctrl_c_twice_leaves_at_once_and_takes_all_workers_of_this_machine_along
     while any(map(is_alive, workers)):
         assert time.monotonic() < until, "a worker goes on"
         time.sleep(0.1)
-    code, said = finish(sweep.start(*command))
+    code, said = sweep.again(commands, *command)
     assert code == 0, said
     assert len(sweep.trials(client)) == 2

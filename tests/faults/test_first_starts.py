@@ -17,9 +17,9 @@ from tests.faults.single_run import (
     assert_all_recorded,
     assert_equal,
     assert_finished,
-    begin_again,
     kill,
     start,
+    typed_again,
     weights,
 )
 
@@ -53,8 +53,8 @@ def test_a_first_command_that_is_killed_ends_with_the_same_weights_the_next_time
             command.process.wait((number + random.Random(number).random()) / KILLS * LASTS_S)
     if command.process.poll() is None:
         kill(command)
-        command = begin_again(command, words)
-        assert_finished(command)
+        command = start(tmp_path, *typed_again(command, words))
+        assert_finished(command.finish(), command.said)
     assert "Traceback" not in command.said
     assert_equal(weights(tmp_path), alone)
 

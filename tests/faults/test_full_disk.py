@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.single_run import assert_equal, go_on, start, the_runs, weights
+from tests.commands import Commands
+from tests.faults.single_run import assert_equal, printed, start, the_runs, weights
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def fill(disk: Path) -> Path:
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     moment: str,
+    commands: Commands,
     tmp_path: Path,
     small_disk: Path,
     words: list[str],
@@ -64,8 +66,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     if moment != "stopping after":
         assert "No space left on device" in command.said
     filler.unlink()
-    again = go_on(command)
-    assert again.finish() == 0, again.said
+    again = commands.run(tmp_path, *printed(command))
+    assert again.code == 0, again.said
     assert_equal(weights(tmp_path, output_dir), alone)
 
 

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mnist_hydra.tracking import tag
+from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import ends
@@ -46,6 +47,7 @@ def test_the_same_command_finishes_what_was_killed_and_trains_no_trial_twice(
     store: Path,
     mnist: Path,
     client: MlflowClient,
+    commands: Commands,
 ) -> None:
     launcher, environment = list(LAUNCHERS[name]), {}
     if name == "ray":
@@ -66,7 +68,7 @@ def test_the_same_command_finishes_what_was_killed_and_trains_no_trial_twice(
         os.kill(next(pid for pid in found if is_alive(pid)), signal.SIGKILL)
     code, said = finish(going)
     assert code == (0 if victims == "worker" else -signal.SIGKILL), said
-    code, said = finish(sweep.start(*launcher, environment=environment))
+    code, said = sweep.again(commands, *launcher, environment=environment)
     assert code == 0, said
     assert "Traceback" not in said
     trials = sweep.trials(client)

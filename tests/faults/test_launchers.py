@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.postgres import mlflow_server
 from tests.faults.ray_cluster import RayCluster
@@ -20,17 +21,13 @@ VICTIM = {"FAULTS_VICTIMS": "1"}
 
 
 def test_in_process_the_same_command_goes_on_after_the_process_was_killed(
-    nine_trials: FaultySweep, client: MlflowClient
+    nine_trials: FaultySweep, client: MlflowClient, commands: Commands
 ) -> None:
     sweep = nine_trials.start(environment=VICTIM)
     os.kill(nine_trials.victim(sweep), signal.SIGKILL)
     assert finish(sweep)[0] == -signal.SIGKILL
-    code, said = finish(nine_trials.start(environment=VICTIM))
-    assert code == 1, said
-    assert "this dropout is refused once" in said
-    code, said = finish(nine_trials.start(environment=VICTIM))
-    assert code == 0, said
-    assert "8 done and skipped" in said
+    _fails_once(nine_trials.again(commands, environment=VICTIM))
+    _then_ends(nine_trials.again(commands, environment=VICTIM))
     _check(nine_trials, client)
 
 
@@ -42,17 +39,23 @@ def test_in_process_the_same_command_goes_on_after_the_process_was_killed(
     ],
 )
 def test_on_this_machine_a_killed_worker_costs_no_other_trial(
-    nine_trials: FaultySweep, client: MlflowClient, launcher: list[str]
+    nine_trials: FaultySweep, client: MlflowClient, commands: Commands, launcher: list[str]
 ) -> None:
     launcher = [*launcher, "sweep.workers=2"]
     sweep = nine_trials.start(*launcher, environment=VICTIM)
     os.kill(nine_trials.victim(sweep), signal.SIGKILL)
-    _fails_once_and_then_ends(nine_trials, client, finish(sweep), launcher)
+    _fails_once(finish(sweep))
+    _then_ends(nine_trials.again(commands, *launcher, environment=VICTIM))
+    _check(nine_trials, client)
 
 
 @pytest.mark.xdist_group("on_server")
 def test_on_slurm_a_killed_job_costs_no_other_trial(
-    nine_trials: FaultySweep, client: MlflowClient, slurm: Slurm, on_server: list[str]
+    nine_trials: FaultySweep,
+    client: MlflowClient,
+    commands: Commands,
+    slurm: Slurm,
+    on_server: list[str],
 ) -> None:
     launcher = ["hydra/launcher=slurm", *on_server]
     environment = {**VICTIM, **slurm.environment}
@@ -60,7 +63,9 @@ def test_on_slurm_a_killed_job_costs_no_other_trial(
     os.kill(nine_trials.victim(sweep), signal.SIGKILL)
     ended = finish(sweep)
     assert not slurm.queue(), "nothing is left in Slurm's queue"
-    _fails_once_and_then_ends(nine_trials, client, ended, launcher, environment=environment)
+    _fails_once(ended)
+    _then_ends(nine_trials.again(commands, *launcher, environment=environment))
+    _check(nine_trials, client)
 
 
 def test_on_ray_a_killed_node_costs_no_other_trial(
@@ -78,12 +83,14 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
         sweep = nine_trials.start(*launcher, inside=inside, environment=environment)
         assert nine_trials.victim(sweep) in cluster.processes_of_second_node()
         cluster.kill_second_node()
-        ended = finish(sweep)
-        _fails_once_and_then_ends(nine_trials, client, ended, launcher, inside, environment)
+        _fails_once(finish(sweep))
+        again = nine_trials.start(*launcher, inside=inside, environment=environment)
+        _then_ends(finish(again))
+        _check(nine_trials, client)
 
 
 def test_the_workers_of_a_killed_sweeper_write_a_checkpoint_and_end(
-    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient, commands: Commands
 ) -> None:
     sweep = FaultySweep(tmp_path, mnist, "orphans", ["seed=1,2,3,4", f"output_dir={store}"])
     launcher = ["hydra/launcher=joblib", "sweep.workers=2"]
@@ -96,7 +103,7 @@ def test_the_workers_of_a_killed_sweeper_write_a_checkpoint_and_end(
     while any(map(is_alive, workers)):
         assert time.monotonic() < until, "a worker goes on without its sweeper"
         time.sleep(0.1)
-    code, said = finish(sweep.start(*launcher))
+    code, said = sweep.again(commands, *launcher)
     assert code == 0, said
     assert "2 to run, 2 to be continued" in said
     attempts = [claims(client, run) for run in sweep.trials(client)]
@@ -119,22 +126,16 @@ def test_a_trial_that_is_killed_in_every_epoch_gets_to_its_end(
     assert len(claims(client, trial)) == 5
 
 
-def _fails_once_and_then_ends(
-    nine_trials: FaultySweep,
-    client: MlflowClient,
-    ended: tuple[int, str],
-    launcher: list[str],
-    inside: list[str] | None = None,
-    environment: dict[str, str] | None = None,
-) -> None:
+def _fails_once(ended: tuple[int, str]) -> None:
     code, said = ended
     assert code == 1, said
     assert "this dropout is refused once" in said
-    again = nine_trials.start(*launcher, inside=inside or [], environment=environment or VICTIM)
-    code, said = finish(again)
+
+
+def _then_ends(ended: tuple[int, str]) -> None:
+    code, said = ended
     assert code == 0, said
     assert "8 done and skipped" in said
-    _check(nine_trials, client)
 
 
 def _check(nine_trials: FaultySweep, client: MlflowClient) -> None:

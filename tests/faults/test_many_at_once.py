@@ -13,6 +13,7 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as InitialTables
 
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.tracking.tracker import Tracker
+from tests.commands import Commands
 from tests.faults.conftest import need
 from tests.faults.postgres import BINARIES, free_port, postgres
 from tests.faults.single_run import Command, assert_all_recorded, start
@@ -46,7 +47,7 @@ def test_runs_at_once_on_sqlite_lose_nothing(runs: int, tmp_path: Path, words: l
 
 @pytest.mark.parametrize("runs", [3, MANY])
 def test_runs_at_once_on_a_database_that_is_started_again_lose_nothing(
-    runs: int, tmp_path: Path, short_folder: Path, words: list[str]
+    runs: int, commands: Commands, tmp_path: Path, short_folder: Path, words: list[str]
 ) -> None:
     need("postgresql", *(str(BINARIES / name) for name in ("initdb", "postgres", "pg_isready")))
     port = free_port()
@@ -58,8 +59,8 @@ def test_runs_at_once_on_a_database_that_is_started_again_lose_nothing(
     with postgres(short_folder, port):
         _finish(commands)
         if (tmp_path / "outputs" / "spool").exists():
-            again = start(tmp_path, *where, module="mnist_hydra.sync")
-            assert again.finish() == 0, again.said
+            again = commands.run_module("sync", *where, cwd=tmp_path)
+            assert again.code == 0, again.said
         assert_all_recorded(tmp_path, runs, EPOCHS, client=MlflowClient(database))
 
 

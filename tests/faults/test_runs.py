@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import Commands
 from tests.faults.single_run import (
     OUTPUTS,
     Command,
     assert_equal,
     assert_finished,
-    begin_again,
-    go_on,
     kill,
+    printed,
     start,
     the_runs,
+    typed_again,
     weights,
 )
 
@@ -38,26 +39,26 @@ def _is_writing_a_checkpoint(command: Command) -> bool:
 
 
 def test_a_run_killed_as_it_writes_a_checkpoint_ends_with_the_same_weights(
-    tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
+    commands: Commands, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
 ) -> None:
     command = start(tmp_path, *words)
     command.wait_for_line(r"epoch +2/")
     command.wait_for(lambda: _is_writing_a_checkpoint(command))
     kill(command)
-    again = begin_again(command, words)
-    assert again.finish() == 0, again.said
+    again = commands.run(tmp_path, *typed_again(command, words))
+    assert again.code == 0, again.said
     assert_equal(weights(tmp_path), alone)
 
 
 def test_a_run_killed_as_it_exports_its_model_has_one_model_in_the_end(
-    tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
+    commands: Commands, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
 ) -> None:
     command = start(tmp_path, *words)
     command.wait_for_line("drawing the pictures")
     command.wait_for(lambda: any((tmp_path / "outputs" / "artifacts" / "models").glob("*/*")))
     kill(command)
-    again = begin_again(command, words)
-    assert_finished(again)
+    again = commands.run(tmp_path, *typed_again(command, words))
+    assert_finished(again.code, again.said)
     assert "damaged" not in again.said
     assert_equal(weights(tmp_path), alone)
 
@@ -77,7 +78,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_weights(
             command.process.wait(chance.uniform(0, 8))
     if command.process.poll() is None:
         kill(command)
-        command = begin_again(command, words)
+        command = start(tmp_path, *typed_again(command, words))
         assert command.finish() == 0, command.said
     assert "Traceback" not in command.said
     assert_equal(weights(tmp_path), alone)
@@ -85,7 +86,11 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_weights(
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_same_weights(
-    which: signal.Signals, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
+    which: signal.Signals,
+    commands: Commands,
+    tmp_path: Path,
+    words: list[str],
+    alone: dict[str, torch.Tensor],
 ) -> None:
     command = start(tmp_path, *words)
     command.wait_for_line(r"epoch +2/")
@@ -94,8 +99,8 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_same_weights(
     assert "Traceback" not in command.said
     _, (run,) = the_runs(tmp_path, OUTPUTS)
     assert run.info.status == "KILLED"
-    again = go_on(command)
-    assert again.finish() == 0, again.said
+    again = commands.run(tmp_path, *printed(command))
+    assert again.code == 0, again.said
     assert_equal(weights(tmp_path), alone)
 
 
@@ -120,7 +125,7 @@ def test_the_checkpoint_of_a_stopped_run_is_there_within_two_seconds(
 
 
 def test_a_second_signal_leaves_at_once_and_says_how_to_go_on(
-    tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
+    commands: Commands, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
 ) -> None:
     command = start(tmp_path, *words)
     command.wait_for_line(r"epoch +2/")
@@ -133,6 +138,6 @@ def test_a_second_signal_leaves_at_once_and_says_how_to_go_on(
         store.execute("ROLLBACK")
     store.close()
     command.finish()
-    again = go_on(command)
-    assert again.finish() == 0, again.said
+    again = commands.run(tmp_path, *printed(command))
+    assert again.code == 0, again.said
     assert_equal(weights(tmp_path), alone)

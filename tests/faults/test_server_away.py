@@ -19,6 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 
+from tests.commands import Commands, Done
 from tests.faults.postgres import free_port, mlflow_server
 from tests.faults.proxy import Proxy
 
@@ -75,13 +76,10 @@ class Training:
     def undelivered(self) -> bool:
         return (self.folder / "outputs" / "spool").exists()
 
-    def paste(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run the command of that module which it has printed."""
-        found = re.findall(rf"^  python -m (mnist_hydra\.{command} .*)$", self.said, re.MULTILINE)
-        words = shlex.split(found[-1])
-        return subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.folder, capture_output=True, text=True
-        )
+    def sync(self, commands: Commands) -> Done:
+        """Run the command which it has printed for that."""
+        found = re.findall(r"^  python -m mnist_hydra\.sync (.*)$", self.said, re.MULTILINE)
+        return commands.run_module("sync", *shlex.split(found[-1]), cwd=self.folder)
 
 
 def assert_whole(training: Training, server: str) -> None:
@@ -113,7 +111,7 @@ def proxy(mlflow_address: str) -> Iterator[Proxy]:
 
 
 def test_a_run_whose_server_never_answers_ends_well_and_is_delivered_by_the_printed_command(
-    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+    commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
 ) -> None:
     proxy.go_away()
     training = Training(tmp_path, mnist, proxy.address)
@@ -121,8 +119,8 @@ def test_a_run_whose_server_never_answers_ends_well_and_is_delivered_by_the_prin
     assert "Traceback" not in training.said
     assert "does not answer" in training.said and "not delivered" in training.said
     proxy.come_back()
-    synced = training.paste("sync")
-    assert synced.returncode == 0, synced.stderr
+    synced = training.sync(commands)
+    assert synced.code == 0, synced.said
     assert_whole(training, mlflow_address)
 
 
@@ -148,6 +146,7 @@ def _answer_late(proxy: Proxy) -> None:
 )
 def test_a_server_that_goes_away_in_the_middle_costs_a_run_nothing(
     misbehave: Callable[[Proxy], None],
+    commands: Commands,
     tmp_path: Path,
     mnist: Path,
     proxy: Proxy,
@@ -162,7 +161,7 @@ def test_a_server_that_goes_away_in_the_middle_costs_a_run_nothing(
     proxy.come_back()
     assert training.finish() == 0, training.said
     if training.undelivered():
-        assert training.paste("sync").returncode == 0
+        assert training.sync(commands).code == 0
     assert_whole(training, mlflow_address)
 
 
@@ -199,6 +198,7 @@ def test_an_outage_makes_a_training_at_most_five_percent_slower(
 def test_a_server_that_stays_away_from_any_moment_on_ends_no_run(
     moment: str | None,
     misbehave: Callable[[Proxy], None],
+    commands: Commands,
     tmp_path: Path,
     mnist: Path,
     proxy: Proxy,
@@ -214,12 +214,14 @@ def test_a_server_that_stays_away_from_any_moment_on_ends_no_run(
     assert "Traceback" not in training.said
     assert training.undelivered() and "not delivered" in training.said
     proxy.come_back()
-    assert training.paste("sync").returncode == 0
+    assert training.sync(commands).code == 0
     assert_whole(training, mlflow_address)
 
 
 @pytest.mark.long
-def test_a_server_that_is_killed_and_started_again_has_it_all(tmp_path: Path, mnist: Path) -> None:
+def test_a_server_that_is_killed_and_started_again_has_it_all(
+    commands: Commands, tmp_path: Path, mnist: Path
+) -> None:
     folder = tmp_path / "server"
     folder.mkdir()
     database, port = f"sqlite:///{folder / 'mlflow.db'}", free_port()
@@ -230,12 +232,12 @@ def test_a_server_that_is_killed_and_started_again_has_it_all(tmp_path: Path, mn
     with mlflow_server(folder, database, port=port):
         assert training.finish() == 0, training.said
         if training.undelivered():
-            assert training.paste("sync").returncode == 0
+            assert training.sync(commands).code == 0
         assert_whole(training, address)
 
 
 def test_a_run_killed_while_its_server_is_away_goes_on_before_that_is_back(
-    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+    commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
 ) -> None:
     training = Training(tmp_path, mnist, proxy.address)
     training.go_on(r"epoch +1/")
@@ -245,15 +247,10 @@ def test_a_run_killed_while_its_server_is_away_goes_on_before_that_is_back(
     training.process.wait()
     (spool,) = (training.folder / "outputs" / "spool").iterdir()
     where = ["tracking=server", f"tracking.uri={proxy.address}"]
-    resumed = subprocess.run(
-        [sys.executable, "-m", "mnist_hydra.train", *where, f"resume={spool.name}"],
-        cwd=training.folder,
-        capture_output=True,
-        text=True,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert not re.search(r"epoch +[123]/", resumed.stdout)
-    training.said = resumed.stdout + resumed.stderr
+    resumed = commands.run(training.folder, *where, f"resume={spool.name}")
+    assert resumed.code == 0, resumed.said
+    assert not re.search(r"epoch +[123]/", resumed.out)
+    training.said = resumed.said
     proxy.come_back()
-    assert training.paste("sync").returncode == 0
+    assert training.sync(commands).code == 0
     assert_whole(training, mlflow_address)

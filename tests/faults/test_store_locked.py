@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.single_run import OUTPUTS, assert_all_recorded, start
 from tests.sweep_entries import claims
@@ -19,7 +20,7 @@ LONG = pytest.param(60.0, marks=pytest.mark.long)
 @pytest.mark.parametrize("locked_s", [8.0, LONG])  # SQLite waits for 5
 @pytest.mark.usefixtures("alone_folder")
 def test_a_run_trains_on_while_its_store_is_locked_and_tells_it_all(
-    locked_s: float, tmp_path: Path, words: list[str]
+    locked_s: float, commands: Commands, tmp_path: Path, words: list[str]
 ) -> None:
     epochs = 20 + 2 * int(locked_s)
     small = [word for word in words if not word.startswith("epochs=")]
@@ -31,8 +32,8 @@ def test_a_run_trains_on_while_its_store_is_locked_and_tells_it_all(
     assert command.finish(within_s=900) == 0, command.said
     assert "Traceback" not in command.said
     if (tmp_path / OUTPUTS / "spool").exists():  # it ended while the store was locked
-        again = start(tmp_path, module="mnist_hydra.sync")
-        assert again.finish() == 0, again.said
+        again = commands.run_module("sync", cwd=tmp_path)
+        assert again.code == 0, again.said
     assert_all_recorded(tmp_path, 1, epochs)
 
 

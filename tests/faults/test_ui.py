@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from typing import Any
 import psutil
 import pytest
 from mlflow import MlflowClient
+
+from tests.commands import Commands
 
 pytestmark = pytest.mark.xdist_group("ui")  # they share a sweep
 PATIENCE_MS = 120_000
@@ -46,32 +48,37 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def sweep(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def sweep(
+    mnist: Path, tmp_path_factory: pytest.TempPathFactory, commands: Commands
+) -> tuple[Path, str]:
     """The folder of a sweep of four trials, and the command that it printed."""
     folder = tmp_path_factory.mktemp("sweep")
     words = ["--multirun", "model=model1,model3", "dropout=0.0,0.1", "sweep.keep=1"]
     words += ["epochs=1", "batch_size=32", "data.limit=1024", "data.val_size=500", "threads=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_hydra.train", *words, f"data.root={mnist}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    (command,) = re.findall(r"^  \S+ (-m mnist_hydra.ui .*)$", done.stdout, re.MULTILINE)
+    done = commands.run_module("train", *words, f"data.root={mnist}", cwd=folder)
+    assert done.code == 0, done.said
+    (command,) = re.findall(r"^  \S+ (-m mnist_hydra.ui .*)$", done.out, re.MULTILINE)
     return folder, command
 
 
+@pytest.fixture(scope="module")
+def opened(sweep: tuple[Path, str]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The address of the pages that the printed command opens, and what ends it with Ctrl-C."""
+    folder, command = sweep
+    with ExitStack() as ending:
+        yield ending.enter_context(pages(command, folder)), ending.close
+
+
 def test_a_person_finds_the_best_trial_compares_them_all_and_sees_its_pictures(
-    chromium: str, sweep: tuple[Path, str]
+    chromium: str, sweep: tuple[Path, str], opened: tuple[str, Callable[[], None]]
 ) -> None:
     from playwright.sync_api import expect, sync_playwright
 
-    folder, command = sweep
+    folder, _ = sweep
+    address, _ = opened
     parent, trials = runs(folder)
     names = [trial.info.run_name for trial in trials]
-    with pages(command, folder) as address, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.set_default_timeout(PATIENCE_MS)
@@ -142,14 +149,16 @@ def test_the_report_opens_from_disk_in_light_and_dark_and_on_a_phone(
         browser.close()
 
 
-def test_optuna_s_dashboard_shows_the_trials(chromium: str, sweep: tuple[Path, str]) -> None:
+def test_optuna_s_dashboard_shows_the_trials(
+    chromium: str, sweep: tuple[Path, str], commands: Commands
+) -> None:
     pytest.importorskip("optuna_dashboard", reason="pip install -e '.[faults]'")
     from playwright.sync_api import expect, sync_playwright
 
     folder, _ = sweep
     parent, trials = runs(folder)
-    words = ["mnist_hydra.report", f"sweep={parent.info.run_id}", "optuna=study"]
-    subprocess.run([sys.executable, "-m", *words], cwd=folder, check=True, timeout=300)
+    words = [f"sweep={parent.info.run_id}", "optuna=study"]
+    assert commands.run_module("report", *words, cwd=folder).code == 0
     start = "from optuna_dashboard._cli import main; main()"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -184,10 +193,12 @@ def test_optuna_s_dashboard_shows_the_trials(chromium: str, sweep: tuple[Path, s
         server.wait(30)
 
 
-def test_the_pages_end_with_ctrl_c_and_leave_no_process(sweep: tuple[Path, str]) -> None:
-    folder, command = sweep
-    with pages(command, folder) as address:
-        port = int(re.findall(r":(\d+)/", address)[0])
+def test_the_pages_end_with_ctrl_c_and_leave_no_process(
+    opened: tuple[str, Callable[[], None]],
+) -> None:
+    address, end = opened
+    end()
+    port = int(re.findall(r":(\d+)/", address)[0])
     held = [c for c in psutil.net_connections() if c.laddr and c.laddr.port == port]
     assert not [c for c in held if c.status == psutil.CONN_LISTEN]
 

@@ -79,15 +79,16 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def swept(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(
+    mnist: Path, tmp_path_factory: pytest.TempPathFactory, commands: Commands
+) -> Swept:
     folder = tmp_path_factory.mktemp("swept")
     (folder / "my own").mkdir()
     flags = ("--multirun", "--config-dir", "my own")
     words = (*AXES, *SETTINGS, f"data.root={mnist}", "sweep.name=mine", "sweep.keep=0")
-    line = [sys.executable, "-m", "mnist_hydra.train", *flags, *words]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Swept(folder, done.stderr)
+    done = commands.run_module("train", *flags, *words, cwd=folder)
+    assert done.code == 0, done.err[-3000:]
+    return Swept(folder, done.err)
 
 
 pytestmark = pytest.mark.xdist_group("report")

@@ -149,17 +149,22 @@ def wait_for(what: Any, seconds: float = 120.0) -> None:
         time.sleep(0.3)
 
 
-@pytest.fixture
-def moody(tmp_path: Path) -> str:
-    """A folder with a model of one's own, to be given as `--config-dir`."""
-    folder = tmp_path / "mine"
+def write_moody(place: Path) -> Path:
+    """Write a model of one's own below `place`; returns the folder for `--config-dir`."""
+    folder = place / "mine"
     (folder / "model").mkdir(parents=True)
     (folder / "moody.py").write_text(MODEL)
-    flag = tmp_path / "flag"
+    flag = place / "flag"
     (folder / "model" / "moody.yaml").write_text(
         f"_target_: moody.Moody\ndropout: 0.0\nmood: fine\nflag: {flag}\n"
     )
-    return f"--config-dir={folder}"
+    return folder
+
+
+@pytest.fixture
+def moody(tmp_path: Path) -> str:
+    """A folder with a model of one's own, to be given as `--config-dir`."""
+    return f"--config-dir={write_moody(tmp_path)}"
 
 
 SWEPT = pytest.mark.xdist_group("swept")  # they share a sweep
@@ -546,14 +551,30 @@ def test_a_second_process_joins_and_no_trial_is_trained_twice(
     assert parent.info.status == "FINISHED"
 
 
-def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(tiny: str, tmp_path: Path) -> None:
+SPREAD = pytest.mark.xdist_group("spread")  # they share a sweep
+
+
+@pytest.fixture(scope="module")
+def spread(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """The folder of a sweep under joblib that has ended, of a model of one's own in a relative
+    `--config-dir`, and what the command printed, with what its process imported.
+    """
+    folder = tmp_path_factory.mktemp("spread")
+    write_moody(folder)
     words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", "--multirun"]
-    words += [tiny, *QUICK, "hydra/launcher=joblib", "seed=1,2,3", "sweep.keep=1"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    _, trials = runs(tmp_path)
-    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1, 1]
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    words += ["--config-dir=mine", tiny, *QUICK, "model=moody", "hydra/launcher=joblib"]
+    words += ["seed=1,2,3", "sweep.keep=1", "device=cpu"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+    return folder, Done(done.returncode, done.stdout, done.stderr)
+
+
+@SPREAD
+def test_a_sweep_under_joblib_keeps_torch_out_of_its_own_process(spread: tuple[Path, Done]) -> None:
+    folder, done = spread
+    assert done.code == 0, done.err[-3000:]
+    _, trials = runs(folder)
+    assert [attempts(folder, trial) for trial in trials.values()] == [1, 1, 1]
+    imported = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
     assert "mlflow" in imported and not {"torch", "albumentations"} & imported
 
 
@@ -567,15 +588,15 @@ def test_the_death_of_the_process_that_checks_is_one_line_and_nothing_is_begun(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@SPREAD
 def test_a_relative_config_dir_reaches_the_workers_and_their_output_is_kept_apart(
-    tiny: str, tmp_path: Path, moody: str
+    spread: tuple[Path, Done],
 ) -> None:
-    words = ("--config-dir=mine", tiny, *QUICK, "model=moody", "sweep.keep=0", NO_REPORT)
-    done = end(start(*words, "device=cpu", "hydra/launcher=joblib", "seed=1,2", cwd=tmp_path))
-    assert done.code == 0, done.err
-    [parent], trials = runs(tmp_path)
-    assert [attempts(tmp_path, trial) for trial in trials.values()] == [1, 1]
-    logs = tmp_path / "outputs" / "workers" / parent.info.run_id
+    folder, done = spread
+    assert done.code == 0, done.err[-3000:]
+    [parent], trials = runs(folder)
+    assert [attempts(folder, trial) for trial in trials.values()] == [1, 1, 1]
+    logs = folder / "outputs" / "workers" / parent.info.run_id
     assert any("data.root" in log.read_text() for log in logs.glob("worker-*.log"))
     assert "data.root" not in done.err
     (slow,) = (line for line in done.err.splitlines() if "plain PyTorch's speed" in line)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from mnist_hydra.tracking.journal import Record, SpooledRun, line_of, record_of
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import sqlite_uri
 from mnist_hydra.tracking.tracker import Tracker, is_away
+from tests.commands import Commands
+from tests.sweep_process import ended, processes
 
 SPOOLED = SpooledRun("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
 
@@ -80,21 +82,20 @@ def made(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _tell(folder: Path, told: Sequence[str]) -> None:
+    """Tell this while the store is locked, and end."""
+    spools.PATIENCE_S = spools.PATIENCE_AWAY_S = 0.3
+    with locked(folder), opened(folder) as spool:
+        for each in told:
+            eval(each, globals() | {"spool": spool})
+        os._exit(0)
+
+
 def tell_while_locked(folder: Path, *told: str) -> Path:
     """What a process leaves that tells this while the store is locked, and ends; the spool."""
-    code = f"""
-from pathlib import Path
-from mnist_hydra.tracking import spool as spools
-from tests.tracking.test_spool import epoch, locked, opened, state
-spools.PATIENCE_S = spools.PATIENCE_AWAY_S = 0.3
-folder = Path({str(folder)!r})
-with locked(folder):
-    with opened(folder) as spool:
-        {"; ".join(told)}
-    import os
-    os._exit(0)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process = processes().Process(target=_tell, args=(folder, told))
+    process.start()
+    assert ended(process) == 0
     return folder / "spool" / SPOOLED.key
 
 
@@ -154,45 +155,47 @@ def test_a_locked_store_costs_a_run_nothing_and_gets_it_all_afterwards(made: Pat
     assert loaded is not None and loaded["steps"] == 5
 
 
-def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(made: Path) -> None:
+def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(
+    made: Path, commands: Commands
+) -> None:
     end = 'spool.end("FINISHED", 1_700_000_001_000)'
     checkpoint = "spool.save_checkpoint(state(1))"
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])", checkpoint, end)
     with (left / "journal").open("ab") as journal:
         journal.write(b"half a li")  # as a process that is killed while it writes
     command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
-    for told in (r"3 records delivered", r"everything was delivered already"):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert told in done.stdout and not done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "3 records delivered" in done.stdout and not done.stderr
+    again = commands.run_module("sync", f"output_dir={made}", cwd=made)
+    assert again.code == 0 and "everything was delivered already" in again.out and not again.err
     client, run = the_run(made)
     assert run.info.status == "FINISHED" and run.info.end_time == 1_700_000_001_000
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1
     assert Tracker(place(made)).find_run(SPOOLED.key).info.run_id == run.info.run_id
 
 
-def test_a_folder_that_is_not_there_is_no_folder_of_which_all_is_delivered(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={tmp_path / 'typo'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "typo holds no runs; right: " in done.stderr
-    assert done.stderr.count("\n") == 1 and not done.stdout and not list(tmp_path.iterdir())
+def test_a_folder_that_is_not_there_is_no_folder_of_which_all_is_delivered(
+    tmp_path: Path, commands: Commands
+) -> None:
+    done = commands.run_module("sync", f"output_dir={tmp_path / 'typo'}", cwd=tmp_path)
+    assert done.code == 2 and "typo holds no runs; right: " in done.err
+    assert done.err.count("\n") == 1 and not done.out and not list(tmp_path.iterdir())
 
 
-def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path) -> None:
+def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path, commands: Commands) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
     journal.write_run(left, dataclasses.replace(SPOOLED, store="http://127.0.0.1:9"))
-    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"run {SPOOLED.key} stays: ") and done.stderr.count("\n") == 1
+    done = commands.run_module("sync", f"output_dir={made}", cwd=made)
+    assert done.code == 1
+    assert done.err.startswith(f"run {SPOOLED.key} stays: ") and done.err.count("\n") == 1
     assert len(list(journal.records(left))) == 1
 
 
-def test_no_run_is_delivered_to_a_store_that_it_is_not_of(made: Path) -> None:
+def test_no_run_is_delivered_to_a_store_that_it_is_not_of(made: Path, commands: Commands) -> None:
     left = tell_while_locked(made, "spool.log_epochs([epoch(1)])")
     elsewhere = f"tracking.uri=sqlite:///{made / 'other.db'}"
-    command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}", elsewhere]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "right: tracking=local" in done.stderr
+    done = commands.run_module("sync", f"output_dir={made}", elsewhere, cwd=made)
+    assert done.code == 1 and "right: tracking=local" in done.err
     assert len(list(journal.records(left))) == 1 and not (made / "other.db").exists()
 
 
@@ -324,11 +327,10 @@ def test_what_mlflow_refuses_for_good_is_raised(made: Path) -> None:
                 time.sleep(0.05)
 
 
-def test_a_run_that_is_at_work_is_left_to_itself(made: Path) -> None:
+def test_a_run_that_is_at_work_is_left_to_itself(made: Path, commands: Commands) -> None:
     with opened(made) as spool:
-        command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1 and "is at work" in done.stderr
+        done = commands.run_module("sync", f"output_dir={made}", cwd=made)
+        assert done.code == 1 and "is at work" in done.err
         spool.end("FINISHED")
 
 

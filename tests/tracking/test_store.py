@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.tracking import store
 from mnist_hydra.tracking.journal import SpooledRun
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_store
+from tests.sweep_process import ended, processes
 
 Begin = Callable[[Place], object]
 SECRET = "s3cr3t"
@@ -544,26 +545,25 @@ def test_a_database_that_takes_a_connection_and_says_nothing_is_away(
             store.check_usable(store.read_address(uri, tmp_path), tmp_path)
 
 
-FIRST = """
-import sys
-from pathlib import Path
-from tests.tracking.test_store import SPOOLED, Tracker, place
-print("begins", flush=True)
-Tracker(place(Path(sys.argv[1]))).create_run(SPOOLED)
-"""
+def _first(folder: Path, begins: Event) -> None:
+    begins.set()
+    Tracker(place(folder)).create_run(SPOOLED)
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.4, 1.0, 1.6])
 def test_a_first_start_that_is_killed_leaves_a_store_that_can_be_used(
     tmp_path: Path, after_s: float
 ) -> None:
-    first = [sys.executable, "-c", FIRST, str(tmp_path)]
-    with subprocess.Popen(first, stdout=subprocess.PIPE) as killed:
-        assert killed.stdout is not None
-        killed.stdout.readline()
-        time.sleep(after_s)
-        killed.send_signal(signal.SIGKILL)
-    subprocess.run(first, check=True, stdout=subprocess.DEVNULL)
+    context = processes()
+    begins = context.Event()
+    killed, again = (context.Process(target=_first, args=(tmp_path, begins)) for _ in range(2))
+    killed.start()
+    assert begins.wait(60)
+    time.sleep(after_s)
+    killed.kill()
+    ended(killed)
+    again.start()
+    assert ended(again) == 0
     assert not list(tmp_path.glob(".mlflow.db.[0-9]*")) or after_s < 9
     client = Tracker(place(tmp_path)).client
     experiment = client.get_experiment_by_name("e")
