@@ -109,6 +109,15 @@ def test_a_worker_that_always_dies_comes_back_as_failed_with_what_it_said_last(
     assert str(tmp_path / "workers" / "worker-0.log") in told[1]
 
 
+def test_a_dead_worker_is_not_told_of_with_the_error_of_one_before_it(
+    launcher: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launch(launcher(), "bad-input")
+    launch(launcher(restarts=1), "dies")
+    told = capfd.readouterr().err
+    assert told.count("SIGKILL: almost there") == 2 and "lr=-1" not in told
+
+
 def test_what_a_worker_raises_comes_back_as_its_last_line(launcher: Any) -> None:
     [raised] = launch(launcher(restarts=0), "raises")
     assert raised.status is JobStatus.FAILED
