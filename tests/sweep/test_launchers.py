@@ -205,6 +205,18 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
             count_workers(made, SweepConfig())
 
 
+@pytest.mark.parametrize("name", ["joblib", "ray"])
+def test_what_is_no_setting_of_a_launcher_is_refused_with_the_nearest_one(
+    launcher: Any, name: str
+) -> None:
+    words = [f"hydra/launcher={name}", "+hydra.launcher.worker=2"]
+    config = compose("config", words, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    nearest = r"^hydra.launcher.worker=2 is no setting of .*did you mean workers.*; right: one of "
+    with pytest.raises(UserError, match=nearest):
+        make_launcher(context, lambda cfg: None, config)
+
+
 @pytest.mark.parametrize(
     "wrong",
     ["joblib workers=-1", "joblib workers=many", "joblib restarts=1.5", "ray trials_per_gpu=0"]
