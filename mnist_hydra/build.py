@@ -158,7 +158,8 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
         "max_lr": config.lr,
         "cycle_momentum": momentum is not None,
     }
-    base_momentum = arguments.pop("base_momentum", momentum)
+    takes_base = targets.accepts(kind, "base_momentum")
+    base_momentum = arguments.pop("base_momentum", momentum) if takes_base else momentum
     if momentum is not None:
         if not isinstance(base_momentum, int | float):
             raise wrong_value("scheduler.base_momentum", base_momentum, "a number")
