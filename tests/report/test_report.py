@@ -489,6 +489,18 @@ def test_a_sweep_without_a_finished_trial_is_one_line_until_another_finishes_one
     assert (found.finished, found.planned) == (2, 3)
 
 
+def test_what_a_sweep_left_fixed_is_found_by_the_key_that_another_one_swept() -> None:
+    params = {"dropout": "0.1", "aug.steps": '[{"Blur": {"p": 0.5, "limits": [3, 7]}}]'}
+    fixed = TrialRecord({"lr": "0.1"}, ["experiment=exp1"], "finished", 0.9, "a", params=params)
+    axes = ["lr", "model.dropout", "aug.steps.0.Blur.p", "aug.steps.0.Blur.limits.1"]
+    found = read.completed(fixed, [*axes, "aug.steps.1.Blur.p", "experiment", "data"]).values
+    assert found == dict(zip(axes, ["0.1", "0.1", "0.5", "7"])) | {
+        "aug.steps.1.Blur.p": "",
+        "experiment": "exp1",
+        "data": "",
+    }
+
+
 def test_what_two_sweeps_do_not_have_in_common_is_an_axis_of_their_report(
     mnist: Path, tmp_path: Path, commands: Commands
 ) -> None:
