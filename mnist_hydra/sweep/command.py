@@ -99,7 +99,7 @@ class Command:
         return [
             *self.plan.arguments.fixed,
             *self.place,
-            f"++sweep.parent={parent}",
+            f"++sweep.parent='{parent}'",
             f"++sweep.by='{sweeper}'",
             f"++sweep.worker={worker}",
         ]
