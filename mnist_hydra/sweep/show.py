@@ -1,6 +1,6 @@
 """Shows a sweep: what will be done, how it goes on, and how it ended.
 
-It shows what the ledger says and decides nothing.
+It shows what the ledger says, writes a request to stop there, and decides nothing.
 """
 
 from __future__ import annotations
