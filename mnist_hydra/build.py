@@ -137,15 +137,24 @@ def _dataset(settings: str, cache_dir: Path) -> Dataset:
     return dataset
 
 
+def is_fused(kind: type[Optimizer], device: str) -> bool:
+    """Whether an optimizer of torch's has a fused step on a kind of device, since torch 2.6.
+
+    Adagrad's came to CUDA after 2.7, and is not on MPS:
+    https://github.com/pytorch/pytorch/pull/153038
+    """
+    return targets.accepts(kind, "fused") and (device == "cpu" or kind is not torch.optim.Adagrad)
+
+
 def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
     kind = targets.resolve_class(config.optimizer.target, Optimizer, "optimizer._target_")
-    arguments = dict(config.optimizer.arguments)
+    arguments, parameters = dict(config.optimizer.arguments), list(model.parameters())
     if kind.__module__.startswith("torch.optim"):
-        if targets.accepts(kind, "fused"):
-            others = ("foreach", "differentiable")  # the two that fused refuses beside it
+        others = ("foreach", "differentiable")  # the two that fused refuses beside it
+        if all(is_fused(kind, one.device.type) for one in parameters):
             arguments.setdefault("fused", not any(arguments.get(name) for name in others))
         kind = runtime.without_dynamo(kind)
-    return targets.construct(kind, arguments, "optimizer", params=list(model.parameters()))
+    return targets.construct(kind, arguments, "optimizer", params=parameters)
 
 
 def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
@@ -163,7 +172,8 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
         "max_lr": config.lr,
         "cycle_momentum": momentum is not None,
     }
-    base_momentum = arguments.pop("base_momentum", momentum)
+    takes_base = targets.accepts(kind, "base_momentum")
+    base_momentum = arguments.pop("base_momentum", momentum) if takes_base else momentum
     if momentum is not None:
         if not isinstance(base_momentum, int | float):
             raise wrong_value("scheduler.base_momentum", base_momentum, "a number")

@@ -140,13 +140,14 @@ class SweepConfig:
     """Set by a launcher for its workers: the end of standard input asks them to stop."""
 
     def __post_init__(self) -> None:
-        for key in ("parent", "by", "worker"):
-            if getattr(self, key) is None and self.parent is not self.by:
-                raise UserError(
-                    f"sweep.{key}=null beside sweep.parent={self.parent} and sweep.by={self.by}; "
-                    "right: none of sweep.parent, sweep.by and sweep.worker, which a sweep sets "
-                    "for its workers"
-                )
+        of_workers = {key: getattr(self, key) for key in ("parent", "by", "worker")}
+        given = [f"sweep.{key}={value}" for key, value in of_workers.items() if value is not None]
+        if len(given) in (1, 2):
+            missing = next(key for key, value in of_workers.items() if value is None)
+            raise UserError(
+                f"sweep.{missing}=null beside {' and '.join(given)}; right: none of sweep.parent, "
+                "sweep.by and sweep.worker, which a sweep sets for its workers"
+            )
 
 
 @dataclass(frozen=True)

@@ -173,14 +173,13 @@ def find_model(name: str | None, place: Place) -> Exported:
     Raises:
         UserError: there is none of that name, or it cannot be read.
     """
-    if name in (None, "", "null"):
+    if not name or name == "null":
         raise UserError(f"model={shown(name)} names no model; {RIGHT_MODEL}")
     from mnist_hydra.tracking.tracker import Tracker, import_mlflow
 
     import_mlflow()
     import mlflow
 
-    assert name is not None
     folder = Path(name).absolute()
     with in_short(f"model={name} cannot be read"):
         if not folder.exists():

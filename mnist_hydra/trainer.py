@@ -290,7 +290,6 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, to go on exactly here; tensors are on the CPU."""
-        position = self.position
         state: dict[str, Any] = storable(
             {
                 "model": self.model.state_dict(),
@@ -300,7 +299,7 @@ class Trainer:
                 "random": checkpoint.random_state(self.device),
                 "runtime": asdict(self.runtime),
                 "steps": self.steps,
-                **{name: getattr(position, name) for name in position.__dataclass_fields__},
+                **vars(self.position),
             }
         )
         return state

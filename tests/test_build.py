@@ -183,6 +183,22 @@ def test_a_scheduler_that_waits_for_a_metric_is_refused_in_words_that_say_so(mni
         build.prepare(of_ones_own(mnist, plateau, "+scheduler.patience=2"))
 
 
+def test_a_scheduler_that_takes_no_base_momentum_is_not_given_one_in_silence(mnist: Path) -> None:
+    with pytest.raises(UserError, match="Cosine: .*'base_momentum'; right: the arguments of"):
+        build.prepare(of_ones_own(mnist, "+scheduler.base_momentum=0.5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "fused"),
+    [("SGD", "mps", True), ("AdamW", "cuda", True), ("Adagrad", "cpu", True)]
+    + [("Adagrad", "mps", False), ("Adagrad", "cuda", False), ("RMSprop", "cpu", False)],
+)
+def test_an_optimizer_is_fused_where_every_version_of_torch_has_it_so(
+    name: str, device: str, fused: bool
+) -> None:
+    assert build.is_fused(getattr(torch.optim, name), device) == fused
+
+
 def test_a_checkpoint_that_does_not_fit_the_code_is_refused(mnist: Path) -> None:
     stopped = StopsAfter(1)
     trained(build.prepare(of_ones_own(mnist)), stopped)

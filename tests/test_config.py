@@ -195,6 +195,7 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("data.sha256.train-images-idx3-ubyte=abc", "data.sha256.train-images-idx3-ubyte=abc"),
         ("sweep=3", "sweep=3"),
         ("sweep.parent=abc", "sweep.by=null beside sweep.parent=abc"),
+        ("sweep.worker=1", "sweep.parent=null beside sweep.worker=1"),
         ("lr=${nosuch}", "lr: Interpolation key 'nosuch' not found"),
         ("seed=${oc.env:UNSET}", "seed: "),
         ("lr=${lr}", "lr: Recursive interpolation"),

@@ -19,7 +19,7 @@ from mnist_hydra.sweep.launchers import CommandLauncher, Ended, last_line, start
 MPS = "mps"
 """Stands for the GPU of an Apple machine, which has only one."""
 LOG_TAIL = 8_192
-"""Bytes at the end of a log among which the last line is looked for."""
+"""Bytes at the end of what a worker wrote among which the last line is looked for."""
 
 
 class JoblibLauncher(CommandLauncher):
@@ -33,6 +33,8 @@ class JoblibLauncher(CommandLauncher):
         super().__init__(workers, restarts)
         self.trials_per_gpu = trials_per_gpu
         self._count = 0
+        self._begins: dict[int, int] = {}
+        """Where in its log each worker's own lines begin; those of earlier ones stand before."""
 
     def room(self) -> int:
         """Room on the GPUs; without any, the cores that this process may use."""
@@ -54,16 +56,17 @@ class JoblibLauncher(CommandLauncher):
             log = self._log(number)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
+                self._begins[number] = file.tell()
                 started[number] = start_process([*head, *rest], file, place)
         return started
 
     def ended(self, number: int, handle: subprocess.Popen[bytes]) -> Ended | None:
-        """Its exit code and the last line of its log."""
+        """Its exit code and the last line that it wrote into its log."""
         code = handle.poll()
         if code is None:
             return None
         with self._log(number).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+            file.seek(max(self._begins[number], file.seek(0, os.SEEK_END) - LOG_TAIL))
             said = last_line(file.read().decode(errors="replace"))
         return Ended(code, f"{said} ({self._log(number)})" if code < 0 else said)
 

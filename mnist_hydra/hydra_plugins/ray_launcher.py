@@ -7,6 +7,7 @@ share no disk, so the folders of `--config-dir` travel along: YAML and Python fi
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -119,10 +120,18 @@ def _run_worker(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="mnist_hydra_config_") as spare:
-        for number, (folder, files) in enumerate(folders.items()):
-            here = unpack_folder(files, Path(folder), Path(spare, str(number)))
-            head = [word.replace(folder, str(here)) for word in head]
-        return followed(start_process([*head, *rest], subprocess.PIPE, {}, cwd))
+        places = {
+            folder: str(unpack_folder(files, Path(folder), Path(spare, str(number))))
+            for number, (folder, files) in enumerate(folders.items())
+        }
+        return followed(start_process([*moved(head, places), *rest], subprocess.PIPE, {}, cwd))
+
+
+def moved(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
+    """The words with their folders replaced by the places of those; the longest that fits."""
+    folders = re.compile("|".join(map(re.escape, sorted(places, key=len, reverse=True))))
+    # Without a folder the pattern finds the empty text.
+    return [folders.sub(lambda found: places.get(found[0], ""), word) for word in words]
 
 
 def lack_of_cpus(nodes: Sequence[Mapping[str, Any]], cpus_per_worker: float) -> str | None:

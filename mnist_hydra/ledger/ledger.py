@@ -105,7 +105,10 @@ def wait_for_store(
 
 
 class Ledger:
-    """One sweep's ledger; each thread needs an object of its own.
+    """One sweep's ledger.
+
+    One thread at a time may use it, but for `beat`, `stopped` and `holds`, which keep nothing here:
+    an attempt's heartbeat calls them beside its training.
 
     Args:
         client: of the MLflow store.

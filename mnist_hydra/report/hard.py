@@ -51,13 +51,21 @@ class HardImage:
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def on_one_data_set(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Those of records that were measured on the data of the first one.
+
+    Other data has other images under the same numbers, and other classes under the same names.
+    """
+    return [one for one in records if one.tags.get(tag.DATA) == records[0].tags.get(tag.DATA)]
+
+
 def hard_images(
     tracker: Tracker, records: Sequence[TrialRecord], cache_dir: Path
 ) -> list[HardImage]:
     """The images that the most trials get wrong; none where the test set is not on this machine.
 
     Args:
-        records: of trials that finished, the best first.
+        records: of trials on one data set that finished, the best first.
         cache_dir: where test images are looked for.
     """
     by_run = {record.run_id: record for record in records[: read.MAX_MISTAKES]}
@@ -97,7 +105,9 @@ def hardest(mistakes: Mapping[str, Mapping[int, int]]) -> dict[int, Counter[int]
 
 
 def hardest_classes(records: Sequence[TrialRecord]) -> str:
-    """Which three classes trials miss most, in a sentence; empty where nothing is known."""
+    """Which three classes trials on one data set miss most, in a sentence; empty where nothing is
+    known.
+    """
     prefix = "test/acc_class/"
     every = [metric for record in records for metric in record.metrics.items()]
     missed = means_by_name(
@@ -107,7 +117,7 @@ def hardest_classes(records: Sequence[TrialRecord]) -> str:
     told = [f"{name} ({100 * missed[name]:.2f} % of its test images)" for name in worst]
     if not told:
         return ""
-    return f"The classes that are missed most, as the mean over all trials: {', '.join(told)}."
+    return f"The classes that are missed most, as the mean over the trials: {', '.join(told)}."
 
 
 def test_set(tracker: Tracker, record: TrialRecord, cache_dir: Path) -> Split | None:

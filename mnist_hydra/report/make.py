@@ -43,7 +43,8 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
     """Write a report below `place` and record it with its sweep, where it is of one."""
     found, answers = findings.results, questions.ask(findings)
     curves = _curves(tracker, findings, answers.layout)
-    hard_images = hard.hard_images(tracker, found.ranked, place.cache_dir)
+    alike = hard.on_one_data_set(found.ranked)
+    hard_images = hard.hard_images(tracker, alike, place.cache_dir)
     folder = place.folder / "reports" / _folder_name(findings)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = list(pictures_of(findings, answers, curves))
@@ -74,7 +75,8 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
         comparisons=table.comparisons(found.objective, answers.contrasts),
         published=table.published(findings),
         trials=table.trial_table(findings, rows, differing),
-        hardest_classes=hard.hardest_classes(found.ranked),
+        hardest_classes=hard.hardest_classes(alike),
+        hard_of=alike[0].params.get("data.name") if len(alike) < len(found.ranked) else None,
         hard_images=hard_images,
         kind="handwritten" if best.params.get("data.name") == "mnist" else "class",
         origin=common,

@@ -27,6 +27,7 @@ from mnist_hydra.report.results import (
     bare_key,
     ranked,
     record_of_trial,
+    values_of,
 )
 from mnist_hydra.report.statistics import Values, number, same_values
 from mnist_hydra.tracking import tag
@@ -333,9 +334,26 @@ def with_run(record: TrialRecord, run: Run | None) -> TrialRecord:
 
 
 def completed(record: TrialRecord, axes: Iterable[str]) -> TrialRecord:
-    """A record with a value for each axis: what its own sweep left fixed is in its parameters."""
-    recorded = {axis: record.params.get(parameter_of(axis), "") for axis in axes}
-    return replace(record, values={**recorded, **record.values})
+    """A record with a value for each axis: what its own sweep left fixed is in its parameters.
+
+    What is no parameter, such as `experiment`, is as its command had it.
+    """
+    given = values_of(record.overrides)
+    fixed = {axis: _recorded(record.params, axis) or given.get(axis, "") for axis in axes}
+    return replace(record, values={**fixed, **record.values})
+
+
+def _recorded(params: Mapping[str, str], axis: str) -> str:
+    """What parameters have as a key's value; empty where they have none."""
+    name = parameter_of(axis)
+    if not axis.startswith(f"{name}."):
+        return params.get(name, "")
+    with suppress(Exception):  # a list that is cut off, or has no such item
+        value = json.loads(params[name])
+        for part in axis.removeprefix(f"{name}.").split("."):
+            value = value[int(part) if isinstance(value, list) else part]
+        return str(value)
+    return ""
 
 
 def one_spelling(records: Iterable[TrialRecord]) -> list[TrialRecord]:

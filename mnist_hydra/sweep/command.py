@@ -101,7 +101,7 @@ class Command:
         return [
             *self.plan.arguments.overrides(point),
             *self.place,
-            f"++sweep.parent={parent}",
+            f"++sweep.parent='{parent}'",
             f"++sweep.by='{sweeper}'",
             f"++sweep.worker={worker}",
         ]

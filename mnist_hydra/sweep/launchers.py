@@ -7,6 +7,7 @@ workers, and one that dies does not disturb the others. This project's launchers
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -19,7 +20,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,7 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
 from mnist_hydra.config import Count, Number, Positive, SweepConfig
-from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean
+from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean, shown
 from mnist_hydra.tracking import store
 from mnist_hydra.typed import check_setting
 
@@ -246,7 +246,7 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
             module, _, name = target.rpartition(".")
             ours = getattr(import_module(module), name, None)
             if isinstance(ours, type) and issubclass(ours, Launcher):
-                _check_names(config.hydra.launcher, ours)
+                _check_names(config.hydra.launcher, inspect.signature(ours).parameters)
                 Plugins.instance().register(ours)
         return Plugins.instance().instantiate_launcher(context, task, config)
     except (ImportError, RuntimeError, HydraException, AssertionError) as error:
@@ -258,14 +258,13 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
         ) from None
 
 
-def _check_names(settings: DictConfig, launcher: type[Launcher]) -> None:
-    """Refuse a setting that a launcher of this project does not have; Slurm's takes submitit's."""
-    known = signature(launcher).parameters
-    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    for key in sorted({str(each) for each in settings} - {"_target_", *known}):
-        what = f"hydra.launcher.{key}={settings[key]} is no setting{did_you_mean(key, known)}"
-        raise UserError(f"{what}; right: one of {', '.join(known)}")
+def _check_names(settings: DictConfig, known: Mapping[str, inspect.Parameter]) -> None:
+    """Raise a `UserError` for a setting that is none of those that a launcher takes."""
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return  # whatever its engine takes
+    for key in set(map(str, settings)) - known.keys() - {"_target_"}:
+        what = f"hydra.launcher.{key}={shown(settings[key])} is no setting of this launcher"
+        raise UserError(f"{what}{did_you_mean(key, known)}; right: one of {', '.join(known)}")
 
 
 def in_process(launcher: Launcher) -> bool:

@@ -268,10 +268,12 @@ def _sampler(name: str, seed: int) -> BaseSampler:
 
 def _past(result: Result, space: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A point as Optuna's trial; one that has ended without a value counts as failed."""
-    has_value = {FINISHED: result.objective is not None, PRUNED: bool(result.history)}
     state = ENDED.get(result.state, TrialState.RUNNING)
+    without_objective = state == TrialState.COMPLETE and result.objective is None
+    if without_objective or (state == TrialState.PRUNED and not result.history):
+        state = TrialState.FAIL
     return create_trial(
-        state=state if has_value.get(result.state, True) else TrialState.FAIL,
+        state=state,
         value=result.objective,
         params={key: result.values[key] for key in space},
         distributions=dict(space),

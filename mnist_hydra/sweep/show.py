@@ -1,6 +1,6 @@
 """Shows a sweep: what will be done, how it goes on, and how it ended.
 
-It shows what the ledger says and decides nothing.
+It shows what the ledger says, writes a request to stop there, and decides nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mnist_hydra.ledger.trial import (
     End,
     Trial,
 )
-from mnist_hydra.progress import clock
+from mnist_hydra.progress import clock, percent
 from mnist_hydra.tracking import tag
 
 MAX_RUNNING_SHOWN = 20
@@ -260,7 +260,7 @@ def _end(trial: Trial, number: int, end: End) -> str:
 def _accuracy(trial: Trial) -> str:
     """After the last epoch, on the hold-out if there is one, else on the test set; may be empty."""
     accuracy = trial.metrics.get("val/acc", trial.metrics.get("test/acc"))
-    return "" if accuracy is None else f"{accuracy:.2%}"
+    return "" if accuracy is None else percent(accuracy)
 
 
 @dataclass

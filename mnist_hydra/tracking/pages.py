@@ -6,12 +6,15 @@ Pure functions over plain values: nothing here asks MLflow or starts anything.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
-from mnist_hydra.config import GROUPS
+from mnist_hydra.config import AT_THE_ROOT, GROUPS
 from mnist_hydra.metrics import is_minimized
 
+RECIPE = "experiment"
+"""A group that is no parameter: the settings of its entry are. A trial's name has it."""
 MAX_NOTE = 8_000
 """Characters of a description that MLflow takes."""
 WORKFLOW = "workflowType=machine_learning"
@@ -42,7 +45,8 @@ def trials_view(parent_id: str, objective: str, axes: Sequence[str]) -> str:
         objective: the metric's name.
         axes: the swept keys, as on the command line.
     """
-    shown = [f"metrics.`{objective}`", *(f"params.`{parameter_of(axis)}`" for axis in axes)]
+    parameters = [parameter_of(axis) for axis in axes if axis.lstrip("+~") != RECIPE]
+    shown = [f"metrics.`{objective}`", *(f"params.`{name}`" for name in parameters)]
     return json.dumps(
         {
             "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_id}'",
@@ -54,9 +58,12 @@ def trials_view(parent_id: str, objective: str, axes: Sequence[str]) -> str:
 
 
 def parameter_of(axis: str) -> str:
-    """The parameter that a swept key is recorded as."""
+    """The parameter that a swept key is recorded as: of an item of a list that of the list."""
     plain = axis.lstrip("+~")
-    return f"{plain}.name" if plain in GROUPS else plain
+    group, _, name = plain.rpartition(".")
+    if group in ("model", "optimizer") and name in AT_THE_ROOT:
+        return name
+    return f"{plain}.name" if plain in GROUPS else re.split(r"\.\d+(?:\.|$)", plain)[0]
 
 
 def sweep_note(

@@ -138,10 +138,9 @@ class FaultySweep:
         """The command once more, to its end: its exit code and what it wrote.
 
         What is done to a sweep is done to processes of their own; of this one only what it makes
-        of the sweep is looked at. So it is forked from one that has imported everything, and one
-        worker is enough.
+        of the sweep is looked at. So it is forked from one that has imported everything.
         """
-        words = [*self.command(*overrides)[3:], "sweep.workers=1"]
+        words = self.command(*overrides)[3:]
         done = commands.run_module("train", *words, cwd=self.folder, env=environment)
         return done.code, done.said
 

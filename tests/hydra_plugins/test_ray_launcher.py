@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.mnist_hydra import ray_launcher
-from hydra_plugins.mnist_hydra.ray_launcher import lack_of_cpus, pack_folder, unpack_folder
+from hydra_plugins.mnist_hydra.ray_launcher import lack_of_cpus, moved, pack_folder, unpack_folder
 from mnist_hydra.errors import UserError
 
 
@@ -56,6 +56,17 @@ def test_a_folder_that_cannot_be_meant_is_refused(
     monkeypatch.setattr(ray_launcher, "MAX_FILES", 1)
     with pytest.raises(UserError, match="a folder of its own"):
         pack_folder(folder)
+
+
+@pytest.mark.parametrize("second", ["/tmp/x/1", "/a/mine2"])
+def test_a_folder_whose_name_begins_with_anothers_is_not_taken_for_it(second: str) -> None:
+    places = {"/a/mine": "/tmp/x/0", "/a/mine2": second}
+    words = ["--config-dir", "/a/mine", "hydra.searchpath=[/a/mine2,/a/mine]"]
+    assert moved(words, places) == [
+        *("--config-dir", "/tmp/x/0"),
+        f"hydra.searchpath=[{second},/tmp/x/0]",
+    ]
+    assert moved(words, {}) == words
 
 
 def test_a_worker_that_fits_on_no_machine_is_said_with_what_would_fit() -> None:

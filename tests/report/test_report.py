@@ -129,7 +129,7 @@ def test_the_page_says_what_won_what_each_setting_does_and_what_made_it(swept: S
         "On the test set, which is not used for choosing, it reaches",
         "hold-out (val)",
         trials[0].data.tags[tag.DATA],
-        "Which digits are hard?",
+        "Which classes are hard?",
         "How it was made",
         "12 of 12 trials finished",
     ):
@@ -490,6 +490,18 @@ def test_a_sweep_without_a_finished_trial_is_one_line_until_another_finishes_one
     assert (found.finished, found.planned) == (2, 3)
 
 
+def test_what_a_sweep_left_fixed_is_found_by_the_key_that_another_one_swept() -> None:
+    params = {"dropout": "0.1", "aug.steps": '[{"Blur": {"p": 0.5, "limits": [3, 7]}}]'}
+    fixed = TrialRecord({"lr": "0.1"}, ["experiment=exp1"], "finished", 0.9, "a", params=params)
+    axes = ["lr", "model.dropout", "aug.steps.0.Blur.p", "aug.steps.0.Blur.limits.1"]
+    found = read.completed(fixed, [*axes, "aug.steps.1.Blur.p", "experiment", "data"]).values
+    assert found == dict(zip(axes, ["0.1", "0.1", "0.5", "7"])) | {
+        "aug.steps.1.Blur.p": "",
+        "experiment": "exp1",
+        "data": "",
+    }
+
+
 def test_what_two_sweeps_do_not_have_in_common_is_an_axis_of_their_report(
     mnist: Path, tmp_path: Path, commands: Commands
 ) -> None:
@@ -531,6 +543,22 @@ def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: 
     for name, mean in (("mnist", "0.1"), ("fashion_mnist", "0.2")):
         copy_of_a_trial(swept, tracker, name, {"data.name": name, "data.mean": mean})
     assert read.read_filter(tracker, "").results.axes == ("data",)
+
+
+def test_hard_images_are_those_of_one_data_set(swept: Swept, tmp_path: Path) -> None:
+    tracker, (_, [real, *_]) = Tracker(place_in(tmp_path)), swept.runs()
+    config = swept.tracker.read_text(real.info.run_id, "config.yaml")
+    share = {"mnist": 0.5, "fashion_mnist": 0.01}
+    for number, name in enumerate(share, start=3000):
+        run_id = copy_of_a_trial(swept, tracker, name, {"data.name": name})
+        if name == "fashion_mnist":
+            tracker.client.set_tag(run_id, tag.DATA, "another")
+        tracker.client.log_metric(run_id, "val/acc", share[name], step=2)
+        tracker.client.log_text(run_id, config, "config.yaml")
+        tracker.client.log_text(run_id, json.dumps({number: 3}), MISTAKES_FILE)
+    text = make(tracker, read.read_filter(tracker, ""), place_in(tmp_path)).page.read_text()
+    assert "Which classes of mnist are hard?" in text
+    assert "no. 3000" in text and "no. 3001" not in text
 
 
 def test_a_run_that_was_repeated_counts_once(swept: Swept, tmp_path: Path) -> None:

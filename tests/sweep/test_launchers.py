@@ -109,6 +109,15 @@ def test_a_worker_that_always_dies_comes_back_as_failed_with_what_it_said_last(
     assert str(tmp_path / "workers" / "worker-0.log") in told[1]
 
 
+def test_a_dead_worker_is_not_told_of_with_the_error_of_one_before_it(
+    launcher: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launch(launcher(), "bad-input")
+    launch(launcher(restarts=1), "dies")
+    told = capfd.readouterr().err
+    assert told.count("SIGKILL: almost there") == 2 and "lr=-1" not in told
+
+
 def test_what_a_worker_raises_comes_back_as_its_last_line(launcher: Any) -> None:
     [raised] = launch(launcher(restarts=0), "raises")
     assert raised.status is JobStatus.FAILED
@@ -196,6 +205,18 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
             count_workers(made, SweepConfig())
 
 
+@pytest.mark.parametrize("name", ["joblib", "ray"])
+def test_what_is_no_setting_of_a_launcher_is_refused_with_the_nearest_one(
+    launcher: Any, name: str
+) -> None:
+    words = [f"hydra/launcher={name}", "+hydra.launcher.worker=2"]
+    config = compose("config", words, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    nearest = r"^hydra.launcher.worker=2 is no setting of .*did you mean workers.*; right: one of "
+    with pytest.raises(UserError, match=nearest):
+        make_launcher(context, lambda cfg: None, config)
+
+
 @pytest.mark.parametrize(
     "wrong",
     ["joblib workers=-1", "joblib workers=many", "joblib restarts=1.5", "ray trials_per_gpu=0"]
@@ -208,12 +229,3 @@ def test_a_launchers_setting_that_is_no_such_number_is_refused(launcher: Any, wr
     context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
     with pytest.raises(UserError, match=f"hydra.launcher.{setting} is not valid; right: a"):
         make_launcher(context, lambda cfg: None, config)
-
-
-def test_a_setting_that_a_launcher_does_not_have_is_refused_with_the_nearest(launcher: Any) -> None:
-    words = ["hydra/launcher=ray", "+hydra.launcher.adress=host:1"]
-    config = compose("config", words, return_hydra_config=True)
-    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
-    with pytest.raises(UserError, match="adress=host:1 is no setting .did you mean address") as no:
-        make_launcher(context, lambda cfg: None, config)
-    assert "pip install" not in str(no.value)

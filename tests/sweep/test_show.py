@@ -98,7 +98,7 @@ def test_each_change_of_a_trial_is_told_once() -> None:
     after = {"1": trial(None, epoch=0), "2": trial("finished", epoch=4, accuracy=0.991)}
     assert events(WANTED, before, after) == [
         "model=model1: started",
-        "model=model2: finished after epoch 4, accuracy 99.10%",
+        "model=model2: finished after epoch 4, accuracy 99.10 %",
     ]
     assert events(WANTED, after, after) == []
     assert events(WANTED, after, {**after, "1": replace(after["1"], epoch=3)}) == []
@@ -137,7 +137,7 @@ def test_on_a_terminal_a_table_shows_what_runs_and_failures_stay_above_it() -> N
         assert "1/4" in seen and "left" not in seen, "no epoch is done yet"
         display.update(WANTED, {"2": replace(RUNNING, epoch=2)}, now_s=10.0)
         seen = console.file.getvalue()  # type: ignore[attr-defined]
-        assert "model=model2" in seen and "2/4" in seen and "98.00%" in seen
+        assert "model=model2" in seen and "2/4" in seen and "98.00 %" in seen
         assert "about 1:00 left" in seen  # ten seconds an epoch, and six epochs to do
         display.update(WANTED, {"2": trial("failed", epoch=2, error="boom")}, now_s=20.0)
     seen = console.file.getvalue()  # type: ignore[attr-defined]
@@ -159,7 +159,7 @@ def test_elsewhere_there_is_a_line_per_event_and_nothing_else() -> None:
         display.update(WANTED, {"2": replace(RUNNING, epoch=2)}, now_s=10.0)
         display.update(WANTED, {"2": trial("finished", epoch=4, accuracy=0.98)}, now_s=10.0)
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
-        "model=model2: finished after epoch 4, accuracy 98.00%\n"
+        "model=model2: finished after epoch 4, accuracy 98.00 %\n"
     )
 
 

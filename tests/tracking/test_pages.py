@@ -27,6 +27,14 @@ def test_a_view_of_trials_has_the_best_first_and_a_column_for_each_axis() -> Non
     assert json.loads(pages.trials_view("abc", "val/loss", []))["orderByAsc"] is True
 
 
+def test_a_column_has_the_name_that_a_swept_key_is_recorded_by() -> None:
+    swept = ["model.dropout", "++optimizer.weight_decay", "optimizer.nesterov", "experiment"]
+    swept += ["aug.steps.0.ShiftScaleRotate.p", "+optimizer.betas.1"]
+    view = json.loads(pages.trials_view("abc", "val/acc", swept))
+    names = ["dropout", "weight_decay", "optimizer.nesterov", "aug.steps", "optimizer.betas"]
+    assert view["selectedColumns"][1:] == [f"params.`{name}`" for name in names]
+
+
 def test_a_description_asks_answers_and_shows_the_table_and_the_command() -> None:
     found = ranked(SEEDS, ["dropout", "seed"], "val/acc")
     assert results.question(found) == "Which dropout gives the highest val/acc?"
