@@ -178,11 +178,16 @@ class Watch(Hooks):
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._beating.join()  # no heartbeat may be written after the attempt's end
+        self.end_limit()
+
+    def end_limit(self) -> None:
+        """From here on it may take as long as it takes, such as to wait for the store."""
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._alarm_before is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._alarm_before)  # type: ignore[arg-type]
+            self._alarm_before = None
 
     def _beat(self) -> None:
         """Ask every `ASK_S` whether to stop, and change the heartbeat every few times."""

@@ -100,6 +100,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
             resumed = state is not None
             stopped, _ = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True)
+            watch.end_limit()
             spool.close(watch.stop)  # the ledger reads the run's metrics
         spool.raise_if_refused()
         if spool.left:

@@ -259,6 +259,15 @@ def test_a_trial_hung_in_python_is_ended_and_the_next_one_trained(
     assert sweep.trials()["do=train"].state == "finished"
 
 
+def test_the_time_limit_is_the_trainings_not_the_stores(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "GRACE_S", 0.2)
+    sweep.pull(plan("do=deliver"), trial_timeout_s=0.3, retries=0)
+    assert sweep.trials()["do=deliver"].state == "finished"
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
 def test_a_trial_past_its_time_limit_ends_by_itself_where_it_can(sweep: Sweep) -> None:
     sweep.pull(plan("do=stay"), trial_timeout_s=0.3, retries=0)
     trial = sweep.trials()["do=stay"]
