@@ -55,7 +55,8 @@ class TinyTrial:
     """Does what its override says, epoch by epoch, and writes down in a file what it did.
 
     `do=train`, `do=raise`, `do=raise-once`, `do=exit`, `do=die` (kill -9 in epoch 2),
-    `do=stay` (until told to stop), `do=deliver` (trained, but not told yet), `do=hang` (in Python), `do=hang-hard` (where no signal helps).
+    `do=stay` (until told to stop), `do=deliver` (trained, and waits for the store),
+    `do=hang` (in Python), `do=hang-hard` (where no signal helps).
     """
 
     def __init__(self, client: MlflowClient, journal: Path, epochs: int) -> None:
