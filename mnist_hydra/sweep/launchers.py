@@ -62,8 +62,10 @@ class Ended:
     def __str__(self) -> str:
         if self.code is None:
             return self.last_line
-        how = signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
-        return f"{how}: {self.last_line}" if self.last_line else how
+        if self.code >= 0:
+            return f"exit code {self.code}: {self.last_line}".removesuffix(": ")
+        how = signal.Signals(-self.code).name
+        return f"{how}; it last wrote: {self.last_line}" if self.last_line else how
 
 
 class CommandLauncher(Launcher):

@@ -104,8 +104,9 @@ def test_a_worker_that_always_dies_comes_back_as_failed_with_what_it_said_last(
     assert dead.status is JobStatus.FAILED
     assert len(list(tmp_path.glob("dies-*"))) == 2
     told = capfd.readouterr().err.splitlines()
-    assert told[0].startswith("worker 0 died and is started again: SIGKILL: almost there")
-    assert told[1].startswith("worker 0 died: SIGKILL: almost there")
+    how = "SIGKILL; it last wrote: almost there"
+    assert told[0].startswith(f"worker 0 died and is started again: {how}")
+    assert told[1].startswith(f"worker 0 died: {how}")
     assert str(tmp_path / "workers" / "worker-0.log") in told[1]
 
 
@@ -115,7 +116,7 @@ def test_a_dead_worker_is_not_told_of_with_the_error_of_one_before_it(
     launch(launcher(), "bad-input")
     launch(launcher(restarts=1), "dies")
     told = capfd.readouterr().err
-    assert told.count("SIGKILL: almost there") == 2 and "lr=-1" not in told
+    assert told.count("SIGKILL; it last wrote: almost there") == 2 and "lr=-1" not in told
 
 
 def test_what_a_worker_raises_comes_back_as_its_last_line(launcher: Any) -> None:
