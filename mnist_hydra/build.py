@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -73,6 +75,8 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     """
     runtime.apply(where)
     torch.manual_seed(config.seed)
+    random.seed(config.seed)  # this and NumPy's: a user's own code may draw from them
+    np.random.seed(config.seed % 2**32)
     model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
     model = targets.construct(model_class, config.model.arguments, "model")
     model.to(where.device)

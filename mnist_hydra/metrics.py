@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 
@@ -38,16 +37,21 @@ def is_minimized(metric: str) -> bool:
     return "loss" in name or name == "epoch_s"
 
 
+def is_finite(value: float) -> bool:
+    """Whether a stored metric is finite; MLflow's SQL stores keep infinity as 1.797e308."""
+    return abs(value) < 1e300
+
+
 def objective_value(history: Mapping[int, float], at: str, minimize: bool) -> float | None:
     """A trial's objective from its metric by epoch; `None` if it has none or it is not finite.
 
     Args:
         at: `last` or `best` epoch.
     """
-    finite = [value for value in history.values() if math.isfinite(value)]
+    finite = [value for value in history.values() if is_finite(value)]
     if not finite:
         return None
     if at == "best":
         return min(finite) if minimize else max(finite)
     last = history[max(history)]
-    return last if math.isfinite(last) else None
+    return last if is_finite(last) else None

@@ -1,9 +1,12 @@
 """The command `python -m mnist_hydra.register`: a sweep's best trial becomes the champion.
 
-A model is chosen by the hold-out, never by the test set unless that is asked for.
+A model is chosen by the hold-out, never by the test set unless that is asked for, and by what it
+reached itself: it is of the last epoch, also where the sweep ranks by the best one.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from omegaconf import DictConfig
 
@@ -45,13 +48,17 @@ def register(cfg: DictConfig) -> int:
     tracker = Tracker(entry.place_of(cfg), make=False)
     client = tracker.client
     results = read.read_sweeps(tracker, [str(cfg.sweep)]).results
-    metric = results.objective
+    metric = results.objective.removesuffix("_best")
     if results.on_test_set and not by_test_set:
         raise UserError(
             f"sweep={cfg.sweep} was ranked by {metric}, of the test set; right: a sweep with "
             f"data.val_size=5000, or by_test_set=true"
         )
-    best = best_of(results.ranked, results.minimize)
+    last = [replace(one, objective=one.metrics.get(metric)) for one in results.ranked]
+    counting = [record for record in last if record.counts]
+    if not counting:
+        raise UserError(f"sweep={cfg.sweep}: no trial has a finite {metric} in its last epoch")
+    best = best_of(counting, results.minimize)
     run = client.get_run(best.run_id)
     data = run.data.tags.get(tag.DATA, "")
     split = data
@@ -59,6 +66,8 @@ def register(cfg: DictConfig) -> int:
         split += "".join(f" {key}={run.data.params.get(key)}" for key in HOLD_OUT_SETTINGS)
     model_id = model_of(tracker, run.info.experiment_id, best.run_id)
     told = f"run {best.run_id}, {metric} {best.score:.4f}"
+    if results.at == "best" or metric != results.objective:
+        told += " in the last epoch, which the model is of (the sweep ranks by the best)"
     try:
         before = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,17 @@ class Lazy(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.seen = state["seen"]
+
+
+class Noisy(Lazy):
+    """Draws from the generators of Python and NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_with = random.random(), np.random.rand()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images * (random.random() + np.random.rand()))
 
 
 class Unstorable(Lazy):
@@ -158,6 +170,20 @@ def test_a_training_with_lazy_layers_and_numbers_of_numpy_goes_on_from_its_check
     resumed = build.prepare(config, state)
     torch.testing.assert_close(trained(resumed), expected, rtol=0, atol=0)
     assert isinstance(resumed.model, Lazy) and resumed.model.seen == 2 * 640
+
+
+@pytest.mark.parametrize("seed", [5, 2**32 + 5])
+def test_a_seed_is_of_what_draws_from_python_and_numpy_too(mnist: Path, seed: int) -> None:
+    config = of_ones_own(mnist, f"model._target_={__name__}.Noisy", f"seed={seed}")
+    stopped = StopsAfter(3)
+    whole = build.prepare(config)
+    expected = trained(whole)
+    again = build.prepare(config)
+    assert isinstance(whole.model, Noisy) and isinstance(again.model, Noisy)
+    assert whole.model.made_with == again.model.made_with
+    trained(again, stopped)
+    resumed = build.prepare(config, stopped.state)
+    torch.testing.assert_close(trained(resumed), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,10 @@ from mnist_hydra import evaluate, exported, predict, register
 from mnist_hydra.cli.entry import take_words
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
+from mnist_hydra.report.read import read_sweeps
+from mnist_hydra.report.results import best_of
 from mnist_hydra.to_onnx import write_checked
+from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
 from tests.data.small import mini
@@ -150,6 +153,30 @@ def test_a_champion_is_not_compared_with_a_model_chosen_on_another_hold_out(
     assert done.returncode == 0, done.stderr
     refused = fast("register", "sweep=other", cwd=swept)
     assert refused.returncode == 2 and "data.val_size=500" in refused.stderr, refused.stderr
+
+
+@SWEPT
+def test_a_model_is_chosen_and_recorded_by_the_last_epoch_which_it_is_of(
+    swept: Path, fast: Fast
+) -> None:
+    tracker = Tracker(Place(str(swept / "outputs"), TrackingConfig("local", None, "mnist_hydra")))
+    client, names = tracker.client, [tracker.experiment_id]
+    [sweep] = client.search_runs(names, "attributes.run_name = 'two'")
+    trials = client.search_runs(names, f"tags.`{tag.PARENT}` = '{sweep.info.run_id}'")
+    worse, better = sorted(trials, key=lambda run: run.data.metrics["val/acc"])
+    client.log_metric(worse.info.run_id, "val/acc", 0.999, step=0)  # better before its last epoch
+    client.set_tag(sweep.info.run_id, tag.OBJECTIVE_AT, "best")
+    try:
+        first = best_of(read_sweeps(tracker, ["two"]).results.ranked, minimize=False)
+        done = fast("register", "sweep=two", "name=peak", cwd=swept)
+    finally:
+        client.set_tag(sweep.info.run_id, tag.OBJECTIVE_AT, "last")
+    assert (first.run_id, first.score) == (worse.info.run_id, 0.999)
+    reached = better.data.metrics["val/acc"]
+    said = f"run {better.info.run_id}, val/acc {reached:.4f} in the last epoch, which the model is"
+    assert done.returncode == 0 and said in done.stdout, done
+    made = client.get_model_version_by_alias("peak", "champion")
+    assert (made.run_id, made.tags["value"]) == (better.info.run_id, repr(reached))
 
 
 @SWEPT

@@ -69,7 +69,7 @@ def settings(findings: Findings, answers: Answers) -> dict[str, list[str]]:
         share = ""
         if axis in answers.importance:
             percent = f"{100 * answers.importance[axis]:.0f} %"
-            share = f" It accounts for {percent} of the differences between trials."
+            share = f" By itself it accounts for {percent} of the differences between trials."
         told[axis] = [f"{opening}{averaged}{_compared(of, axis, overall)}.{share}"]
         for within, part in parts.items():
             if within is not None and part:

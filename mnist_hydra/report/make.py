@@ -125,8 +125,9 @@ def pictures_of(
         if answers.importance:
             shares = (f"{axis} {100 * share:.0f} %" for axis, share in answers.importance.items())
             caption += (
-                f" Share of the differences between trials (fANOVA): {', '.join(shares)}."
-                " What the seed accounts for is chance."
+                " Share of the differences between trials that each accounts for by itself "
+                f"(fANOVA): {', '.join(shares)}. What the seed accounts for is chance; what is "
+                "left to 100 % is what they do only together, and chance, too."
             )
         yield Picture(
             "main_effects",

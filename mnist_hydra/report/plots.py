@@ -184,7 +184,7 @@ def _bars(axes_: Axes, importance: Mapping[str, float]) -> None:
     bars = axes_.barh(names, shares, color=[GREY if name == "seed" else BLUE for name in names])
     axes_.bar_label(bars, [f"{each:.0f} %" for each in shares], fontsize=9, color=INK, padding=2)
     axes_.grid(False)
-    axes_.set_xlim(0, 1.18 * max(shares))
+    axes_.set_xlim(0, 1.18 * max(1.0, *shares))
     axes_.set_xticks([])
     axes_.spines["bottom"].set_visible(False)
     canvas.name_axes(axes_, "share of the differences")

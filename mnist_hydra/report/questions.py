@@ -174,10 +174,15 @@ def _family(
 
 
 def leads(findings: Findings) -> list[Difference]:
-    """The first configuration against each other one: one family for Holm's correction."""
+    """The first configuration against each other one, corrected for all pairs that there are.
+
+    The scores that are compared chose the first: had chance put another one there, its pairs would
+    have been compared. So all pairs are one family for Holm's correction.
+    """
     scores = gains(findings)
     first, *others = findings.results.rows
-    return correct([difference(scores[first.values], scores[row.values]) for row in others])
+    found = [difference(scores[first.values], scores[row.values]) for row in others]
+    return correct(found, tests=len(others) * (len(others) + 1) // 2)
 
 
 def gains(findings: Findings) -> Scores:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.plan import Plan, Planned
 from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
-from mnist_hydra.metrics import is_minimized, objective_value
+from mnist_hydra.metrics import is_finite, is_minimized, objective_value
 from mnist_hydra.report import wording
 from mnist_hydra.report.statistics import Summary, summary
 from mnist_hydra.secrets import hide
@@ -63,7 +62,7 @@ class TrialRecord:
     @property
     def counts(self) -> bool:
         """Whether it is ranked: it has finished, with a finite objective."""
-        finite = self.objective is not None and math.isfinite(self.objective)
+        finite = self.objective is not None and is_finite(self.objective)
         return self.state == FINISHED and finite
 
     @property

@@ -187,15 +187,19 @@ def means_by_name(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(of_name) for name, of_name in found.items()}
 
 
-def correct(family: Sequence[Difference]) -> list[Difference]:
+def correct(family: Sequence[Difference], tests: int | None = None) -> list[Difference]:
     """The differences with p values corrected for how many there are, by Holm's method.
 
     The chance to call even one of them real that is none stays below 5 % (Holm, "A simple
     sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979).
     Those without a p value do not count.
+
+    Args:
+        tests: how many there might have been, where the same data chose these; `None`: no others.
     """
     tested = sorted((one.p, index) for index, one in enumerate(family) if one.p is not None)
-    steps = (min(1.0, (len(tested) - done) * p) for done, (p, _) in enumerate(tested))
+    tests = len(tested) if tests is None else tests
+    steps = (min(1.0, (tests - done) * p) for done, (p, _) in enumerate(tested))
     rising = itertools.accumulate(steps, max)
     corrected = {index: p for (_, index), p in zip(tested, rising, strict=True)}
     return [replace(one, corrected=corrected.get(i)) for i, one in enumerate(family)]

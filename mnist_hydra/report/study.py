@@ -32,9 +32,10 @@ def importances(findings: Findings) -> dict[str, float]:
 
     Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter importance"
     (ICML 2014), as Optuna has it, with a fixed seed: a forest is fitted to the trials that have a
-    rank. The seed is an axis where it was swept, and its share is that of chance. Of more than 400
-    trials a random 400 takes part. Nothing is said (an empty answer) of fewer than nine trials, or
-    where all came out the same.
+    rank. The seed is an axis where it was swept, and its share is that of chance. The shares sum to
+    less than 1: what axes do only together, and more of chance, is in none of them. Of more than
+    400 trials a random 400 takes part. Nothing is said (an empty answer) of fewer than nine trials,
+    of one axis alone, which a forest cannot tell from chance, or where all came out the same.
     """
     records = findings.results.ranked
     if len(records) < MIN_TRIALS or len({record.score for record in records}) == 1:
@@ -43,15 +44,15 @@ def importances(findings: Findings) -> dict[str, float]:
         records = random.Random(0).sample(records, MAX_TRIALS)
     spaces = _spaces(findings, records)
     if len(spaces) < 2:
-        return dict.fromkeys(spaces, 1.0)
+        return {}
     with _quiet():
         import optuna
-        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+        from optuna.importance import FanovaImportanceEvaluator
 
         study = optuna.create_study()
         study.add_trials(optuna_trials(findings, records, {}))
-        fanova = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
-        found = get_param_importances(study, evaluator=fanova, normalize=True)
+        # not get_param_importances, which makes the shares sum to 1
+        found = FanovaImportanceEvaluator(n_trees=TREES, seed=0).evaluate(study)
     return {axis: float(share) for axis, share in found.items()}
 
 

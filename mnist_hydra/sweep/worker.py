@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import random
+import secrets
 import signal
 import threading
 from collections.abc import Sequence
@@ -181,7 +181,8 @@ class Worker:
             claimed = ledger.claim(first, wanted[first].name, before, owner, sweeper)
             if claimed is not None:
                 return wanted[first], claimed
-            turn = random.randrange(1_000_000)  # another process was faster
+            # Another process was faster. The seeds of trials must not put both in step.
+            turn = secrets.randbelow(1_000_000)
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import random
 import re
@@ -33,6 +34,7 @@ from mnist_hydra.report.questions import Answers, ask
 from mnist_hydra.report.read import Findings
 from mnist_hydra.report.results import TrialRecord, best_of, ranked, trial_command
 from mnist_hydra.report.statistics import Difference, Verdict, correct, difference, summary
+from mnist_hydra.report.study import importances
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
 from tests.commands import Commands, Done
@@ -918,6 +920,26 @@ def test_the_speed_is_no_difference() -> None:
     *others, last = findings.records
     records = (*others, replace(last, metrics={**last.metrics, "epoch_s": 5.0}))
     assert read.counted_once(replace(findings, records=records)).same == (("dropout", "a", "b"),)
+
+
+def test_what_axes_do_only_together_is_in_the_share_of_none() -> None:
+    points = itertools.product(("0.1", "0.2", "0.3", "0.4"), repeat=2)
+    records = [
+        TrialRecord({"lr": x, "dropout": y}, [], "finished", score, f"{x}/{y}", seed="1")
+        for x, y in points
+        for score in [0.9 * ((float(x) < 0.25) == (float(y) < 0.25)) + 0.01 * float(x)]
+    ]
+    found = importances(
+        Findings("", tuple(records), ranked(records, ["lr", "dropout"], "val/acc"), 16)
+    )
+    assert set(found) == {"lr", "dropout"} and sum(found.values()) < 0.5
+
+
+def test_of_one_axis_alone_no_share_is_said() -> None:
+    values = [(f"0.{n}", n % 3 / 3) for n in range(1, 13)]
+    records = [TrialRecord({"lr": lr}, [], "finished", score, lr) for lr, score in values]
+    results = ranked(records, ["lr"], "val/acc")
+    assert importances(Findings("", tuple(records), results, len(records))) == {}
 
 
 def test_the_two_axes_that_matter_most_are_shown_and_the_others_said() -> None:

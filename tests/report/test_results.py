@@ -8,6 +8,7 @@ import itertools
 import math
 import statistics
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -165,7 +166,7 @@ def test_only_finished_trials_are_ranked_and_the_others_listed_apart(state: str)
     assert f"{state}: lr=9 (run {records[1].run_id}): after epoch 2" in footer(results)
 
 
-@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf, sys.float_info.max])
 def test_a_finished_trial_without_a_finite_objective_has_no_rank(value: float | None) -> None:
     results = by_dropout(("0.0", 0.98), ("0.1", value))
     assert [row.values for row in results.rows] == [("0.0",)]

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mnist_hydra.report.questions import leads
+from mnist_hydra.report.read import Findings
+from mnist_hydra.report.results import TrialRecord, ranked
 from mnist_hydra.report.statistics import (
     Difference,
     Scores,
@@ -74,6 +77,26 @@ def test_the_correction_keeps_false_alarms_below_one_in_twenty() -> None:
             one, other = random.normal(0, 1, (2, 5))
             family.append(difference(_by_seed(one), _by_seed(other)))
         alarms += any(each.verdict == Verdict.REAL for each in correct(family))
+    assert alarms <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
+
+
+@pytest.mark.parametrize("configurations", [3, 10])
+def test_where_none_is_better_the_first_beats_another_in_at_most_one_of_twenty_sweeps(
+    configurations: int,
+) -> None:
+    random = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(400):
+        scores = random.normal(0, 1, (configurations, 5))
+        records = [
+            TrialRecord(values, [], "finished", score, f"{values}", seed=values["seed"])
+            for name, of_name in enumerate(scores)
+            for seed, score in _by_seed(of_name).items()
+            for values in [{"lr": str(name), "seed": seed}]
+        ]
+        results = ranked(records, ["lr", "seed"], "val/acc")
+        found = leads(Findings("", tuple(records), results, len(records)))
+        alarms += any(lead.verdict == Verdict.REAL for lead in found)
     assert alarms <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -266,6 +267,9 @@ def test_the_objective_is_of_the_last_epoch_unless_the_best_is_asked_for() -> No
     assert objective_value({1: 0.9, 2: math.nan}, "last", minimize=False) is None
     assert objective_value({1: 0.9, 2: math.nan}, "best", minimize=False) == 0.9
     assert objective_value({}, "last", minimize=False) is None
+    inf = sys.float_info.max  # as MLflow's SQL stores keep it
+    assert objective_value({1: 0.9, 2: inf}, "last", minimize=True) is None
+    assert objective_value({1: 0.9, 2: inf, 3: -inf}, "best", minimize=True) == 0.9
 
 
 @pytest.fixture(scope="module")
