@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mnist_hydra.archive import what_would_run
 from mnist_hydra.config import DataConfig, Place
 from mnist_hydra.errors import UserError, first_line, shown
 
@@ -268,7 +269,7 @@ def insist_on_program(about: Model, folder: Path, name: str) -> None:
 
     MLflow imports the loader and the code that an `MLmodel` file names, and unpickles; here it is
     let do neither. A program's archive may hold pickles, too: that MLflow refuses those, as it is
-    told here, is why `setup.cfg` admits no older one.
+    told here, is why `setup.cfg` admits no older one. What torch would run of it, see `archive.py`.
 
     Args:
         about: what the `MLmodel` file says.
@@ -290,6 +291,11 @@ def insist_on_program(about: Model, folder: Path, name: str) -> None:
         raise UserError(
             f"model={name} is no torch.export program, or names code of its own to run; right: a "
             f"model that this project exported"
+        )
+    if (found := what_would_run(data / "model.pt2")) is not None:
+        raise UserError(
+            f"model={name} is no program of plain layers: torch would run {shown(found)[:200]}; "
+            f"right: a model that this project exported, without operators of your own"
         )
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mnist_hydra.archive import what_would_run
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.exported import find_model
@@ -26,6 +28,14 @@ pytestmark = pytest.mark.xdist_group("security")
 MARKER = "marker"
 ARCHIVES = ("inputs", "weights", "constants", "old archive")
 """Where in a program's archive torch unpickles whatever it finds."""
+CALL = f"__import__('pathlib').Path('{MARKER}').touch()"
+TEXTS: dict[str, Callable[[str], str]] = {
+    "size": lambda text: text.replace("Symbol('s34', positive=True, integer=True)", CALL),
+    "guard": lambda text: text.replace('"guards_code": []', f'"guards_code": ["{CALL}"]'),
+    "operator": lambda text: text.replace("torch.ops.aten.conv2d.default", "torch.os.system"),
+    "enum": lambda text: text.replace("builtins.tuple", "__enum__"),
+}
+"""What of a program's text torch evaluates, calls or imports."""
 EVIL = f"import pathlib\npathlib.Path({MARKER!r}).touch()\nfrom pickle import *\n"
 BLANK = np.zeros((1, 28, 28), np.uint8)
 NOWHERE = Place("nowhere", TrackingConfig("local", None, "mnist_hydra"))
@@ -64,7 +74,7 @@ def tamper(model: Path, how: str) -> None:
     if how == "pickle":
         (data / "model.pth").write_bytes(pickle.dumps(Payload()))
         (data / "pickle_module_info.txt").write_text(evil)
-    if how in ARCHIVES:
+    if how in ARCHIVES or how in TEXTS:
         whole = data / "whole.pt2"
         (data / "model.pt2").rename(whole)
         with zipfile.ZipFile(whole) as old:
@@ -78,6 +88,9 @@ def tamper(model: Path, how: str) -> None:
 
 def with_payload(records: dict[str, bytes], how: str) -> dict[str, bytes]:
     """A program's archive in which torch would find the payload."""
+    if how in TEXTS:
+        path = "model/models/model.json"
+        return records | {path: TEXTS[how](records[path].decode()).encode()}
     if how == "inputs":
         return records | {"model/data/sample_inputs/model.pt": archived()}
     if how == "old archive":
@@ -115,7 +128,7 @@ def test_an_exported_model_is_loaded(model: Path) -> None:
     assert found.side == 28 and found(BLANK).shape == (1, 10)
 
 
-@pytest.mark.parametrize("how", ["loader", "code", "pickle", *ARCHIVES])
+@pytest.mark.parametrize("how", ["loader", "code", "pickle", *ARCHIVES, "size", "guard"])
 def test_a_tampered_model_runs_nothing(model: Path, how: str) -> None:
     tamper(model, how)
     with pytest.raises(UserError, match="right: ") as error:
@@ -123,7 +136,62 @@ def test_a_tampered_model_runs_nothing(model: Path, how: str) -> None:
     assert not Path(MARKER).exists() and len(str(error.value).splitlines()) == 1
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "true"
     try:
-        mlflow.pyfunc.load_model(str(model))
+        mlflow.pyfunc.load_model(str(model)).predict(BLANK[:, None])
     except Exception:  # it may fail after it has acted
         pass
     assert Path(MARKER).exists(), "the attack is real"
+
+
+@pytest.mark.parametrize("how", TEXTS)
+def test_what_torch_would_run_of_a_programs_text_is_named(model: Path, how: str) -> None:
+    tamper(model, how)
+    with pytest.raises(UserError, match="torch would run ") as error:
+        find_model(str(model), NOWHERE)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["model/data/aotinductor/model/evil.so", "model/models/model.json", "model/extra/x"]
+)
+def test_a_program_with_compiled_code_or_a_file_twice_is_refused(model: Path, name: str) -> None:
+    with zipfile.ZipFile(model / "data" / "model.pt2", "a") as archive:
+        archive.writestr(name, b"{}")
+    with pytest.raises(UserError, match=f"torch would run the file {name}"):
+        find_model(str(model), NOWHERE)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"expr_str": "Symbol('s34', positive=True, integer=True)"},
+        {"expr_str": "Add(Mul(Integer(2), s34), FloorDiv(Integer(-1), s0))"},
+        {"guards_code": ["L['images'].size()[0] >= 2", "L['args'][0][0].shape[0] % 2 == 0"]},
+        {"target": "torch.ops.aten._assert_tensor_metadata.default"},
+        {"target": None, "kind": 1},
+    ],
+)
+def test_what_a_plain_program_says_is_let_in(plain: dict[str, Any], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("model/models/model.json", json.dumps({"nodes": [plain]}))
+    assert what_would_run(tmp_path / "model.pt2") is None
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        {"expr_str": "s1.__class__"},
+        {"expr_str": "open('x', 'w')"},
+        {"expr_str": "lambda: 0"},
+        {"guards_code": ["L['a'].shape.__class__"]},
+        {"guards_code": ["print(1)"]},
+        {"target": "torch.ops.aten.from_file.default"},
+        {"target": "torch.ops.aten.__class__.mro"},
+        {"target": "torch.ops.load_library"},
+        {"target": "torch.load"},
+        {"as_operator": "torch.ops.aten.add.Tensor"},
+    ],
+)
+def test_what_no_plain_program_says_is_refused(evil: dict[str, Any], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("model/models/model.json", json.dumps({"nodes": [evil]}))
+    assert str(what_would_run(tmp_path / "model.pt2")).startswith(next(iter(evil)))
