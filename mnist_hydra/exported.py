@@ -341,5 +341,5 @@ def model_of(tracker: Any, experiment_id: str, run_id: str) -> str:
             return str(model.model_id)
     raise UserError(
         f"model={run_id}: that run has no exported model; right: a run that finished, or one of a "
-        f"sweep's best (sweep.keep=3), whose models its command makes anew if it was cut off"
+        f"sweep's best (sweep.keep=3), whose models its command makes when it is given again"
     )

@@ -6,7 +6,7 @@ reached itself: it is of the last epoch, also where the sweep ranks by the best 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import suppress
 
 from omegaconf import DictConfig
 
@@ -41,7 +41,7 @@ def register(cfg: DictConfig) -> int:
 
     from mnist_hydra.exported import model_of
     from mnist_hydra.report import read
-    from mnist_hydra.report.results import best_of
+    from mnist_hydra.report.results import best_of, by_last_epoch
     from mnist_hydra.tracking import tag
     from mnist_hydra.tracking.tracker import Tracker, is_away
 
@@ -54,8 +54,7 @@ def register(cfg: DictConfig) -> int:
             f"sweep={cfg.sweep} was ranked by {metric}, of the test set; right: a sweep with "
             f"data.val_size=5000, or by_test_set=true"
         )
-    last = [replace(one, objective=one.metrics.get(metric)) for one in results.ranked]
-    counting = [record for record in last if record.counts]
+    counting = by_last_epoch(results)
     if not counting:
         raise UserError(f"sweep={cfg.sweep}: no trial has a finite {metric} in its last epoch")
     best = best_of(counting, results.minimize)
@@ -87,7 +86,10 @@ def register(cfg: DictConfig) -> int:
                 f"name={name}: its champion was chosen by {chosen_by} on {chosen_on}, and this "
                 f"sweep's best by {metric} on {split}; right: another name"
             )
-        lead = best.score - float(before.tags[VALUE_TAG])
+        reached = float(before.tags[VALUE_TAG])
+        with suppress(MlflowException):  # tags of before 2026-11-27 may be of its best epoch
+            reached = client.get_run(str(before.run_id)).data.metrics.get(metric, reached)
+        lead = best.score - reached
         against = f"{lead:+.4f} to version {before.version}"
         if before.run_id == best.run_id or (lead >= 0 if results.minimize else lead <= 0):
             why = "is it already" if before.run_id == best.run_id else f"is {against}"

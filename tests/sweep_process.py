@@ -67,6 +67,7 @@ class TinyTrial:
     def __call__(self, planned: Planned, run_id: str, watch: Watch) -> str:
         watch.epochs = self._epochs
         what = planned.overrides[0].removeprefix("do=").split("#")[0]
+        watch.begin_limit()
         if what == "deliver":  # it is trained, and waits for the store
             watch.end_limit()
             time.sleep(1.0)

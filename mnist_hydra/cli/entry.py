@@ -136,12 +136,12 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
 
     main = hydra.main(version_base="1.3", config_path="pkg://mnist_hydra.conf", config_name=name)
     with leaving_promptly():
-        prepare_streams()
-        with leaving_with_its_reader():
-            show_help(name)
-        share_cores()
-        check_files()
         try:
+            prepare_streams()
+            with leaving_with_its_reader():
+                show_help(name)
+            share_cores()
+            check_files()
             call(main(checked), name)
         except KeyboardInterrupt:  # where it was is of no interest
             sys.exit(OF_SIGNAL + signal.SIGINT)
@@ -212,7 +212,7 @@ def leaving_promptly() -> Iterator[None]:
 
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, AttributeError):  # there may be no stream at all
                 stream.flush()
         os._exit(status)
 

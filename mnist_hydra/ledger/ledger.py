@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -163,15 +164,20 @@ class Ledger:
         return self.read(up_to_date=True) if dead else view
 
     def finish_half_done(self, observer: Observer) -> None:
-        """Close or delete the runs that dead processes left open; any process may do so."""
+        """Close the runs of trials that have ended, and delete those that dead processes made and
+        never claimed; any process may do so.
+        """
         self._read_entries(0.0)
         by_run = {trial.run_id: trial for trial in self._trials.values()}
         for run in self._children("attributes.status = 'RUNNING'"):
             run_id, creator = run.info.run_id, run.data.tags.get(tag.CREATOR)
             trial = by_run.get(run_id)
             if trial is not None:
-                if trial.state != RUNNING:  # whoever ended it: to close it again changes nothing
-                    self.close(run_id, trial.state, trial.error, self._last_epoch_ms(run_id))
+                self._read_page(self._page_of(claim_key(trial.fingerprint, 1)))
+                now = self._trials.get(trial.fingerprint)  # perhaps begun again meanwhile
+                if now is not None and now.run_id == run_id and now.state != RUNNING:
+                    self.close(run_id, now.state, now.error, self._last_epoch_ms(run_id))
+                    self._drop_error(run, now.error)
             elif creator is not None and observer.is_dead(read_owner(creator)):
                 self.client.delete_run(run_id)  # made for a trial, and never claimed
 
@@ -283,8 +289,6 @@ class Ledger:
         key = end_key(trial.fingerprint, trial.attempts[-1].number)
         if not self.write_once(key, end.text()):
             return False
-        if not error and tag.ERROR in tags:  # of an attempt before, whose entry has it
-            self.client.delete_tag(trial.run_id, tag.ERROR)
         # A process before may have died after the last epoch; no time since is the training's.
         began_ms = 1000 * (time.time() - seconds)
         went_on = state == FINISHED and trial.number > 1
@@ -292,7 +296,16 @@ class Ledger:
         at_ms = last_ms if last_ms is not None and last_ms < began_ms else None
         # Also where it stands already: then this is asked again, since the store was away here.
         self.close(trial.run_id, state, error, at_ms)
+        self._drop_error(run, error)
         return True
+
+    def _drop_error(self, run: Run, error: str) -> None:
+        """Remove from a run the error of an attempt before, which its entry keeps."""
+        from mlflow.exceptions import MlflowException
+
+        if not error and tag.ERROR in run.data.tags:
+            with suppress(MlflowException):  # it is gone, or the store is away: it only misleads
+                self.client.delete_tag(run.info.run_id, tag.ERROR)
 
     def close(self, run_id: str, state: str, error: str = "", at_ms: int | None = None) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""

@@ -375,16 +375,14 @@ def counted_once(findings: Findings) -> Findings:
     """The same with values of an axis that are one and the same thing as one configuration.
 
     Else they would weigh twice in every mean, and be compared as if they were two. The same are
-    those that always had the same objective, losses and accuracies: an accuracy alone may be that
-    of chance. All trials stay in the records; in the results are of each seed the trials of the
-    first value that finished.
+    those that always came out the same. All trials stay in the records; in the results are of each
+    seed the trials of the first value that finished.
     """
     old = findings.results
-    outcomes: dict[Values, dict[str, tuple[float, dict[str, float]]]] = {}
+    outcomes: dict[Values, dict[str, object]] = {}
     for record in filter(lambda record: record.counts, findings.records):
         values = tuple(record.values[axis] for axis in old.axes)
-        measured = {name: value for name, value in record.metrics.items() if "/" in name}
-        outcomes.setdefault(values, {})[record.seed] = (record.score, measured)
+        outcomes.setdefault(values, {})[record.seed] = record.came_out
     same = same_values(old.axes, outcomes)
     if not same:
         return findings

@@ -9,7 +9,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
@@ -64,6 +64,13 @@ class TrialRecord:
         """Whether it is ranked: it has finished, with a finite objective."""
         finite = self.objective is not None and is_finite(self.objective)
         return self.state == FINISHED and finite
+
+    @property
+    def came_out(self) -> tuple[float | None, dict[str, float]]:
+        """What two trials have in common that are the same training: objective, all losses and
+        accuracies. An accuracy alone may be that of chance.
+        """
+        return self.objective, {name: x for name, x in self.metrics.items() if "/" in name}
 
     @property
     def score(self) -> float:
@@ -236,6 +243,13 @@ def trial_command(record: TrialRecord, *, with_seed: bool = True) -> str:
         and (with_seed or bare_key(override.partition("=")[0]) != SEED)
     ]
     return shell_command("train", [*record.flags, *overrides])
+
+
+def by_last_epoch(results: Results) -> list[TrialRecord]:
+    """The ranked trials with what they reached in the last epoch, which their models are of."""
+    metric = results.objective.removesuffix("_best")
+    last = [replace(one, objective=one.metrics.get(metric)) for one in results.ranked]
+    return [record for record in last if record.counts]
 
 
 def best_of(records: Sequence[TrialRecord], minimize: bool) -> TrialRecord:

@@ -55,7 +55,8 @@ class Train(Protocol):
         """Train; returns how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
 
         Args:
-            watch: the training's hooks; the function sets `watch.epochs`.
+            watch: the training's hooks; the function sets `watch.epochs`, and says when its time
+                limit begins and ends.
         """
 
 
@@ -124,6 +125,7 @@ class Watch(Hooks):
     epochs: int | None = None
     """How many the trial has; set by the training."""
     _began: float = field(default_factory=time.monotonic)
+    _limit_from: float | None = None
     _asked_to_stop: bool = False
     _lost: bool = False
     _over: threading.Event = field(default_factory=threading.Event)
@@ -146,7 +148,9 @@ class Watch(Hooks):
         if self._asked_to_stop or self.stop.is_set():
             return StopReason.INTERRUPTED
         limit_s = self.settings.trial_timeout_s
-        return StopReason.TIMEOUT if limit_s is not None and self.seconds > limit_s else None
+        if limit_s is None or self._limit_from is None:
+            return None
+        return StopReason.TIMEOUT if time.monotonic() > self._limit_from + limit_s else None
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         """Told of every epoch; after the last one there is nothing left to stop."""
@@ -164,6 +168,13 @@ class Watch(Hooks):
     def __enter__(self) -> Watch:
         self._beating = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
         self._beating.start()
+        return self
+
+    def begin_limit(self) -> None:
+        """From here on it may take `sweep.trial_timeout_s`: what it waited for before is no
+        training.
+        """
+        self._limit_from = time.monotonic()
         if self.settings.trial_timeout_s is not None:
             forced_after_s = self.settings.trial_timeout_s + GRACE_S
             if threading.current_thread() is threading.main_thread():
@@ -173,7 +184,6 @@ class Watch(Hooks):
             self._watchdog = threading.Timer(forced_after_s, self._end_process)
             self._watchdog.daemon = True
             self._watchdog.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()

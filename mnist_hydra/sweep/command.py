@@ -27,7 +27,7 @@ from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
 from mnist_hydra.ledger.plan import Plan, Planned, base_settings, check_same_base, identity_of
-from mnist_hydra.secrets import hide, hide_all
+from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
 from mnist_hydra.tracking import pages, provenance, tag
@@ -221,7 +221,7 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
         UserError: as `find_sweep`.
     """
     mine = [axis.key for axis in command.plan.arguments.axes]
-    base = _hidden(command.base)
+    base = json.dumps(hide_all(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
     parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
     asked = {tag.AXES: json.dumps(mine)[:PART], **command.ranking}
@@ -249,13 +249,8 @@ def _check_base(command: Command, parent: Parent) -> None:
     if command.config.sweep.name is None:
         return
     swept = {*_axes(parent), *(axis.key for axis in command.plan.arguments.axes)}
-    mine: dict[str, str] = json.loads(_hidden(command.base))
-    check_same_base(command.config.sweep.name, _base(parent), mine, swept)
-
-
-def _hidden(base: Mapping[str, str]) -> str:
-    """A base configuration as it is recorded: without passwords."""
-    return hide(json.dumps(dict(base), sort_keys=True))
+    recorded, mine = (hide_all(base) for base in (_base(parent), command.base))
+    check_same_base(command.config.sweep.name, recorded, mine, swept)
 
 
 def _base(parent: Parent) -> dict[str, str]:

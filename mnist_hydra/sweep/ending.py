@@ -44,7 +44,7 @@ def results_of(command: Command, tracker: Tracker, view: View) -> Results:
     found = read.records_of(tracker, view, [plan], metric, plan.at)
     for later, earlier in command.trials.twins().items():
         one, other = found.get(later), found.get(earlier)
-        if one and other and one.counts and other.counts and one.score == other.score:
+        if one and other and one.counts and other.counts and one.came_out == other.came_out:
             del found[later]
     axes = dict.fromkeys(results.bare_key(axis.key) for axis in plan.arguments.axes)
     axes |= dict.fromkeys(key for record in found.values() for key in record.values)
@@ -104,9 +104,12 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         in_process: whether this process may import torch.
     """
     best_first = sorted(found.ranked, key=lambda r: r.score, reverse=not found.minimize)
-    chosen = [record.run_id for record in best_first[: command.config.sweep.keep]]
+    chosen = best_first[: command.config.sweep.keep]
+    if chosen and (last := results.by_last_epoch(found)):  # which `register` goes by
+        chosen.append(results.best_of(last, found.minimize))
     with working() as owner:
-        mine = [run_id for run_id in chosen if claim_completion(ledger, run_id, owner)]
+        runs = dict.fromkeys(record.run_id for record in chosen)
+        mine = [run_id for run_id in runs if claim_completion(ledger, run_id, owner)]
         if not mine:
             return
         print(f"making pictures and exported models of the best: {len(mine)}", file=sys.stderr)

@@ -264,7 +264,8 @@ def _check_names(settings: DictConfig, known: Mapping[str, inspect.Parameter]) -
     """Raise a `UserError` for a setting that is none of those that a launcher takes."""
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return  # whatever its engine takes
-    for key in set(map(str, settings)) - known.keys() - {"_target_"}:
+    of_hydra = {"_target_", "_convert_", "_recursive_", "_partial_"}
+    for key in sorted(set(map(str, settings)) - known.keys() - of_hydra):
         what = f"hydra.launcher.{key}={shown(settings[key])} is no setting of this launcher"
         raise UserError(f"{what}{did_you_mean(key, known)}; right: one of {', '.join(known)}")
 

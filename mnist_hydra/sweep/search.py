@@ -193,11 +193,15 @@ class Search:
         pruner, objective = self.settings.pruner, self.settings.objective
         if pruner == "none":
             return None
-        own = history_of(self.ledger.client, trial.run_id, objective) if trial.step >= 0 else {}
+        own: dict[int, float] = {}
+        earlier: list[Mapping[int, float]] = []
 
         def give_up(epoch: int, metrics: dict[str, float]) -> bool:
             own[epoch] = metrics.get(objective, float("nan"))
             try:
+                if not earlier:  # of attempts before; some may have come only after the claim
+                    before = history_of(self.ledger.client, trial.run_id, objective)
+                    earlier.append({e: x for e, x in before.items() if e < min(own)})
                 view = self.ledger.read()
                 others = [
                     self._result(point, view, with_history=True)
@@ -209,7 +213,7 @@ class Search:
                     raise
                 log.warning("after epoch %d nothing is pruned: %s", epoch, first_line(error))
                 return False
-            return is_to_prune(own, others, pruner=pruner, minimize=self.minimize)
+            return is_to_prune({**earlier[0], **own}, others, pruner=pruner, minimize=self.minimize)
 
         return give_up
 

@@ -155,8 +155,9 @@ class Sweep:
                     with display, following as self.follower:
                         self._run_what_is_missing()
                 except UserError:  # such as of the engine: nobody trains for this command
-                    with suppress(Exception):
-                        self.tracker.end(self.parent_id, "FAILED")
+                    if self.plan_is_written:
+                        with suppress(Exception):
+                            self.tracker.end(self.parent_id, "FAILED")
                     raise
             self.ledger = Ledger(self.tracker.client, self.parent_id)  # runs may have been deleted
         return self._end()

@@ -85,10 +85,10 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         state = None
         wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
         try:  # there may be one just now that the ledger did not know when it was read
-            state = tracker.load_checkpoint(run_id)
+            state = wait_for_store(watch.stop, tracker.load_checkpoint, run_id)
         except DamagedCheckpoint as damage:
             log.warning("%s begins anew: %s", planned.name, damage)
-            tracker.forget_checkpoint(run_id)
+            wait_for_store(watch.stop, tracker.forget_checkpoint, run_id)
 
         def notify(line: str) -> None:
             say_once(line)
@@ -96,6 +96,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
                 with suppress(Exception):  # it is in this worker's log, too
                     ledger.notify(sweeper, f"{line} (on {watch.trial.owner.machine})")
 
+        watch.begin_limit()
         trainer = prepare(trial, state, notify)
         with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
             resumed = state is not None

@@ -45,7 +45,8 @@ def trials_view(parent_id: str, objective: str, axes: Sequence[str]) -> str:
         objective: the metric's name.
         axes: the swept keys, as on the command line.
     """
-    parameters = [parameter_of(axis) for axis in axes if axis.lstrip("+~") != RECIPE]
+    swept = [axis for axis in axes if axis.lstrip("+~") != RECIPE]
+    parameters = dict.fromkeys(map(parameter_of, swept))  # two may be of one list
     shown = [f"metrics.`{objective}`", *(f"params.`{name}`" for name in parameters)]
     return json.dumps(
         {

@@ -46,13 +46,13 @@ BUSY = (
 MAKING = 0x6D6E697374
 """The number of PostgreSQL's lock that one process holds while it makes a store's tables."""
 RIGHTS = {
-    "NOT has_schema_privilege(current_schema(), 'CREATE')": "CREATE ON SCHEMA public",
+    "NOT has_schema_privilege(current_schema(), 'CREATE')": "CREATE ON SCHEMA {}",
     "NOT (has_table_privilege(to_regclass('runs')::oid, 'INSERT')"
     " AND has_table_privilege(to_regclass('runs')::oid, 'UPDATE'))": (
-        "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
+        "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {}"
     ),
     "NOT has_sequence_privilege(to_regclass('experiments_experiment_id_seq')::oid, 'USAGE')": (
-        "USAGE ON ALL SEQUENCES IN SCHEMA public"
+        "USAGE ON ALL SEQUENCES IN SCHEMA {}"
     ),
 }
 """What PostgreSQL may refuse a user who writes, and what to grant then. The first is asked where
@@ -286,11 +286,13 @@ def _check_database(store: Store, write: bool) -> None:
             made = sqlalchemy.inspect(connection).has_table("alembic_version")
             lacks = list(RIGHTS)[1:] if made else list(RIGHTS)[:1]
             for lack in lacks if write and scheme == "postgresql" else ():
-                query = sqlalchemy.text(f"SELECT quote_ident(current_user) WHERE {lack}")
-                if user := connection.execute(query).scalar():
+                names = "quote_ident(current_user), quote_ident(current_schema())"
+                query = sqlalchemy.text(f"SELECT {names} WHERE {lack}")
+                if found := connection.execute(query).first():
+                    grant = f"GRANT {RIGHTS[lack].format(found[1])} TO {found[0]}"
                     raise UserError(
                         f"tracking.uri={store.shown}: its user may not write there; right, said by "
-                        f"the database's owner: GRANT {RIGHTS[lack]} TO {user}"
+                        f"the database's owner: {grant}"
                     )
             if not made:
                 return

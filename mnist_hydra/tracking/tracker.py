@@ -47,8 +47,13 @@ FINAL_CODES = (
     "RESOURCE_DOES_NOT_EXIST",
 )
 """MLflow's error codes after which to ask again is of no use, such as for a deleted run."""
-CLOUDS = ("botocore", "boto3", "azure", "google")
+CLOUDS = ("botocore", "boto3", "azure.", "google.api_core", "google.cloud", "google.auth")
 """Libraries of artifact stores whose errors MLflow passes on as they are."""
+LASTING = (
+    *("CredentialsError", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    *("NoSuchBucket", "ContainerNotFound", "Forbidden", "DefaultCredentials"),
+)
+"""What their errors say where to ask again is of no use."""
 
 
 class NothingRecorded(UserError):
@@ -271,7 +276,8 @@ class Tracker:
 
     def forget_checkpoint(self, run_id: str) -> None:
         """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
-        self.client.delete_tag(run_id, tag.CHECKPOINT)
+        if tag.CHECKPOINT in self.client.get_run(run_id).data.tags:  # it may be asked for twice
+            self.client.delete_tag(run_id, tag.CHECKPOINT)
 
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
         """Record an MLflow model as the run's one model, called `model`.
@@ -348,8 +354,8 @@ def is_away(error: BaseException) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in FINAL_CODES
-    if type(error).__module__.partition(".")[0] in CLOUDS:
-        return True
+    if type(error).__module__.startswith(CLOUDS):
+        return not any(word in f"{type(error).__name__}: {error}" for word in LASTING)
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 

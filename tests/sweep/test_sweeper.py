@@ -32,7 +32,8 @@ from mlflow.entities import Run, ViewType
 from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
-from mnist_hydra.tracking import tag
+from mnist_hydra.sweep import attempt
+from mnist_hydra.tracking import spool, tag
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
@@ -366,6 +367,26 @@ def test_a_trial_whose_last_checkpoint_is_damaged_gets_no_model_of_an_earlier_on
     done = run(*words, "sweep.keep=1", cwd=tmp_path)
     assert "its last checkpoint is missing or damaged" in done.err, done.err
     assert not client(tmp_path).search_logged_models([trial.info.experiment_id])
+
+
+def test_a_trials_time_limit_is_for_its_training_alone(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_s, close = 5.0, spool.Spool.close
+
+    def late(*_: Any, **__: Any) -> None:
+        time.sleep(limit_s + 0.5)
+
+    def close_late(self: spool.Spool, stop: threading.Event | None = None) -> None:
+        late()
+        close(self, stop)
+
+    monkeypatch.setattr(attempt, "GRACE_S", 0.1)
+    monkeypatch.setattr(spool, "deliver_left", late)
+    monkeypatch.setattr(spool.Spool, "close", close_late)
+    limit = (f"sweep.trial_timeout_s={limit_s}", "sweep.retries=0", "sweep.keep=0", NO_REPORT)
+    done = run(tiny, *QUICK, "seed=1", *limit, cwd=tmp_path)
+    assert done.code == 0 and "1 of 1 trials done" in done.err, done.err
 
 
 def test_what_a_dead_worker_could_not_tell_of_its_training_is_gone_on_from(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -180,6 +181,12 @@ def test_a_folder_that_is_not_there_is_no_folder_of_which_all_is_delivered(
     done = commands.run_module("sync", f"output_dir={tmp_path / 'typo'}", cwd=tmp_path)
     assert done.code == 2 and "typo holds no runs; right: " in done.err
     assert done.err.count("\n") == 1 and not done.out and not list(tmp_path.iterdir())
+
+
+def test_a_command_without_standard_output_says_nothing_of_that(made: Path) -> None:
+    words = shlex.join([sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"])
+    done = subprocess.run(["bash", "-c", f"{words} >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_store_that_does_not_answer_keeps_what_is_left(made: Path, commands: Commands) -> None:
