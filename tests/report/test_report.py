@@ -981,6 +981,21 @@ def test_what_a_search_drew_lies_by_its_size_however_few_the_trials_are() -> Non
     assert many.scales == {"lr": "linear"}
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(1, "one seed"), (2, "mean over seeds")])
+def test_a_word_among_an_axis_numbers_leaves_each_point_at_its_tick(seeds: int, said: str) -> None:
+    limits = ("null", "1000", "5000")
+    axes = {"data.limit": limits, "lr": ("0.1", "0.2")}
+    of_seed = {str(seed): 0.5 for seed in range(seeds)}
+    scores = {point: of_seed for point in itertools.product(*axes.values())}
+    found = questions.Layout(axes, "lr", "data.limit", None, (), {"lr": "linear"})
+    figure = plots.heat_map(scores, [*axes], found, "val/acc")
+    ax = figure.axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [*limits]
+    assert {x for x, _ in ax.collections[0].get_offsets().tolist()} == {*ax.get_xticks()}
+    told = " ".join(text.get_text() for text in figure.texts)
+    assert f"each point is a configuration, {said}" in told
+
+
 def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
     trials = [
         TrialRecord({"lr": lr}, [], "finished", score, lr)
