@@ -767,6 +767,13 @@ def test_the_best_and_the_last_epoch_have_a_column_where_they_say_something_new(
     assert {name for name in found.header if "epoch" in name} == said
 
 
+def test_a_column_that_says_nothing_of_any_configuration_is_left_out() -> None:
+    one, two = of({("0.0",): [0.9]}), of({("0.0",): [0.9], ("0.1",): [0.8]})
+    for findings, shown in ((one, False), (two, True)):
+        found = table.configurations(findings, questions.leads(findings))
+        assert ("behind the first" in found.header) is shown
+
+
 def test_of_the_best_epochs_value_and_the_last_ones_the_csv_has_both() -> None:
     metrics = [{"val/acc": 0.89, "val/acc_best": 0.9}, {"val/acc": 0.8, "val/acc_best": 0.8}]
     findings = of({("0.0",): [0.9], ("0.1",): [0.8]}, metrics=metrics)
