@@ -321,6 +321,17 @@ def test_a_blank_picture_is_one_line_and_no_digit(
 
 
 @SWEPT
+def test_of_blank_pictures_alone_each_is_one_line_and_the_exit_code_1(
+    swept: Path, champion: str, fast: Fast, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank.png"
+    Image.new("L", (28, 28), 255).save(blank)
+    done = fast("predict", "model=mnist@champion", str(blank), cwd=swept)
+    said = f"{blank}: no digit (it is blank)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@SWEPT
 def test_ctrl_c_ends_a_command_with_no_word_and_the_code_of_that(
     swept: Path, champion: str, tmp_path: Path
 ) -> None:
