@@ -616,6 +616,17 @@ def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path
     assert made.page.is_file() and not place.cache_dir.exists()
 
 
+def test_a_report_leaves_no_picture_of_an_earlier_one_beside_its_page(
+    swept: Swept, tmp_path: Path
+) -> None:
+    found = read.read_filter(swept.tracker, "params.lr = '0.15'")
+    folder = make(swept.tracker, found, place_in(tmp_path)).folder
+    files = sorted(folder.iterdir())
+    (folder / "earlier.png").touch()
+    make(swept.tracker, found, place_in(tmp_path))
+    assert sorted(folder.iterdir()) == files
+
+
 def test_with_one_seed_the_report_says_that_nothing_can_be_told_apart() -> None:
     findings = of({("0.0",): [0.99], ("0.1",): [0.98], ("0.2",): [0.97]})
     said = said_of(findings)
