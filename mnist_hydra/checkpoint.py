@@ -88,6 +88,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
+        "mps": [torch.mps.get_rng_state()] if device.type == "mps" else [],
     }
 
 
@@ -100,3 +101,5 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and len(state["cuda"]) == 1:  # it may come from a CPU
         torch.cuda.set_rng_state(state["cuda"][0], device)
+    if device.type == "mps" and state.get("mps"):  # which older checkpoints lack
+        torch.mps.set_rng_state(state["mps"][0])

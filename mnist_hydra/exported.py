@@ -183,16 +183,17 @@ def find_model(name: str | None, place: Place) -> Exported:
 
     folder = Path(name).absolute()
     with in_short(f"model={name} cannot be read"):
-        if not folder.exists():
+        if folder.exists() and "%" not in str(folder):
+            return Exported(folder, name)
+        above = tempfile.TemporaryDirectory()
+        if folder.exists():  # MLflow takes a path for an address, and reads `%20` in it as a blank
+            folder = Path(shutil.copytree(folder, f"{above.name}/model"))
+        else:
             tracker = Tracker(place, make=False)
             mlflow.set_tracking_uri(tracker.uri)
             address = address_of(tracker, name)
-            folder = Path(mlflow.artifacts.download_artifacts(address))
-        if "%" not in str(folder):
-            return Exported(folder, name)
-        # MLflow takes a path for an address, and reads `%20` in it as a blank.
-        above = tempfile.TemporaryDirectory()
-        found = Exported(Path(shutil.copytree(folder, f"{above.name}/model")), name)
+            folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=above.name))
+        found = Exported(folder, name)
         weakref.finalize(found, above.cleanup)
         return found
 

@@ -39,6 +39,10 @@ class Unreadable(Exception):
     """A file holds no images, or an image no digit."""
 
 
+class Blank(Unreadable):
+    """An image shows no digit."""
+
+
 def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     """Print a line for each image of the files and folders that `words` name.
 
@@ -46,7 +50,8 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
         name: what the user calls the model.
 
     Returns:
-        The exit code: 0, or 1 if a file could not be read, each of which is said on stderr.
+        The exit code: 0, or 1 if a file could not be read or an image is blank, each of which is
+        said on stderr.
 
     Raises:
         UserError: no model, or no image at all.
@@ -61,11 +66,12 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     from mnist_hydra.exported import find_model
 
     model = find_model(name, entry.place_of(cfg))
-    console, unreadable = Console(stderr=True), 0
+    console, unreadable, blank = Console(stderr=True), 0, False
 
     def skip(problem: Unreadable) -> None:
-        nonlocal unreadable
+        nonlocal unreadable, blank
         unreadable += 1
+        blank = blank or isinstance(problem, Blank)
         # Above the bar, and in one line however narrow the terminal is.
         console.print(problem, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
@@ -88,7 +94,7 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
             if not quiet:
                 bar.start()
             bar.update(task, completed=done + unreadable)
-    if not done:
+    if not done and not blank:
         right = "PNG, JPEG or IDX files, or folders of them"
         raise UserError(f"no image of a digit was found; right: {right}")
     return 1 if unreadable else 0
@@ -104,7 +110,7 @@ def _images(
                 if image.min() < image.max():
                     yield name, image
                 else:
-                    skip(Unreadable(f"{name}: no digit (it is blank)"))
+                    skip(Blank(f"{name}: no digit (it is blank)"))
         except Unreadable as problem:
             skip(problem)
 

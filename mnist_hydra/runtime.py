@@ -111,7 +111,7 @@ def choose(
         compile_ = bool(recorded.get("compile", False)) and not kernel
     threads = config.threads
     if threads == "auto":
-        threads = int(recorded.get("threads", min(torch.get_num_threads(), machine.cores)))
+        threads = min(int(recorded.get("threads", torch.get_num_threads())), machine.cores)
     replay = replay and kind == "cuda" and config.compile == "auto" and not compile_
     deterministic = config.deterministic
     return Runtime(device, precision, bool(compile_), kernel, replay, int(threads), deterministic)

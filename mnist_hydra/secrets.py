@@ -13,6 +13,8 @@ from typing import Any
 HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
 """Characters of a value that is looked for in a text: shorter ones are in too many words."""
+OF_ENVIRONMENT = r"\$\{\s*oc\.env\s*:\s*"
+"""How a reference to a variable of the environment begins."""
 READ: set[str] = set()
 """The variables of the environment that this process's configuration reads, by name."""
 
@@ -84,12 +86,13 @@ def by_reference(settings: Mapping[str, str], composed: Mapping[str, str]) -> di
     for key, value in settings.items():
         for name, text in raw.items():
             is_of_key = f"{key}.".startswith(f"{name}.")  # what stands above it counts, too
-            if is_of_key and ("${oc.env:" in text or any(secret in value for secret in secrets)):
+            read = re.search(OF_ENVIRONMENT, text) or any(secret in value for secret in secrets)
+            if is_of_key and read:
                 recorded[key] = text
     return recorded
 
 
 def _variables(text: str) -> list[str]:
     """The variables of the environment that a text refers to."""
-    names = re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", text)
+    names = re.findall(OF_ENVIRONMENT + r"([^,}\s]+)", text)
     return [name.strip("\"'") for name in names]

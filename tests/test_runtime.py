@@ -74,6 +74,13 @@ def test_a_resumed_run_moves_to_another_device_where_its_own_is_missing() -> Non
     assert (chosen.device, chosen.precision) == ("cpu", "bf16")
 
 
+@pytest.mark.parametrize(("recorded", "threads"), [(64, 4), (4, 4), (3, 3)])
+def test_a_resumed_run_takes_no_more_threads_than_there_are_cores(
+    recorded: int, threads: int
+) -> None:
+    assert choose(config(), PLAIN, {"threads": recorded}).threads == threads
+
+
 def test_what_is_asked_for_wins_over_what_was_recorded() -> None:
     recorded = {"device": "cuda", "precision": "bf16", "compile": True, "threads": 3}
     wanted = config(device="cpu", precision="fp32", compile=False, threads=1)

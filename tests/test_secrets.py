@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from mnist_hydra.cli.commands import place_words
 from mnist_hydra.config import unresolved
 from mnist_hydra.secrets import (
     address_without_password,
@@ -74,6 +76,19 @@ def test_what_comes_from_the_environment_is_recorded_as_the_reference(
     assert recorded["token"] == "${oc.env:MY_TOKEN}" and recorded["width"] == "64"
     assert recorded["model.url"] == "http://h/${token}" and "${token}" in recorded["words"]
     assert recorded["copy.url"] == "${model}"
+
+
+@pytest.mark.parametrize("written", ["${ oc.env:MY_TOKEN}", "${oc.env : MY_TOKEN }"])
+def test_a_reference_may_hold_blanks(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    cfg = OmegaConf.create({"token": written})
+    assert by_reference({"token": cfg.token}, unresolved(cfg)) == {"token": written}
+    remember_variables(cfg)
+    assert hide_in_error(f"bad token {SECRET}") == "bad token ${oc.env:MY_TOKEN}"
+    place = {"output_dir": "outputs", "tracking": {"uri": written, "experiment_name": "mine"}}
+    words = place_words(OmegaConf.create(place))
+    assert OverridesParser.create().parse_override(words[0]).value() == written
+    assert words[0] == f"tracking.uri={written}"
 
 
 def test_an_error_names_the_variable_and_not_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
 from tests.data.small import mini
+from tests.faults.postgres import mlflow_server
 
 ROOT = Path(__file__).parents[1]
 SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep, and what forks commands
@@ -318,6 +319,34 @@ def test_a_blank_picture_is_one_line_and_no_digit(
     blank = (folder / "empty.png", folder / "one.png", folder / "paper.jpg", f"{idx}#1")
     assert done.stderr.splitlines() == [f"{name}: no digit (it is blank)" for name in blank]
     assert done.returncode == 1
+
+
+@SWEPT
+def test_of_blank_pictures_alone_each_is_one_line_and_the_exit_code_1(
+    swept: Path, champion: str, fast: Fast, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank.png"
+    Image.new("L", (28, 28), 255).save(blank)
+    done = fast("predict", "model=mnist@champion", str(blank), cwd=swept)
+    said = f"{blank}: no digit (it is blank)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+def test_a_model_of_a_server_leaves_no_copy_in_the_temporary_folder(
+    fast: Fast, mnist: Path, tmp_path: Path, test_images: Pixels
+) -> None:
+    folder, temporary = write(tmp_path / "images", test_images[:1]), tmp_path / "temporary"
+    temporary.mkdir()
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/mlflow.db") as address:
+        place = f"tracking.uri={address}"
+        words = [place, "epochs=1", "data.limit=1000", f"data.root={mnist}", "model=model1"]
+        done = fast("train", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        [run] = MlflowClient(address).search_runs(["1"])
+        words = [f"model={run.info.run_id}", place, str(folder)]
+        done = call("predict", *words, cwd=tmp_path, TMPDIR=str(temporary))
+    assert done.returncode == 0 and len(predicted(done)) == 1, done.stderr
+    assert list(temporary.rglob("MLmodel")) == []
 
 
 @SWEPT

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra.errors import UserError
-from mnist_hydra.secrets import without_password
+from mnist_hydra.secrets import OF_ENVIRONMENT, without_password
 from mnist_hydra.targets import folders_of
 
 CONFIG_PATH, CONFIG_NAME = "pkg://mnist_hydra.conf", "config"
@@ -110,7 +110,8 @@ def place_words(config: DictConfig) -> list[str]:
     uri = OmegaConf.select(config, "tracking.uri")
     if uri is not None:
         as_written = str(written(config, "tracking.uri"))
-        uri = as_written if "${oc.env:" in as_written else without_password(str(uri))
+        of_environment = re.search(OF_ENVIRONMENT, as_written)
+        uri = as_written if of_environment else without_password(str(uri))
     name = OmegaConf.select(config, "tracking.experiment_name")
     return words_for_place(str(config.output_dir), uri, str(name))
 
@@ -133,7 +134,7 @@ def override_value(text: str) -> str:
     """A text as the value of an override, in quotes where Hydra needs them."""
     plain = re.fullmatch(r"[A-Za-z_./][\w./:@-]*", text, re.ASCII)
     keyword = text.lower() in ("true", "false", "null", "nan", "inf")
-    if text.startswith("${oc.env:") or (plain and not keyword):
+    if re.match(OF_ENVIRONMENT, text) or (plain and not keyword):
         return text
     from hydra.core.override_parser.types import Quote, QuotedString
 

@@ -47,6 +47,8 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
     hard_images = hard.hard_images(tracker, alike, place.cache_dir)
     folder = place.folder / "reports" / _folder_name(findings)
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("*.png"):
+        earlier.unlink(missing_ok=True)  # this report may have fewer
     pictures = list(pictures_of(findings, answers, curves))
     figures = {picture.name: picture.figure for picture in pictures}
     if hard_images:

@@ -104,7 +104,9 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     height = 0.85 + rows * (high + 0.95)
     unit = "in %, " if is_share(objective) else ""
     many = max(len(seeds) for seeds in scores.values()) > 1
-    each = "each point is a trial" if as_points else "mean over seeds" if many else "one seed each"
+    each = "mean over seeds" if many else "one seed each"
+    if as_points:
+        each = f"each point is a configuration, {each}"
     averaged = f"; averaged over {', '.join(chosen.averaged)}" if chosen.averaged else ""
     title = f"{objective} over {chosen.rows} and {chosen.columns}"
     figure = canvas.blank(width, height, title, f"{unit}{each}{averaged}")
@@ -333,13 +335,18 @@ def _cells(
 def _points(
     axes_: Axes, means: Cells, xs: Sequence[str], ys: Sequence[str], colours: Normalize
 ) -> Any:
-    """Draw each configuration as a point; as `_cells`."""
+    """Draw each configuration as a point; as `_cells`.
+
+    It lies at the number itself on an axis of nothing but numbers, else at its value's place.
+    """
     points = [(x, y, mean) for (x, y), inside in means.items() for mean in inside]
+    places = []
     for values, set_ticks in ((xs, axes_.set_xticks), (ys, axes_.set_yticks)):
-        if None in map(number, values):
+        by_place = None in map(number, values)
+        if by_place:
             set_ticks(range(len(values)), values)
-    across = [_position(x, xs) for x, _, _ in points]
-    up = [_position(y, ys) for _, y, _ in points]
+        places.append({v: place if by_place else float(v) for place, v in enumerate(values)})
+    across, up = [places[0][x] for x, _, _ in points], [places[1][y] for _, y, _ in points]
     return axes_.scatter(across, up, 30, [mean for *_, mean in points], cmap=RAMP, norm=colours)
 
 
@@ -362,12 +369,6 @@ def _legend_beside(axes_: Axes) -> None:
     """Name the colours, at the right of the axes."""
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
     axes_.legend(**place, fontsize=8.5, frameon=False, labelcolor=INK, labelspacing=0.9)
-
-
-def _position(value: str, values: Sequence[str]) -> float:
-    """Where a value lies on a continuous axis: the number itself, or its place."""
-    found = number(value)
-    return float(values.index(value)) if found is None else found
 
 
 def _spots(values: Sequence[str], scale: str | None) -> dict[str, float]:

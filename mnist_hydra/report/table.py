@@ -58,7 +58,7 @@ def configurations(findings: Findings, leads: Sequence[Difference]) -> Table:
         "parameters": [_sizes(row) for row in rows],
     }
     reached = [value(found.objective, row.score.mean) for row in rows]
-    kept = {name: cells for name, cells in more.items() if cells != reached and set(cells) != {"-"}}
+    kept = {n: cells for n, cells in more.items() if cells != reached and set(cells) - {"-", ""}}
     return Table(
         [*(name.replace("+/-", "±") for name in names), *kept],
         [[*cells, *(kept[name][place] for name in kept)] for place, cells in enumerate(ranking)],

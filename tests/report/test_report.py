@@ -616,6 +616,17 @@ def test_a_report_of_runs_by_a_filter_stays_on_disk(swept: Swept, tmp_path: Path
     assert made.page.is_file() and not place.cache_dir.exists()
 
 
+def test_a_report_leaves_no_picture_of_an_earlier_one_beside_its_page(
+    swept: Swept, tmp_path: Path
+) -> None:
+    found = read.read_filter(swept.tracker, "params.lr = '0.15'")
+    folder = make(swept.tracker, found, place_in(tmp_path)).folder
+    files = sorted(folder.iterdir())
+    (folder / "earlier.png").touch()
+    make(swept.tracker, found, place_in(tmp_path))
+    assert sorted(folder.iterdir()) == files
+
+
 def test_with_one_seed_the_report_says_that_nothing_can_be_told_apart() -> None:
     findings = of({("0.0",): [0.99], ("0.1",): [0.98], ("0.2",): [0.97]})
     said = said_of(findings)
@@ -765,6 +776,13 @@ def test_the_best_and_the_last_epoch_have_a_column_where_they_say_something_new(
     found = table.configurations(findings, questions.leads(findings))
     assert {len(row) for row in found.rows} == {len(found.header)}
     assert {name for name in found.header if "epoch" in name} == said
+
+
+def test_a_column_that_says_nothing_of_any_configuration_is_left_out() -> None:
+    one, two = of({("0.0",): [0.9]}), of({("0.0",): [0.9], ("0.1",): [0.8]})
+    for findings, shown in ((one, False), (two, True)):
+        found = table.configurations(findings, questions.leads(findings))
+        assert ("behind the first" in found.header) is shown
 
 
 def test_of_the_best_epochs_value_and_the_last_ones_the_csv_has_both() -> None:
@@ -979,6 +997,21 @@ def test_what_a_search_drew_lies_by_its_size_however_few_the_trials_are() -> Non
     assert [tick.get_text() for tick in model.get_xticklabels()] == ["model1", "model3"]
     many = questions.layout(("lr",), {(f"0.{i:02}",): {"1": 0.5} for i in range(1, 14)}, {}, {})
     assert many.scales == {"lr": "linear"}
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "one seed"), (2, "mean over seeds")])
+def test_a_word_among_an_axis_numbers_leaves_each_point_at_its_tick(seeds: int, said: str) -> None:
+    limits = ("null", "1000", "5000")
+    axes = {"data.limit": limits, "lr": ("0.1", "0.2")}
+    of_seed = {str(seed): 0.5 for seed in range(seeds)}
+    scores = {point: of_seed for point in itertools.product(*axes.values())}
+    found = questions.Layout(axes, "lr", "data.limit", None, (), {"lr": "linear"})
+    figure = plots.heat_map(scores, [*axes], found, "val/acc")
+    ax = figure.axes[0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [*limits]
+    assert {x for x, _ in ax.collections[0].get_offsets().tolist()} == {*ax.get_xticks()}
+    told = " ".join(text.get_text() for text in figure.texts)
+    assert f"each point is a configuration, {said}" in told
 
 
 def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
