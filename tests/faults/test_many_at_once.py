@@ -53,11 +53,11 @@ def test_runs_at_once_on_a_database_that_is_started_again_lose_nothing(
     port = free_port()
     with postgres(short_folder, port) as database:
         where = ["tracking=server", f"tracking.uri={database}"]
-        commands = _start(tmp_path, words, runs, *where)
-        commands[0].wait_for_line("epoch +1/")
+        started = _start(tmp_path, words, runs, *where)
+        started[0].wait_for_line("epoch +1/")
     time.sleep(AWAY_S)
     with postgres(short_folder, port):
-        _finish(commands)
+        _finish(started)
         if (tmp_path / "outputs" / "spool").exists():
             again = commands.run_module("sync", *where, cwd=tmp_path)
             assert again.code == 0, again.said
