@@ -172,14 +172,15 @@ class Ledger:
         for run in self._children("attributes.status = 'RUNNING'"):
             run_id, creator = run.info.run_id, run.data.tags.get(tag.CREATOR)
             trial = by_run.get(run_id)
-            if trial is not None:
+            if trial is None:
+                if creator is not None and observer.is_dead(read_owner(creator)):
+                    self.client.delete_run(run_id)  # made for a trial, and never claimed
+            elif trial.state != RUNNING:
                 self._read_page(self._page_of(claim_key(trial.fingerprint, 1)))
                 now = self._trials.get(trial.fingerprint)  # perhaps begun again meanwhile
                 if now is not None and now.run_id == run_id and now.state != RUNNING:
                     self.close(run_id, now.state, now.error, self._last_epoch_ms(run_id))
                     self._drop_error(run, now.error)
-            elif creator is not None and observer.is_dead(read_owner(creator)):
-                self.client.delete_run(run_id)  # made for a trial, and never claimed
 
     def write_once(self, key: str, text: str) -> bool:
         """Write an entry that nobody has written; whether the one that stands is the same.

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from mnist_hydra import metrics
 from mnist_hydra.cli.commands import (
-    PLACE,
     config_words,
     override_value,
     refuse_moving_folder,
@@ -125,8 +124,7 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     points: Any = corners(arguments) if is_search else arguments.points()
     trials = check_points(arguments, points, composer)
     config = trials.first
-    without_axes = composer.base(arguments.fixed)
-    base = base_settings(without_axes, job.kind)
+    base = base_settings(composer.base(arguments.fixed), job.kind)
     plan = Plan(
         job.kind,
         arguments,
@@ -142,7 +140,7 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
         objective_of(config.sweep, job.kind, trials),
         base,
         identity_of(config.sweep.name, base, arguments.axes),
-        place_overrides(without_axes, config),
+        place_overrides(config),
     )
 
 
@@ -180,21 +178,11 @@ def objective_of(settings: SweepConfig, kind: str, trials: Trials) -> str:
     return chosen
 
 
-def place_overrides(without_axes: DictConfig, config: Config) -> list[str]:
-    """The overrides by which a worker, which has no axes, finds where the sweep is recorded.
-
-    Args:
-        without_axes: as a worker composes it.
-        config: a trial's, as the sweeper resolved it.
-    """
-    place = {key: written(config.composed, key) for key in PLACE}
-    other = {key: value for key, value in place.items() if value != written(without_axes, key)}
-    if "${" in str(place["output_dir"]):  # such as the time, which differs there
-        other["output_dir"] = config.output_dir
-    return [
-        f"++{key}={'null' if value is None else override_value(str(value))}"
-        for key, value in other.items()
-    ]
+def place_overrides(config: Config) -> list[str]:
+    """The overrides by which a worker, which has this trial's, finds where a sweep is recorded."""
+    if "${" not in str(written(config.composed, "output_dir")):
+        return []
+    return [f"++output_dir={override_value(config.output_dir)}"]  # it may hold the time
 
 
 def find_sweep(command: Command, tracker: Tracker) -> Parent | None:

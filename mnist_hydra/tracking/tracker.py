@@ -202,9 +202,9 @@ class Tracker:
         Raises:
             OSError or MlflowException: if there is no such artifact.
         """
-        recorded = urlsplit(self.client.get_run(run_id).info.artifact_uri)
-        if recorded.scheme == "file":  # MLflow would list the folder and copy it first
-            return (Path(unquote(recorded.path)) / name).read_text()
+        here = _local_artifacts(self.client.get_run(run_id))
+        if here is not None:  # MLflow would list the folder and copy it first
+            return (here / name).read_text()
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, name, folder)).read_text()
 
@@ -228,10 +228,9 @@ class Tracker:
             named = Path(folder) / f"slot-{slot}.pt"
             shutil.copyfile(path, named)
             self.client.log_artifact(run_id, str(named), "checkpoints")
-        recorded = urlsplit(run.info.artifact_uri)
-        if recorded.scheme == "file":  # on the disk before the tag says so
-            copy = Path(unquote(recorded.path)) / "checkpoints" / named.name
-            with open(copy, "rb") as written:
+        here = _local_artifacts(run)
+        if here is not None:  # on the disk before the tag says so
+            with open(here / "checkpoints" / named.name, "rb") as written:
                 os.fsync(written.fileno())
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         newest = {"slot": slot, **about, "before": older or None}
@@ -330,6 +329,12 @@ class Tracker:
     def reopen(self, run_id: str) -> None:
         """Mark a closed run as running again."""
         self.client.update_run(run_id, status="RUNNING")
+
+
+def _local_artifacts(run: Run) -> Path | None:
+    """The folder of a run's artifacts where that is on this machine's disks."""
+    recorded = urlsplit(run.info.artifact_uri)
+    return Path(unquote(recorded.path)) if recorded.scheme == "file" else None
 
 
 def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
