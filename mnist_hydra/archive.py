@@ -3,6 +3,9 @@
 torch evaluates a program's sizes and guards as Python, finds an operator by any attribute of torch,
 imports the module that an enum names, and loads compiled code that lies in the archive. A program
 of plain layers needs none of that: sizes and guards are arithmetic, operators are ATen's.
+
+Two readers may find different files in one archive. So what was looked at is written anew, and that
+is what torch loads.
 """
 
 from __future__ import annotations
@@ -22,12 +25,15 @@ RECORD = re.compile(
 )
 """The names of an archive's records; compiled code has others."""
 SIZE = re.compile(
-    r"(Symbol\('[a-z]+\d+'|(positive|nonnegative|integer)=True|[a-z]{1,2}\d+|\d+|[(), +*/-]"
-    r"|(Integer|Add|Mul|Pow|Max|Min|FloorDiv|CleanDiv|Mod|PythonMod)\()*"
+    r"(Symbol\('[a-z]+\d+'|(positive|nonnegative|integer)=True|[a-z]{1,2}\d+(?!\d)|\d"
+    r"|[(), +/-]|\*(?!\*)|(Integer|Add|Mul|Max|Min|FloorDiv|CleanDiv|Mod|PythonMod)\()*"
 )
 GUARD = re.compile(
-    r"(L\['\w+'\]|\[\d+\]|\.(size|stride)\(\)|\.shape|\d+|\b(and|or|not)\b|[<>=!]=|[<>+*/%() -])*"
+    r"(L\['\w+'\]|\[\d+\]|\.(size|stride)\(\)|\.shape|\d|\b(and|or|not)\b"
+    r"|[<>=!]=|[<>+/%() -]|\*(?!\*))*"
 )
+"""Neither knows powers: `9**9**9` takes for ever. Each text is read in one way alone, so that no
+long one takes for ever to refuse."""
 OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims)\.(?!\w*__|from_file\b)\w+\.(?!\w*__)\w+|torch\.sym_\w+"
     r"|torch\.ops\.higher_order\.(cond|scan|map_impl|while_loop|wrap_with_set_grad_enabled)"
@@ -49,20 +55,25 @@ PLAIN: Mapping[str, Callable[[Any], bool]] = {
 """Which values are harmless, of the keys whose values torch evaluates, calls or imports."""
 
 
-def what_would_run(archive: Path) -> str | None:
-    """What torch would run of a program's archive that is no plain program's; `None` for nothing.
+def copy_plain(archive: Path, copy: Path) -> str | None:
+    """Copy a program's archive, file by file, if it is a plain program's.
+
+    Returns:
+        What torch would run of one that is none; `None` if it was copied.
 
     Raises:
         zipfile.BadZipFile: it is no archive.
     """
-    with zipfile.ZipFile(archive) as file:
-        names = [record.filename for record in file.infolist()]
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(copy, "w") as new:
+        names = [record.filename for record in old.infolist()]
         for name in names:
             if not RECORD.fullmatch(name) or names.count(name) > 1:
                 return f"the file {name}"
+            record = old.read(name)
             with suppress(ValueError):  # no JSON, or no text
-                for found in _evaluated(json.loads(file.read(name))):
+                for found in _evaluated(json.loads(record)):
                     return found
+            new.writestr(name, record)
     return None
 
 

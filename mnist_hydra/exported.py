@@ -12,7 +12,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mnist_hydra.archive import what_would_run
+from mnist_hydra.archive import copy_plain
 from mnist_hydra.config import DataConfig, Place
 from mnist_hydra.errors import UserError, first_line, shown
 
@@ -38,22 +38,21 @@ Probabilities = npt.NDArray[np.float32]
 class Exported:
     """A model that takes images uint8 [N, 1, side, side] and returns class probabilities.
 
-    The program itself is loaded when it is first asked, which takes seconds.
+    The program itself is loaded when it is first asked, which takes seconds, from a copy.
 
     Args:
         folder: the model's.
         name: as the user called it.
 
     Raises:
-        UserError: see `insist_on_program` and `side_of`.
+        UserError: see `copy_program` and `side_of`.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        from mlflow.models import Model
-
-        self.folder, self.name = folder, name
-        about = Model.load(str(folder))
-        insist_on_program(about, folder, name)
+        above = tempfile.TemporaryDirectory()
+        weakref.finalize(self, above.cleanup)
+        self.folder, self.name = Path(above.name), name
+        about = copy_program(folder, self.folder, name)
         self.side = side_of(about, name)
         self.hold_out: dict[str, Any] = (about.metadata or {}).get(HOLD_OUT, {})
         """As `hold_out_of`; empty for a model that does not say, as none before 2026-11-27 does."""
@@ -183,19 +182,14 @@ def find_model(name: str | None, place: Place) -> Exported:
 
     folder = Path(name).absolute()
     with in_short(f"model={name} cannot be read"):
-        if folder.exists() and "%" not in str(folder):
+        if folder.exists():
             return Exported(folder, name)
-        above = tempfile.TemporaryDirectory()
-        if folder.exists():  # MLflow takes a path for an address, and reads `%20` in it as a blank
-            folder = Path(shutil.copytree(folder, f"{above.name}/model"))
-        else:
-            tracker = Tracker(place, make=False)
-            mlflow.set_tracking_uri(tracker.uri)
-            address = address_of(tracker, name)
-            folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=above.name))
-        found = Exported(folder, name)
-        weakref.finalize(found, above.cleanup)
-        return found
+        tracker = Tracker(place, make=False)
+        mlflow.set_tracking_uri(tracker.uri)
+        address = address_of(tracker, name)
+        with tempfile.TemporaryDirectory() as above:
+            downloaded = mlflow.artifacts.download_artifacts(address, dst_path=above)
+            return Exported(Path(downloaded), name)
 
 
 @contextmanager
@@ -265,39 +259,52 @@ def side_of(about: Model, name: str) -> int:
     return int(shape[2])
 
 
-def insist_on_program(about: Model, folder: Path, name: str) -> None:
-    """Refuse a model that is more than a `torch.export` program.
+def copy_program(folder: Path, copy: Path, name: str) -> Model:
+    """Copy of a model's folder what is needed to load it, if it is a `torch.export` program.
 
     MLflow imports the loader and the code that an `MLmodel` file names, and unpickles; here it is
     let do neither. A program's archive may hold pickles, too: that MLflow refuses those, as it is
     told here, is why `setup.cfg` admits no older one. What torch would run of it, see `archive.py`.
 
     Args:
-        about: what the `MLmodel` file says.
         folder: the model's.
+        copy: an empty folder.
         name: as the user called it.
 
+    Returns:
+        What its `MLmodel` file says.
+
     Raises:
-        UserError: it is something else.
+        UserError: it is more than a program, or something else.
+        OSError: it is no model's folder.
     """
+    from mlflow.models import Model
+
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    shutil.copyfile(folder / "MLmodel", copy / "MLmodel")
+    with suppress(FileNotFoundError):  # of the libraries that it was made with
+        shutil.copyfile(folder / "requirements.txt", copy / "requirements.txt")
+    about = Model.load(str(copy))
     loader = about.flavors.get("python_function", {})
-    data = folder / str(loader.get("data", ""))
+    program = folder / "data" / "model.pt2"
     if (
         loader.get("loader_module") != "mlflow.pytorch"
         or loader.get("code")
-        or not (data / "model.pt2").is_file()
-        or (data / "model.pth").exists()
+        or loader.get("data") != "data"
+        or not program.is_file()
+        or program.with_name("model.pth").exists()
     ):
         raise UserError(
             f"model={name} is no torch.export program, or names code of its own to run; right: a "
             f"model that this project exported"
         )
-    if (found := what_would_run(data / "model.pt2")) is not None:
+    (copy / "data").mkdir()
+    if (found := copy_plain(program, copy / "data" / program.name)) is not None:
         raise UserError(
             f"model={name} is no program of plain layers: torch would run {shown(found)[:200]}; "
             f"right: a model that this project exported, without operators of your own"
         )
+    return about
 
 
 def address_of(tracker: Any, name: str) -> str:

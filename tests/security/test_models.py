@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mnist_hydra.archive import what_would_run
+from mnist_hydra.archive import copy_plain
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.exported import find_model
@@ -74,20 +76,56 @@ def tamper(model: Path, how: str) -> None:
     if how == "pickle":
         (data / "model.pth").write_bytes(pickle.dumps(Payload()))
         (data / "pickle_module_info.txt").write_text(evil)
-    if how in ARCHIVES or how in TEXTS:
+    if how in ("two directories", *ARCHIVES, *TEXTS):
         whole = data / "whole.pt2"
         (data / "model.pt2").rename(whole)
         with zipfile.ZipFile(whole) as old:
             records = {name: old.read(name) for name in old.namelist()}
-        with zipfile.ZipFile(data / "model.pt2", "w") as new:
-            for name, record in with_payload(records, how).items():
-                new.writestr(name, record)
+        (data / "model.pt2").write_bytes(with_payload(records, how))
         whole.unlink()
     about.write_text(yaml.safe_dump(names))
 
 
-def with_payload(records: dict[str, bytes], how: str) -> dict[str, bytes]:
+def with_payload(records: dict[str, bytes], how: str) -> bytes:
     """A program's archive in which torch would find the payload."""
+    if how == "two directories":
+        return two_directories(torch_finds=evil(records, "inputs"), python_finds=records)
+    return b"".join(zipped(evil(records, how)))
+
+
+def zipped(records: dict[str, bytes]) -> tuple[bytes, bytes, bytes]:
+    """An archive: its files, its directory and its end record."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+        start = archive.start_dir
+    whole, end = buffer.getvalue(), buffer.getvalue().rindex(b"PK\5\6")
+    return whole[:start], whole[start:end], whole[end:]
+
+
+def two_directories(torch_finds: dict[str, bytes], python_finds: dict[str, bytes]) -> bytes:
+    """An archive in which torch's reader finds other files than Python's.
+
+    torch looks for the directory where the end record says. Python takes the one that lies right
+    before the end record, and where that is not where it should be, it takes the archive to begin
+    as much later.
+    """
+    files, directory, end = zipped(torch_finds)
+    others, other, _ = zipped(python_finds)
+    files += bytes(max(0, len(others) - len(files)))  # that no file begins before its archive
+    moved, at = bytearray(other), 0
+    while at < len(moved):
+        name, extra, comment = struct.unpack_from("<HHH", moved, at + 28)
+        (begins,) = struct.unpack_from("<I", moved, at + 42)
+        struct.pack_into("<I", moved, at + 42, begins + len(files) - len(others))
+        at += 46 + name + extra + comment
+    end = end[:12] + struct.pack("<II", len(directory), len(files)) + end[20:]
+    return files + directory + others + bytes(moved) + end
+
+
+def evil(records: dict[str, bytes], how: str) -> dict[str, bytes]:
+    """A program's files, one of which holds the payload."""
     if how in TEXTS:
         path = "model/models/model.json"
         return records | {path: TEXTS[how](records[path].decode()).encode()}
@@ -114,8 +152,6 @@ def with_payload(records: dict[str, bytes], how: str) -> dict[str, bytes]:
 
 def archived() -> bytes:
     """The payload as `torch.save` writes it."""
-    import io
-
     import torch
 
     buffer = io.BytesIO()
@@ -134,12 +170,24 @@ def test_a_tampered_model_runs_nothing(model: Path, how: str) -> None:
     with pytest.raises(UserError, match="right: ") as error:
         find_model(str(model), NOWHERE)(BLANK)
     assert not Path(MARKER).exists() and len(str(error.value).splitlines()) == 1
+    assert acts_in_mlflow(model), "the attack is real"
+
+
+def test_what_was_looked_at_is_what_torch_loads(model: Path) -> None:
+    tamper(model, "two directories")
+    assert find_model(str(model), NOWHERE)(BLANK).shape == (1, 10)
+    assert not Path(MARKER).exists()
+    assert acts_in_mlflow(model), "the attack is real"
+
+
+def acts_in_mlflow(model: Path) -> bool:
+    """Whether a model leaves the marker where MLflow itself loads it."""
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "true"
     try:
         mlflow.pyfunc.load_model(str(model)).predict(BLANK[:, None])
     except Exception:  # it may fail after it has acted
         pass
-    assert Path(MARKER).exists(), "the attack is real"
+    return Path(MARKER).exists()
 
 
 @pytest.mark.parametrize("how", TEXTS)
@@ -173,7 +221,7 @@ def test_a_program_with_compiled_code_or_a_file_twice_is_refused(model: Path, na
 def test_what_a_plain_program_says_is_let_in(plain: dict[str, Any], tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("model/models/model.json", json.dumps({"nodes": [plain]}))
-    assert what_would_run(tmp_path / "model.pt2") is None
+    assert copy_plain(tmp_path / "model.pt2", tmp_path / "copy.pt2") is None
 
 
 @pytest.mark.parametrize(
@@ -188,10 +236,16 @@ def test_what_a_plain_program_says_is_let_in(plain: dict[str, Any], tmp_path: Pa
         {"target": "torch.ops.aten.__class__.mro"},
         {"target": "torch.ops.load_library"},
         {"target": "torch.load"},
+        {"expr_str": "9**9**9**9"},
+        {"expr_str": "Pow(9, Pow(9, Pow(9, 9)))"},
+        {"expr_str": "1" * 60 + "!"},
+        {"expr_str": "s11" * 60 + "!"},
+        {"guards_code": ["1" * 60 + "!"]},
         {"as_operator": "torch.ops.aten.add.Tensor"},
     ],
 )
 def test_what_no_plain_program_says_is_refused(evil: dict[str, Any], tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("model/models/model.json", json.dumps({"nodes": [evil]}))
-    assert str(what_would_run(tmp_path / "model.pt2")).startswith(next(iter(evil)))
+    found = copy_plain(tmp_path / "model.pt2", tmp_path / "copy.pt2")
+    assert str(found).startswith(next(iter(evil)))
