@@ -168,21 +168,23 @@ def is_idx(path: Path) -> bool:
 def fit(grey: Grey, side: int) -> Grey:
     """A grey image, whatever its size and polarity, as MNIST has it: uint8 [side, side].
 
-    One of that size already only gets its polarity. Any other is cut to its ink, which is what
-    stands out from its border, scaled so that the longer side of that takes 20 pixels of 28, and
-    put where its centre of mass is in the middle, as MNIST's own page describes:
-    http://yann.lecun.com/exdb/mnist/
+    The ink is what stands out from the border. One of that size already only gets its polarity, and
+    its paper made black. Any other is cut to its ink, scaled so that the longer side of that takes
+    20 pixels of 28, and put where its centre of mass is in the middle, as MNIST's own page
+    describes: http://yann.lecun.com/exdb/mnist/
     """
     light = light_on_dark(grey)
-    if light.shape == (side, side):
-        return light
-    above = np.maximum(light.astype(np.int16) - int(np.median(_border(light))), 0)
-    from scipy.ndimage import center_of_mass  # type: ignore[import-untyped]
-
+    paper = int(np.median(_border(light)))
+    above = np.maximum(light.astype(np.int16) - paper, 0)
     canvas = np.zeros((side, side), np.uint8)
     if above.max() < INK_LEVEL:
         return canvas
-    light = (above * (255 / above.max())).astype(np.uint8)
+    if paper or light.shape != (side, side):
+        light = (above * (255 / above.max())).astype(np.uint8)
+    if light.shape == (side, side):
+        return light
+    from scipy.ndimage import center_of_mass  # type: ignore[import-untyped]
+
     rows, columns = (np.flatnonzero((light >= INK_LEVEL).any(axis=axis)) for axis in (1, 0))
     ink = light[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX * side / 28 / max(ink.shape)
@@ -223,22 +225,27 @@ def _picture(path: Path) -> Grey:
         warnings.simplefilter("ignore")  # of what is odd in a file that can be read
         with Image.open(path) as opened_image:
             image = ImageOps.exif_transpose(opened_image)
+        if image.mode[0] in "IF":  # of more than 256 greys, which Pillow would cut off
+            return _in_256_greys(np.asarray(image, np.float64))
         if "A" in image.getbands() or "transparency" in image.info:
             paper, above = Image.new("RGBA", image.size, "white"), image.convert("RGBA")
             image = Image.alpha_composite(paper, above).convert("L")
             if image.getextrema() == (255, 255):  # white ink, which only another paper shows
                 image = above.getchannel("A")
-        if image.mode[0] in "IF":  # of more than 256 greys, which Pillow would cut off
-            return _in_256_greys(np.asarray(image, np.float64))
         return np.asarray(image.convert("L"))
 
 
 def _in_256_greys(values: npt.NDArray[np.float64]) -> Grey:
-    """Numbers of any range, from black for the least to white for the most."""
+    """Numbers of any range, from black for the least to white for the most.
+
+    What differs by less than ink does from paper is all black.
+    """
     low, high = values.min(), values.max()
     if not np.isfinite(high - low):
         raise ValueError("it holds what is no finite number")
-    grey: Grey = ((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    if high - low <= max(abs(low), abs(high)) * INK_LEVEL / 255:
+        return np.zeros(values.shape, np.uint8)
+    grey: Grey = ((values - low) * (255 / (high - low))).astype(np.uint8)
     return grey
 
 

@@ -728,6 +728,27 @@ def test_a_digit_is_put_where_its_mass_is_in_the_middle_in_a_box_of_20() -> None
     assert predict.fit(dark, 28).max() == 255, "dark ink on darker paper"
 
 
+@pytest.mark.parametrize(("paper", "ink"), [(255, 0), (220, 30), (160, 60), (40, 200), (0, 255)])
+def test_a_digit_of_the_right_size_is_read_on_grey_paper_too(
+    paper: int, ink: int, test_images: Pixels
+) -> None:
+    digit = test_images[0]
+    grey = np.rint(paper + (ink - paper) * (digit / 255)).astype(np.uint8)
+    assert np.abs(predict.fit(grey, 28).astype(int) - digit).max() <= 255 / abs(ink - paper)
+
+
+def test_a_page_without_ink_is_blank_at_any_size_and_depth(tmp_path: Path) -> None:
+    for side in (28, 200):
+        page = np.full((side, side), 250, np.uint8)
+        page[3:9, 3:9] = 245  # a fold
+        assert not predict.fit(page, 28).any()
+        for deep in (page.astype(np.uint16) * 257, page.astype(np.float32) / 255):
+            path = tmp_path / f"{side}{deep.dtype}.tif"
+            Image.fromarray(deep).save(path)
+            [(_, seen)] = predict.read_pictures(path, 28)
+            assert not seen.any(), path
+
+
 GREY_PAPER = 0.4
 """The share of the range from black to white that is left between ink and grey paper."""
 
@@ -740,7 +761,7 @@ def as_paper(pixels: Pixels) -> Pixels:
 
 @pytest.mark.parametrize(
     "kind",
-    ["16 bits", "32 bits", "turned.jpg", "grey paper", "palette"]
+    ["16 bits", "16 bits, one of them clear", "32 bits", "turned.jpg", "grey paper", "palette"]
     + ["black on nothing", "white on nothing"],
 )
 def test_a_picture_is_seen_as_a_viewer_shows_it(
@@ -750,6 +771,11 @@ def test_a_picture_is_seen_as_a_viewer_shows_it(
     path, picture, more = tmp_path / f"{kind}.tif", Image.fromarray(paper), {}
     if kind == "16 bits":
         picture = Image.fromarray(paper.astype(np.uint16) * 257)
+    elif kind == "16 bits, one of them clear":
+        path, picture = path.with_suffix(".png"), Image.fromarray(paper.astype(np.uint16) * 257)
+        picture.save(path, transparency=1)
+        assert "transparency" in Image.open(path).info
+        more = {"transparency": 1}
     elif kind == "32 bits":
         picture = Image.fromarray(paper.astype(np.float32) / 255)
     elif kind == "palette":
