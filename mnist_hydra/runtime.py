@@ -19,6 +19,9 @@ from mnist_hydra.config import Config
 from mnist_hydra.cores import usable_cores
 from mnist_hydra.errors import UserError
 
+DEFAULT_THREADS = torch.get_num_threads()
+"""How many threads torch takes by itself; a run of this process before may have set another."""
+
 
 @dataclass(frozen=True)
 class Capability:
@@ -111,7 +114,7 @@ def choose(
         compile_ = bool(recorded.get("compile", False)) and not kernel
     threads = config.threads
     if threads == "auto":
-        threads = min(int(recorded.get("threads", torch.get_num_threads())), machine.cores)
+        threads = min(int(recorded.get("threads", DEFAULT_THREADS)), machine.cores)
     replay = replay and kind == "cuda" and config.compile == "auto" and not compile_
     deterministic = config.deterministic
     return Runtime(device, precision, bool(compile_), kernel, replay, int(threads), deterministic)

@@ -81,6 +81,16 @@ def test_a_resumed_run_takes_no_more_threads_than_there_are_cores(
     assert choose(config(), PLAIN, {"threads": recorded}).threads == threads
 
 
+def test_a_run_takes_no_threads_after_another_of_the_same_process() -> None:
+    usual, machine = torch.get_num_threads(), dataclasses.replace(PLAIN, cores=64)
+    first = choose(config(), machine)
+    try:
+        torch.set_num_threads(usual + 1)  # as a run does that was begun with as many
+        assert choose(config(), machine).threads == first.threads == usual
+    finally:
+        torch.set_num_threads(usual)
+
+
 def test_what_is_asked_for_wins_over_what_was_recorded() -> None:
     recorded = {"device": "cuda", "precision": "bf16", "compile": True, "threads": 3}
     wanted = config(device="cpu", precision="fp32", compile=False, threads=1)
