@@ -261,7 +261,9 @@ def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resum
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
     lines = "".join(f"{override}\n" for override in overrides)
-    tags = provenance.tags() | ({} if resumed else {tag.OVERRIDES: lines})
+    tags = provenance.tags() | {tag.OVERRIDES: lines}
+    if resumed:  # those of the command that began it stay
+        del tags[tag.OVERRIDES], tags[tag.COMMAND]
     tags |= {
         tag.FINGERPRINT: fingerprint(config),
         tag.DATA: trainer.dataset.sha256,

@@ -684,6 +684,10 @@ def test_what_a_stopped_run_prints_goes_on_with_it_when_it_is_pasted(
         "tracking.experiment_name='a b'",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"my own", "printed", "it's größer"}
+    database = tmp_path / "it's größer" / "mlflow.db"
+    store = MlflowClient(f"sqlite:///{database}")
+    [run] = store.search_runs([store.get_experiment_by_name("a b").experiment_id])
+    assert shlex.split(run.data.tags["command"])[3:] == words, "the command that began it"
 
 
 def test_a_sweep_outlives_who_reads_what_it_prints(mnist: Path, tmp_path: Path) -> None:
