@@ -216,8 +216,7 @@ class Spool:
         self._open_tracker, self._reopen = open_tracker, reopen
         self._changed = threading.Condition()
         self._checkpoints: list[Path] = []
-        self._holds_training = False
-        """Whether a checkpoint may lie in it that the store does not have."""
+        """The newest ones; each is here until the store has it."""
         self._closing = self._closed = self._given_up = False
         self._thread = threading.Thread(target=self._deliver, name="spool", daemon=True)
         self._lock = FileLock(self.folder / journal.LOCK, thread_local=False)
@@ -229,7 +228,7 @@ class Spool:
             journal.write_run(self.folder, self.run)
             waiting = journal.records(self.folder)
             self._numbers = count(max((record.number for record in waiting), default=-1) + 1)
-            self._holds_training = any(record.kind == "checkpoint" for record in waiting)
+            self._checkpoints = [r.path(self.folder) for r in waiting if r.kind == "checkpoint"]
             path = self.folder / journal.JOURNAL
             self._journal = open(path, "ab", buffering=0)
             # A process that was killed as it wrote has left part of a line.
@@ -314,7 +313,6 @@ class Spool:
 
         at = {"epoch": state["epoch"], "step": state["steps"]}
         path = self._append_file("checkpoint", at, "state.pt", lambda p: checkpoint.save(p, state))
-        self._holds_training = True
         self._checkpoints.append(path)
         while len(self._checkpoints) > CHECKPOINTS_KEPT:
             self._checkpoints.pop(0).unlink(missing_ok=True)
@@ -376,7 +374,7 @@ class Spool:
             except Exception as error:
                 # If a checkpoint waits here for a store that was never opened, try on, whatever the
                 # error: a name that is not found, a password that is not taken.
-                if not is_away(error) and not (self.tracker is None and self._holds_training):
+                if not is_away(error) and not (self.tracker is None and self._checkpoints):
                     self.refusal = self.refusal or error
                     if self.tracker is None:
                         return
@@ -439,7 +437,7 @@ class Spool:
         self._journal.close()
         self._given_up = self._thread.is_alive()
         if not self._given_up:
-            never_begun = self.tracker is None and not self._holds_training
+            never_begun = self.tracker is None and not self._checkpoints
             if self.left == 0 or (self.refusal is not None and never_begun):
                 journal.remove(self.folder)
             self._lock.release()
