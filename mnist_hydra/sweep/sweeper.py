@@ -101,7 +101,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     with suppress(NothingRecorded):  # a store that does not exist is not made yet
         tracker = Tracker(command.config, make=False)
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
-        view = Ledger(tracker.client, begun.run_id).read()
+        view = Ledger(tracker.client, begun.info.run_id).read()
     if command.config.sweep.dry_run:
         _list(command, view)
         return SUCCESS
@@ -121,7 +121,7 @@ class Sweep:
         self.tracker, self.console = tracker, console
         self.token = new_token()
         self.parent = begin_sweep(command, tracker)
-        self.parent_id = self.parent.run_id
+        self.parent_id: str = self.parent.info.run_id
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer()
         self.follower: Follower | None = None
@@ -181,27 +181,27 @@ class Sweep:
         view = wait_for_store(self.stop, self.ledger.read)
         actions = self._actions(view)
         found = ending.results_of(self.command, self.tracker, view)
-        interrupted = bool(self.signals)
+        interrupted, parent = bool(self.signals), self.parent_id
         _say(self.console, show.outcome(actions))
         results.print_table(found)
         print("\n".join(results.footer(found)))
         try:
-            ending.record_results(self.tracker, self.parent, found, actions.values(), interrupted)
+            ending.record_results(self.tracker, parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
-        asked = self.command.ranking.items()
-        report, anew = None, self.plan_is_written or not asked <= self.parent.tags.items()
+        asked, tags = self.command.ranking.items(), self.parent.data.tags
+        report, anew = None, self.plan_is_written or not asked <= tags.items()
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
             if self.command.config.sweep.report and found.rows:
-                report = ending.report_on(self.command, self.tracker, self.parent, anew)
-        if anew or tag.NOTE not in self.parent.tags:
+                report = ending.report_on(self.command, self.tracker, parent, anew)
+        if anew or tag.NOTE not in tags:
             try:
-                ending.describe(self.tracker, self.parent, found, report)
+                ending.describe(self.tracker, parent, found, report)
             except Exception as error:
                 _say(self.console, f"the description is not recorded: {first_line(error)}")
-        ui = ui_command(self.command.config.composed, self.parent_id)
+        ui = ui_command(self.command.config.composed, parent)
         print(f"look at the trials with\n  {ui}")
         if interrupted:
             _say(self.console, f"go on with the same command:\n  {same_command(begun=True)}")
