@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mnist_hydra.cli import entry
@@ -286,7 +287,10 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
         kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
     elif len(view.points) >= command.total(view.points):
         kinds = set()
-    samples = dict(sample for kind, sample in trials.samples.items() if kind in kinds)
+    chosen = [sample for kind, sample in trials.samples.items() if kind in kinds]
+    samples: dict[str, Any] = {
+        name: OmegaConf.to_container(config.composed, resolve=True) for name, config in chosen
+    }
     if not samples:
         return
     elsewhere = not launchers.trains_here(launcher)
