@@ -80,7 +80,6 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
                 f"{planned.name} was proposed by a command over other axes, and would be another "
                 "training with the settings of this one; right: that command again"
             )
-        watch.epochs = trial.epochs
 
         state = None
         wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
