@@ -20,7 +20,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from mnist_hydra.cli import entry
@@ -133,15 +133,13 @@ class Sweep:
         if launchers.in_process(launcher):
             job = command.job
             launcher.setup(
-                hydra_context=job.context, task_function=self._work_here, config=job.config
+                hydra_context=job.context,
+                task_function=lambda cfg: worker.work(settle(cfg), self.stop),
+                config=job.config,
             )
         if isinstance(launcher, launchers.CommandLauncher):
             launcher.stopping = self.stop
             launcher.log_folder = f"{command.config.folder}/workers/{self.parent_id}"
-
-    def _work_here(self, cfg: DictConfig) -> None:
-        """What Hydra's basic launcher runs, in this process."""
-        worker.work(settle(cfg), self.stop)
 
     def run(self) -> int:
         """Train what is missing, wait for what others train, show the results."""
@@ -319,11 +317,9 @@ def _list(command: Command, view: View) -> None:
         print("  " + show.trial_line(planned.name, action, trial, command.objective))
 
 
-def _work_done(view: View) -> tuple[int, ...]:
-    """Numbers that change whenever a worker has proposed, begun or ended anything."""
-    trials = view.trials.values()
-    ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
-    return len(view.points), ended, sum(trial.number for trial in trials)
+def _work_done(view: View) -> object:
+    """What changes whenever a worker has proposed, begun or ended anything."""
+    return len(view.points), {key: trial.attempts for key, trial in view.trials.items()}
 
 
 def _leave_at_once(code: int) -> None:

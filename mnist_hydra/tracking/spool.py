@@ -113,8 +113,9 @@ def _deliver(
                 raise
             why = hide_in_error(first_line(error))
             journal.say(f"no exported model of run {run_id}: {why}")
-    elif record.kind == "end" and not tracker.has_finished(run_id):  # elsewhere, meanwhile
-        tracker.end(run_id, data["status"], data["at_ms"])
+    elif record.kind == "end":
+        if tracker.client.get_run(run_id).info.status != "FINISHED":  # elsewhere, meanwhile
+            tracker.end(run_id, data["status"], data["at_ms"])
 
 
 def deliver_all(
@@ -130,23 +131,21 @@ def deliver_all(
         UserError: its run is still at work, or MLflow refuses a record; what is left stays.
         Exception: MLflow's, if the store does not take one; what is left stays.
     """
-    lock = FileLock(folder / journal.LOCK)
     try:
-        lock.acquire(timeout=wait_s)
+        with FileLock(folder / journal.LOCK, timeout=wait_s):
+            journal.warn_of_lost_records(folder, spooled.id)
+            if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
+                journal.remove(folder)
+                return 0, spooled.id
+            run_id = tracker.create_run(spooled)
+            journal.write_run(folder, replace(spooled, run_id=run_id))
+            delivered, recorded = 0, tracker.epochs_recorded(run_id)
+            while deliver_next(folder, tracker, run_id, recorded):
+                delivered += 1
+            journal.remove(folder)
+            return delivered, run_id
     except Timeout:
         raise _in_use(spooled) from None
-    try:
-        journal.warn_of_lost_records(folder, spooled.id)
-        if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
-            journal.remove(folder)
-            return 0, spooled.id
-        run_id = tracker.create_run(spooled)
-        journal.write_run(folder, replace(spooled, run_id=run_id))
-        delivered, recorded = 0, tracker.epochs_recorded(run_id)
-        while deliver_next(folder, tracker, run_id, recorded):
-            delivered += 1
-        journal.remove(folder)
-        return delivered, run_id
     except Exception as error:
         if isinstance(error, UserError) or is_away(error):
             raise
@@ -154,8 +153,6 @@ def deliver_all(
             f"MLflow refuses what run {spooled.id} has left ({first_line(error)}); "
             f"right: restore the run if it was deleted, or delete {folder}"
         ) from None
-    finally:
-        lock.release()
 
 
 def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:

@@ -316,10 +316,6 @@ class Tracker:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
         self.client.set_terminated(run_id, status, at_ms)
 
-    def has_finished(self, run_id: str) -> bool:
-        """Whether the run was trained to its end."""
-        return str(self.client.get_run(run_id).info.status) == "FINISHED"
-
     def reopen(self, run_id: str) -> None:
         """Mark a closed run as running again."""
         self.client.update_run(run_id, status="RUNNING")
