@@ -190,7 +190,7 @@ def find_model(name: str | None, place: Place) -> Exported:
             folder = Path(shutil.copytree(folder, f"{above.name}/model"))
         else:
             tracker = Tracker(place, make=False)
-            mlflow.set_tracking_uri(tracker.uri)
+            mlflow.set_tracking_uri(tracker.client.tracking_uri)
             address = address_of(tracker, name)
             folder = Path(mlflow.artifacts.download_artifacts(address, dst_path=above.name))
         found = Exported(folder, name)

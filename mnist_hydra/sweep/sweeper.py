@@ -243,7 +243,7 @@ class Sweep:
         if not self.plan_is_written:
             text = replace(self.command.plan, written_ms=int(time.time() * 1000)).text()
             self.tracker.log_text(self.parent_id, text, plan_file(self.token))
-            self.tracker.reopen(self.parent_id)
+            self.tracker.client.update_run(self.parent_id, status="RUNNING")
             self.plan_is_written = True
         overrides = [
             self.command.worker_overrides(self.parent_id, self.token, number)

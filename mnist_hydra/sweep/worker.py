@@ -143,7 +143,7 @@ class Worker:
                 wait_for_store(stop, self.ledger.finish_half_done, observer)
             while taken := wait_for_store(stop, self.take, observer, owner):
                 planned, trial = taken
-                prune = None if search is None else wait_for_store(stop, search.prune, trial)
+                prune = None if search is None else search.prune(trial)
                 watch = Watch(self.ledger, trial, self.settings, stop, prune)
                 attempt(planned, self.train, watch)
 

@@ -388,7 +388,7 @@ class Spool:
         tracker = self._open_tracker()
         run_id = tracker.create_run(self.run)
         if self._reopen:
-            tracker.reopen(run_id)
+            tracker.client.update_run(run_id, status="RUNNING")
         was_there = self.run.run_id is not None  # then it may have been trained further before
         recorded: Collection[int] = tracker.epochs_recorded(run_id) if was_there else ()
         self.run = replace(self.run, run_id=run_id)

@@ -96,12 +96,6 @@ class Tracker:
         if place.tracking.uri is None:
             check_not_moved(name, experiment.artifact_location, place.folder)
 
-    @property
-    def uri(self) -> str:
-        """The store's address as MLflow takes it."""
-        path = self.store.path
-        return self.store.uri if path is None else store.sqlite_uri(path)
-
     def create_run(self, spooled: SpooledRun) -> str:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if spooled.run_id is not None:
@@ -315,10 +309,6 @@ class Tracker:
     def end(self, run_id: str, status: str, at_ms: int | None = None) -> None:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
         self.client.set_terminated(run_id, status, at_ms)
-
-    def reopen(self, run_id: str) -> None:
-        """Mark a closed run as running again."""
-        self.client.update_run(run_id, status="RUNNING")
 
 
 def _local_artifacts(run: Run) -> Path | None:
