@@ -28,7 +28,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
@@ -238,7 +238,7 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
             module, _, name = target.rpartition(".")
             ours = getattr(import_module(module), name, None)
             if isinstance(ours, type) and issubclass(ours, Launcher):
-                _check_settings(config.hydra.launcher, ours)
+                _settle(config.hydra.launcher, ours)
                 Plugins.instance().register(ours)
         return Plugins.instance().instantiate_launcher(context, task, config)
     except (ImportError, RuntimeError, HydraException, AssertionError) as error:
@@ -250,14 +250,16 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
         ) from None
 
 
-def _check_settings(settings: DictConfig, ours: type[Launcher]) -> None:
-    """Raise a `UserError` for a setting whose name or value one of our launchers does not take."""
+def _settle(settings: DictConfig, ours: type[Launcher]) -> None:
+    """Make each setting what one of our launchers takes, or raise a `UserError` for it."""
     known = inspect.signature(ours, eval_str=True).parameters
     takes_any = any(each.kind is each.VAR_KEYWORD for each in known.values())  # as its engine does
     of_hydra = {"_target_", "_convert_", "_recursive_", "_partial_"}
     for key in sorted(set(map(str, settings)) - of_hydra):
         if key in known:
-            check_setting(f"hydra.launcher.{key}", settings[key], known[key].annotation)
+            value = check_setting(f"hydra.launcher.{key}", settings[key], known[key].annotation)
+            with read_write(settings):
+                settings[key] = value  # a number where text is wanted is text from here on
         elif not takes_any:
             what = f"hydra.launcher.{key}={shown(settings[key])} is no setting of this launcher"
             raise UserError(f"{what}{did_you_mean(key, known)}; right: one of {', '.join(known)}")
