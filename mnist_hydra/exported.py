@@ -185,7 +185,7 @@ def find_model(name: str | None, place: Place) -> Exported:
         if folder.exists():
             return Exported(folder, name)
         tracker = Tracker(place, make=False)
-        mlflow.set_tracking_uri(tracker.uri)
+        mlflow.set_tracking_uri(tracker.client.tracking_uri)
         address = address_of(tracker, name)
         with tempfile.TemporaryDirectory() as above:
             downloaded = mlflow.artifacts.download_artifacts(address, dst_path=above)

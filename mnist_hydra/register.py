@@ -102,7 +102,7 @@ def register(cfg: DictConfig) -> int:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise UserError(f"name={name}: {str(error).splitlines()[0]}") from None
-    mlflow.set_tracking_uri(tracker.uri)  # where MLflow itself looks for the model
+    mlflow.set_tracking_uri(tracker.client.tracking_uri)  # where MLflow itself looks for the model
     tags = {METRIC_TAG: metric, VALUE_TAG: repr(best.score), CHOSEN_ON_TAG: split}
     made = client.create_model_version(
         name, f"models:/{model_id}", best.run_id, tags=tags, model_id=model_id

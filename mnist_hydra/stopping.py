@@ -33,7 +33,9 @@ class Hooks:
         return None
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        """Called after every epoch (from 1), once it is saved: a reason to end, or `None`."""
+        """Called after every epoch (from 1), once it is saved: a reason to end, or `None`; after
+        the last one that counts for nothing.
+        """
         return None
 
 

@@ -43,7 +43,8 @@ def ui(cfg: DictConfig) -> int:
         return 0
     # As after Ctrl-C: the server, whose process it started, ends with this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), server(tracker.uri, cfg.port) as (process, address):
+    uri = tracker.client.tracking_uri
+    with suppress(KeyboardInterrupt), server(uri, cfg.port) as (process, address):
         print(f"{address}{page}\nCtrl-C ends it", flush=True)
         process.wait()
         print("MLflow's server has ended by itself", file=sys.stderr)

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
+from mnist_hydra.config import Count, Number
 from mnist_hydra.cores import usable_cores
 from mnist_hydra.sweep.launchers import CommandLauncher, Ended, last_line, start_process
 
@@ -28,7 +29,7 @@ class JoblibLauncher(CommandLauncher):
     on_this_machine = True
 
     def __init__(
-        self, workers: int | None = None, restarts: int = 3, trials_per_gpu: int = 1
+        self, workers: Count | None = None, restarts: Number = 3, trials_per_gpu: Count = 1
     ) -> None:
         super().__init__(workers, restarts)
         self.trials_per_gpu = trials_per_gpu

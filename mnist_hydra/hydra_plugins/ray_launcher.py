@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mnist_hydra.config import Count, Number, Positive
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import CommandLauncher, Ended, followed, last_line, start_process
 from mnist_hydra.targets import folders_of
@@ -45,10 +46,10 @@ class RayLauncher(CommandLauncher):
     def __init__(
         self,
         address: str | None,
-        cpus_per_worker: float,
-        trials_per_gpu: int,
-        workers: int | None,
-        restarts: int,
+        cpus_per_worker: Positive,
+        trials_per_gpu: Count,
+        workers: Count | None,
+        restarts: Number,
     ) -> None:
         super().__init__(workers, restarts)
         self.address = address or os.environ.get("RAY_ADDRESS") or LOCAL

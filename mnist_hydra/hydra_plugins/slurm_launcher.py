@@ -18,6 +18,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+from mnist_hydra.config import Count, Number
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import CommandLauncher, Ended, followed, last_line, start_process
 
@@ -41,9 +42,9 @@ class SlurmLauncher(CommandLauncher):
         self,
         cluster: str,
         folder: str,
-        max_requeues: int,
-        workers: int | None,
-        restarts: int,
+        max_requeues: Number,
+        workers: Count | None,
+        restarts: Number,
         **parameters: Any,
     ) -> None:
         super().__init__(workers, restarts)

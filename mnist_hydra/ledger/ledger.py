@@ -180,7 +180,6 @@ class Ledger:
                 now = self._trials.get(trial.fingerprint)  # perhaps begun again meanwhile
                 if now is not None and now.run_id == run_id and now.state != RUNNING:
                     self.close(run_id, now.state, now.error, self._last_epoch_ms(run_id))
-                    self._drop_error(run, now.error)
 
     def write_once(self, key: str, text: str) -> bool:
         """Write an entry that nobody has written; whether the one that stands is the same.
@@ -297,21 +296,17 @@ class Ledger:
         at_ms = last_ms if last_ms is not None and last_ms < began_ms else None
         # Also where it stands already: then this is asked again, since the store was away here.
         self.close(trial.run_id, state, error, at_ms)
-        self._drop_error(run, error)
         return True
-
-    def _drop_error(self, run: Run, error: str) -> None:
-        """Remove from a run the error of an attempt before, which its entry keeps."""
-        from mlflow.exceptions import MlflowException
-
-        if not error and tag.ERROR in run.data.tags:
-            with suppress(MlflowException):  # it is gone, or the store is away: it only misleads
-                self.client.delete_tag(run.info.run_id, tag.ERROR)
 
     def close(self, run_id: str, state: str, error: str = "", at_ms: int | None = None) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
+        from mlflow.exceptions import MlflowException
+
         tags = {tag.STATE: state} | ({tag.ERROR: error} if error else {})
         tag_run(self.client, run_id, tags)
+        if not error:  # that of an attempt before misleads here; its entry keeps it
+            with suppress(MlflowException):  # there is none
+                self.client.delete_tag(run_id, tag.ERROR)
         self.client.set_terminated(run_id, STATUS.get(state, "KILLED"), at_ms)
 
     def stop(self, token: str, reason: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mnist_hydra.errors import UserError
@@ -28,17 +27,7 @@ REPORT = "report"
 """Folder of the parent's artifacts that holds the sweep's report."""
 
 
-@dataclass(frozen=True)
-class Parent:
-    """A sweep's MLflow run."""
-
-    run_id: str
-    tags: Mapping[str, str]
-    made_now: bool = False
-    """Whether this very call made it."""
-
-
-def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Parent | None:
+def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Run | None:
     """The newest parent of a sweep; `None` if there is none, or all were deleted.
 
     Args:
@@ -47,7 +36,7 @@ def find_parent(client: MlflowClient, experiment_id: str, identity: str) -> Pare
         UserError: an earlier version of this program made it.
     """
     newest = _newest(client, experiment_id, identity)
-    return None if newest is None else _parent(newest)
+    return None if newest is None else _checked(newest)
 
 
 def existing_run(client: MlflowClient, run_id: str) -> Run | None:
@@ -72,7 +61,7 @@ def elect_parent(
     tags: Mapping[str, str],
     trials: int = 1,
     anew: bool = False,
-) -> Parent:
+) -> Run:
     """Find a sweep's parent or make it; processes that ask at the same time get the same one.
 
     A parent that was deleted in MLflow, even for good, counts as never made.
@@ -87,14 +76,14 @@ def elect_parent(
     """
     newest = _newest(client, experiment_id, identity)
     if newest is not None and not anew:
-        return _parent(newest)
+        return _checked(newest)
     generation = _generation(newest) + 1 if newest is not None else 0
     while True:
-        run, made_now = _elect(client, experiment_id, identity, generation, name, tags, trials)
+        run = _elect(client, experiment_id, identity, generation, name, tags, trials)
         if run is None or (anew and tag.ENTRIES not in run.data.tags):
             pass  # deleted, or of an earlier version: try the next generation
         elif run.info.experiment_id == experiment_id:
-            return _parent(run, made_now)
+            return _checked(run)
         elif not anew:
             there = client.get_experiment(run.info.experiment_id).name
             raise UserError(
@@ -130,8 +119,8 @@ def _elect(
     name: str,
     tags: Mapping[str, str],
     trials: int,
-) -> tuple[Run | None, bool]:
-    """One generation's parent (`None` if that was deleted), and whether this call made it."""
+) -> Run | None:
+    """One generation's parent; `None` if that was deleted."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment(experiment_id).name
@@ -172,7 +161,7 @@ def _elect(
         official = {tag.SWEEP: identity, tag.GENERATION: str(generation)}
         tag_run(client, elected, official)
         run = client.get_run(elected)
-    return run, elected in mine
+    return run
 
 
 def _delete(client: MlflowClient, run_ids: list[str]) -> None:
@@ -189,6 +178,7 @@ def _generation(run: Run) -> int:
     return int(run.data.tags[tag.GENERATION])
 
 
-def _parent(run: Run, made_now: bool = False) -> Parent:
-    pages_of(run)  # refuses an earlier version's
-    return Parent(run.info.run_id, dict(run.data.tags), made_now)
+def _checked(parent: Run) -> Run:
+    """The same run, unless an earlier version made it."""
+    pages_of(parent)
+    return parent

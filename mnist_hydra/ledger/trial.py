@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeAlias, cast
@@ -45,31 +44,6 @@ MAX_ENTRY = 6_000
 SHARED = 128
 """So many entries are kept as they were read last: the ledgers of a process, which read the same
 ones, hold the same objects."""
-
-
-class Metrics(Mapping[str, float]):
-    """The last value of each metric, in less than half of the room of a dictionary.
-
-    Args:
-        names: kept once for all trials that have the same ones.
-        values: in the order of the names.
-    """
-
-    __slots__ = ("_names", "_values")
-
-    def __init__(self, names: tuple[str, ...], values: Iterable[float]) -> None:
-        self._names, self._values = _names(names), array("d", list(values))
-
-    def __getitem__(self, name: str) -> float:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._values[self._names.index(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +85,7 @@ class End:
 
     def text(self) -> str:
         """As an entry; with fewer metrics and a shorter error where it would be too long."""
-        content = asdict(replace(self, metrics=dict(self.metrics)))
+        content = asdict(self)
         while len(text := json.dumps(content)) > MAX_ENTRY:
             content["error"] = content["error"][-len(content["error"]) // 2 :]
             if len(content["error"]) < 200:
@@ -217,12 +191,6 @@ def trial_of(key: str) -> str | None:
 
 
 @lru_cache(maxsize=SHARED)
-def _names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """One object for all equal tuples."""
-    return names
-
-
-@lru_cache(maxsize=SHARED)
 def _tags(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return dict(items)
 
@@ -239,7 +207,7 @@ def read_entry(key: str, text: str) -> Entry:
         return Claim(**raw | {"owner": owner_of(raw["owner"]), "by": sys.intern(raw["by"])})
     if key.startswith(END):
         raw = json.loads(text)
-        raw["metrics"] = Metrics(tuple(raw["metrics"]), raw["metrics"].values())
+        raw["metrics"] = {sys.intern(name): value for name, value in raw["metrics"].items()}
         raw["made_by"] = _tags(tuple(raw["made_by"].items()))
         return End(**raw)
     if key.startswith(POINT):
@@ -269,10 +237,8 @@ def replay(
     in_it = tuple(attempt for attempt in attempts if attempt.claim.run_id == newest.run_id)
     ends = [attempt.end for attempt in in_it if attempt.end is not None]
     last = ends[-1] if ends else End(RUNNING)
-    trial = Trial(fingerprint, newest.run_id, newest.name, in_it)
-    return replace(
-        trial, epoch=last.epoch, step=last.step, metrics=last.metrics, made_by=last.made_by
-    )
+    so_far = last.epoch, last.step, last.metrics, last.made_by
+    return Trial(fingerprint, newest.run_id, newest.name, in_it, "", *so_far)
 
 
 def claims_of(fingerprint: str, entries: Mapping[str, Entry]) -> list[tuple[int, Claim]]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol, TextIO, TypeAlias, cast
+from typing import Any, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import TimedOut, first_line
@@ -41,23 +41,17 @@ MAX_CHARACTERS = 1_000_000
 Prune: TypeAlias = Callable[[int, dict[str, float]], bool]
 """Decides after an epoch of a trial, from its number and metrics, whether to give the trial up."""
 
+Train: TypeAlias = Callable[[Planned, str, "Watch"], str]
+"""Trains one trial in its run, whose id it gets; returns how that ended: `finished`, `interrupted`,
+`pruned` or `timeout`. The watch is the training's hooks, and is told when its time limit begins and
+ends.
+"""
+
 log = logging.getLogger(__name__)
 
 
 class ClaimLost(Exception):
     """Another process has taken the trial, as this one was silent too long; or it was deleted."""
-
-
-class Train(Protocol):
-    """Trains one trial in its run."""
-
-    def __call__(self, planned: Planned, run_id: str, watch: Watch) -> str:
-        """Train; returns how it ended: `finished`, `interrupted`, `pruned` or `timeout`.
-
-        Args:
-            watch: the training's hooks; the function sets `watch.epochs`, and says when its time
-                limit begins and ends.
-        """
 
 
 def attempt(planned: Planned, train: Train, watch: Watch) -> None:
@@ -122,8 +116,6 @@ class Watch(Hooks):
     """Set when this process is asked to stop."""
     prune: Prune | None = None
     """Decides whether to give the trial up; `None` never does."""
-    epochs: int | None = None
-    """How many the trial has; set by the training."""
     _began: float = field(default_factory=time.monotonic)
     _limit_from: float | None = None
     _asked_to_stop: bool = False
@@ -153,10 +145,7 @@ class Watch(Hooks):
         return StopReason.TIMEOUT if time.monotonic() > self._limit_from + limit_s else None
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
-        """Told of every epoch; after the last one there is nothing left to stop."""
         reason = self.should_stop()
-        if epoch == self.epochs:
-            return None
         if reason is None and self.prune is not None and self.prune(epoch, metrics):
             return StopReason.PRUNED
         return reason

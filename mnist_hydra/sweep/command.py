@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
@@ -24,13 +24,16 @@ from mnist_hydra.cli.commands import (
 )
 from mnist_hydra.config import Config, SweepConfig, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
-from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
+from mnist_hydra.ledger.parent import elect_parent, find_parent
 from mnist_hydra.ledger.plan import Plan, Planned, base_settings, check_same_base, identity_of
 from mnist_hydra.secrets import hide_all
 from mnist_hydra.sweep.axes import check_grid, check_search, parse
 from mnist_hydra.sweep.compose import Composer, Trials, check_points, corners
 from mnist_hydra.tracking import pages, provenance, tag
 from mnist_hydra.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 PART = 4_000
 """Characters of a tag that every MLflow store keeps."""
@@ -185,7 +188,7 @@ def place_overrides(config: Config) -> list[str]:
     return [f"++output_dir={override_value(config.output_dir)}"]  # it may hold the time
 
 
-def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
+def find_sweep(command: Command, tracker: Tracker) -> Run | None:
     """The command's sweep in MLflow; `None` if it was not begun, or `sweep.fresh` begins it anew.
 
     Raises:
@@ -200,7 +203,7 @@ def find_sweep(command: Command, tracker: Tracker) -> Parent | None:
     return parent
 
 
-def begin_sweep(command: Command, tracker: Tracker) -> Parent:
+def begin_sweep(command: Command, tracker: Tracker) -> Run:
     """The command's sweep in MLflow; it is begun if it was not.
 
     MLflow's list of its trials has a column for each axis, those of commands before included.
@@ -212,27 +215,25 @@ def begin_sweep(command: Command, tracker: Tracker) -> Parent:
     base = json.dumps(hide_all(command.base), sort_keys=True)
     starts = range(0, len(base), PART)
     parts = {f"{tag.BASE}{n}": base[at : at + PART] for n, at in enumerate(starts)}
-    asked = {tag.AXES: json.dumps(mine)[:PART], **command.ranking}
     parent = elect_parent(
         tracker.client,
         tracker.experiment_id,
         command.identity,
         name=command.config.sweep.name or "sweep over " + ", ".join(mine),
-        tags=hide_all(provenance.tags() | parts | asked),
+        tags=hide_all(provenance.tags() | parts | command.ranking),
         trials=command.total(()),
         anew=command.config.sweep.fresh,
     )
+    _check_base(command, parent)
     axes = list(dict.fromkeys([*_axes(parent), *mine]))
-    if not parent.made_now:
-        _check_base(command, parent)
-        asked[tag.AXES] = json.dumps(axes)[:PART]
-        tracker.set_tags(parent.run_id, asked)
-    view = pages.trials_view(parent.run_id, command.objective, axes)
-    tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + parent.run_id, view)
+    run_id = parent.info.run_id
+    tracker.set_tags(run_id, command.ranking | {tag.AXES: json.dumps(axes)[:PART]})
+    view = pages.trials_view(run_id, command.objective, axes)
+    tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + run_id, view)
     return parent
 
 
-def _check_base(command: Command, parent: Parent) -> None:
+def _check_base(command: Command, parent: Run) -> None:
     """Check a named sweep's base; without a name the base is part of the identity already."""
     if command.config.sweep.name is None:
         return
@@ -241,16 +242,17 @@ def _check_base(command: Command, parent: Parent) -> None:
     check_same_base(command.config.sweep.name, recorded, mine, swept)
 
 
-def _base(parent: Parent) -> dict[str, str]:
-    parts = [key for key in parent.tags if key.startswith(tag.BASE)]
+def _base(parent: Run) -> dict[str, str]:
+    tags = parent.data.tags
+    parts = [key for key in tags if key.startswith(tag.BASE)]
     in_order = sorted(parts, key=lambda key: int(key.removeprefix(tag.BASE)))
-    settings: dict[str, str] = json.loads("".join(parent.tags[key] for key in in_order) or "{}")
+    settings: dict[str, str] = json.loads("".join(tags[key] for key in in_order) or "{}")
     return settings
 
 
-def _axes(parent: Parent) -> list[str]:
+def _axes(parent: Run) -> list[str]:
     """The keys of the axes of all commands of the sweep so far."""
     try:
-        return list(json.loads(parent.tags.get(tag.AXES, "[]")))
+        return list(json.loads(parent.data.tags.get(tag.AXES, "[]")))
     except json.JSONDecodeError:  # sweeps of before 2026-11-27 kept the values too, cut off
         return []

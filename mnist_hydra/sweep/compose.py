@@ -6,7 +6,7 @@ Hydra composes once per combination of group choices; the values are set on a co
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -153,14 +153,20 @@ class Trials:
     """Name of each point that is the same trial as an earlier one, and that one's name."""
     as_model2: dict[str, str] = field(default_factory=dict)
     """The fingerprint of a trial of model3, to that of the same trial with model2."""
-    samples: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """By kind, the name and the resolved configuration of one trial."""
+    samples: dict[str, tuple[str, Config]] = field(default_factory=dict)
+    """By kind, the name and the configuration of one trial; of `MAX_KINDS` at most."""
     holdout: bool = True
     """Whether every trial has a hold-out (`val`)."""
-    epochs: int = 0
-    """The most that a trial has."""
-    first: Config = field(init=False)
-    """Of the first trial."""
+
+    @property
+    def first(self) -> Config:
+        """The configuration of the first trial."""
+        return next(iter(self.samples.values()))[1]
+
+    @property
+    def epochs(self) -> int:
+        """The most that a trial has."""
+        return max(planned.epochs or 0 for planned in self.planned.values())
 
     def twins(self) -> dict[str, str]:
         """The trials that train the same as an earlier one, and that one, both by fingerprint."""
@@ -184,18 +190,12 @@ class Trials:
         """Add the trial at a point, unless another point is the same trial."""
         key, kind = fingerprint(config), kind_of(config)
         planned = Planned(key, tuple(point), title(point), config.epochs)
-        twin = self.planned.setdefault(key, planned)
-        if twin is not planned:
-            self.repeated.append((planned.name, twin.name))
-        elif config.model.target == MODEL3:
+        one = Trials({key: planned}, {key: kind}, samples={kind: (planned.name, config)})
+        one.holdout = config.data.val_size > 0
+        if config.model.target == MODEL3:
             model2 = replace(config.model, name="model2", target=MODEL2)
-            self.as_model2[key] = fingerprint(replace(config, model=model2))
-        self.kinds[key] = kind
-        if kind not in self.samples and len(self.samples) < MAX_KINDS:
-            raw: Any = OmegaConf.to_container(config.composed, resolve=True)
-            self.samples[kind] = (planned.name, raw)
-        self.holdout = self.holdout and config.data.val_size > 0
-        self.epochs = max(self.epochs, config.epochs)
+            one.as_model2[key] = fingerprint(replace(config, model=model2))
+        self.join(one)
 
     def join(self, later: Trials) -> None:
         """Add the trials of points that come later in the sweep."""
@@ -210,7 +210,6 @@ class Trials:
             if len(self.samples) < MAX_KINDS:
                 self.samples.setdefault(kind, sample)
         self.holdout = self.holdout and later.holdout
-        self.epochs = max(self.epochs, later.epochs)
 
 
 def check_points(
@@ -234,10 +233,8 @@ def check_points(
                     f"resume={config.resume} goes on with one run and has no place in a sweep; "
                     "right: the same --multirun command again, which goes on with the whole sweep"
                 )
-            if not trials.planned:
-                trials.first = config
-            _insist_on_place(title(point), config, trials.first)
             trials.add(point, config)
+            _insist_on_place(title(point), config, trials.first)
         return trials, secrets.READ
 
     (trials, _), *others = on_all_cores(check, list(points), POINTS_A_PROCESS)

@@ -15,7 +15,7 @@ from mnist_hydra.errors import first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View
 from mnist_hydra.ledger.next_action import Action
 from mnist_hydra.ledger.owner import Observer, Owner, read_owner, working
-from mnist_hydra.ledger.parent import REPORT, Parent, existing_run
+from mnist_hydra.ledger.parent import REPORT, existing_run
 from mnist_hydra.report import read, results
 from mnist_hydra.report.results import Results
 from mnist_hydra.secrets import hide_in_error
@@ -58,31 +58,31 @@ def results_of(command: Command, tracker: Tracker, view: View) -> Results:
 
 
 def record_results(
-    tracker: Tracker, parent: Parent, found: Results, actions: Collection[Action], interrupted: bool
+    tracker: Tracker, parent_id: str, found: Results, actions: Collection[Action], interrupted: bool
 ) -> None:
     """Record the results on the parent run; close it unless others still train its trials."""
-    tracker.log_text(parent.run_id, results.ranking_csv(found), "results.csv")
+    tracker.log_text(parent_id, results.ranking_csv(found), "results.csv")
     best = results.best_command(found)
     if best is not None:
-        tracker.set_tags(parent.run_id, {tag.BEST: best[:4000]})
+        tracker.set_tags(parent_id, {tag.BEST: best[:4000]})
         for name, value in results.sweep_metrics(found).items():
-            tracker.client.log_metric(parent.run_id, name, value)
+            tracker.client.log_metric(parent_id, name, value)
     if Action.WAIT in actions:
         return
     failed = any(action is not Action.DONE for action in actions)
     status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
-    if tracker.client.get_run(parent.run_id).info.status != status:  # else keep its end time
-        tracker.end(parent.run_id, status)
+    if tracker.client.get_run(parent_id).info.status != status:  # else keep its end time
+        tracker.end(parent_id, status)
 
 
-def describe(tracker: Tracker, parent: Parent, found: Results, report: Report | None) -> None:
+def describe(tracker: Tracker, parent_id: str, found: Results, report: Report | None) -> None:
     """Describe on the parent run what was asked, what came out, and how to repeat it.
 
     Args:
         report: the sweep's, whose pictures are shown.
     """
     pictures = [
-        (name.replace("_", " "), pages.artifact(parent.run_id, f"{REPORT}/{name}.png"))
+        (name.replace("_", " "), pages.artifact(parent_id, f"{REPORT}/{name}.png"))
         for name in SHOWN_PICTURES
         if report is not None and (report.folder / f"{name}.png").exists()
     ]
@@ -93,7 +93,7 @@ def describe(tracker: Tracker, parent: Parent, found: Results, report: Report | 
         note = pages.sweep_note(question, answer, table, command, pictures)
         if len(note) <= pages.MAX_NOTE:
             break
-    tracker.set_tags(parent.run_id, {tag.NOTE: note[: pages.MAX_NOTE]})
+    tracker.set_tags(parent_id, {tag.NOTE: note[: pages.MAX_NOTE]})
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:
@@ -126,18 +126,18 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             print(f"pictures or models of the best are missing: {why}", file=sys.stderr)
 
 
-def report_on(command: Command, tracker: Tracker, parent: Parent, anew: bool) -> Report | None:
+def report_on(command: Command, tracker: Tracker, parent_id: str, anew: bool) -> Report | None:
     """Make the sweep's report and print where it is; a failure is printed, not raised.
 
     Args:
         anew: make it even if the sweep has one.
     """
     try:
-        if not anew and tracker.client.list_artifacts(parent.run_id, REPORT):
+        if not anew and tracker.client.list_artifacts(parent_id, REPORT):
             return None
         from mnist_hydra.report import make
 
-        findings = read.read_parents(tracker, [tracker.client.get_run(parent.run_id)])
+        findings = read.read_parents(tracker, [tracker.client.get_run(parent_id)])
         made = make.make(tracker, findings, command.config)
     except Exception as error:
         print(f"no report of this sweep: {hide_in_error(first_line(error))}", file=sys.stderr)

@@ -28,24 +28,16 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
-from mnist_hydra.config import Count, Number, Positive, SweepConfig
+from mnist_hydra.config import Count, Number, SweepConfig
 from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean, shown
 from mnist_hydra.tracking import store
 from mnist_hydra.typed import check_setting
 
 POLL_S = 0.2
-SETTINGS: dict[str, Any] = {
-    "workers": Count | None,
-    "restarts": Number,
-    "trials_per_gpu": Count,
-    "cpus_per_worker": Positive,
-    "max_requeues": Number,
-}
-"""The settings of this project's launchers that they do not check themselves."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class CommandLauncher(Launcher):
     on_this_machine = False
     """Whether the workers run on the sweeper's machine and use its devices."""
 
-    def __init__(self, workers: int | None, restarts: int) -> None:
+    def __init__(self, workers: Count | None, restarts: Number) -> None:
         self.workers, self.restarts = workers, restarts
         self.stopping = threading.Event()
         """Once it is set, no worker is started and running ones are asked to stop."""
@@ -237,18 +229,16 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
     """The launcher that `hydra/launcher=` names.
 
     Raises:
-        UserError: its package is not installed, or one of its `SETTINGS` is not valid; names what
+        UserError: its package is not installed, or one of its settings is not valid; names what
             mends it.
     """
     target = str(config.hydra.launcher._target_)
     try:
         if target.startswith(PLUGINS):
-            for key in SETTINGS.keys() & config.hydra.launcher.keys():
-                check_setting(f"hydra.launcher.{key}", config.hydra.launcher[key], SETTINGS[key])
             module, _, name = target.rpartition(".")
             ours = getattr(import_module(module), name, None)
             if isinstance(ours, type) and issubclass(ours, Launcher):
-                _check_names(config.hydra.launcher, inspect.signature(ours).parameters)
+                _settle(config.hydra.launcher, ours)
                 Plugins.instance().register(ours)
         return Plugins.instance().instantiate_launcher(context, task, config)
     except (ImportError, RuntimeError, HydraException, AssertionError) as error:
@@ -260,14 +250,19 @@ def make_launcher(context: HydraContext, task: TaskFunction, config: DictConfig)
         ) from None
 
 
-def _check_names(settings: DictConfig, known: Mapping[str, inspect.Parameter]) -> None:
-    """Raise a `UserError` for a setting that is none of those that a launcher takes."""
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        return  # whatever its engine takes
+def _settle(settings: DictConfig, ours: type[Launcher]) -> None:
+    """Make each setting what one of our launchers takes, or raise a `UserError` for it."""
+    known = inspect.signature(ours, eval_str=True).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in known.values())  # as its engine does
     of_hydra = {"_target_", "_convert_", "_recursive_", "_partial_"}
-    for key in sorted(set(map(str, settings)) - known.keys() - of_hydra):
-        what = f"hydra.launcher.{key}={shown(settings[key])} is no setting of this launcher"
-        raise UserError(f"{what}{did_you_mean(key, known)}; right: one of {', '.join(known)}")
+    for key in sorted(set(map(str, settings)) - of_hydra):
+        if key in known:
+            value = check_setting(f"hydra.launcher.{key}", settings[key], known[key].annotation)
+            with read_write(settings):
+                settings[key] = value  # a number where text is wanted is text from here on
+        elif not takes_any:
+            what = f"hydra.launcher.{key}={shown(settings[key])} is no setting of this launcher"
+            raise UserError(f"{what}{did_you_mean(key, known)}; right: one of {', '.join(known)}")
 
 
 def in_process(launcher: Launcher) -> bool:

@@ -194,14 +194,13 @@ class Search:
         if pruner == "none":
             return None
         own: dict[int, float] = {}
-        earlier: list[Mapping[int, float]] = []
 
         def give_up(epoch: int, metrics: dict[str, float]) -> bool:
             own[epoch] = metrics.get(objective, float("nan"))
             try:
-                if not earlier:  # of attempts before; some may have come only after the claim
-                    before = history_of(self.ledger.client, trial.run_id, objective)
-                    earlier.append({e: x for e, x in before.items() if e < min(own)})
+                # Of attempts before, too; what they told of later epochs does not count.
+                told = history_of(self.ledger.client, trial.run_id, objective) | own
+                so_far = {e: value for e, value in told.items() if e <= epoch}
                 view = self.ledger.read()
                 others = [
                     self._result(point, view, with_history=True)
@@ -213,7 +212,7 @@ class Search:
                     raise
                 log.warning("after epoch %d nothing is pruned: %s", epoch, first_line(error))
                 return False
-            return is_to_prune({**earlier[0], **own}, others, pruner=pruner, minimize=self.minimize)
+            return is_to_prune(so_far, others, pruner=pruner, minimize=self.minimize)
 
         return give_up
 

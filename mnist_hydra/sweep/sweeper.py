@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from mnist_hydra.cli import entry
@@ -101,7 +102,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     with suppress(NothingRecorded):  # a store that does not exist is not made yet
         tracker = Tracker(command.config, make=False)
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
-        view = Ledger(tracker.client, begun.run_id).read()
+        view = Ledger(tracker.client, begun.info.run_id).read()
     if command.config.sweep.dry_run:
         _list(command, view)
         return SUCCESS
@@ -121,7 +122,7 @@ class Sweep:
         self.tracker, self.console = tracker, console
         self.token = new_token()
         self.parent = begin_sweep(command, tracker)
-        self.parent_id = self.parent.run_id
+        self.parent_id: str = self.parent.info.run_id
         self.ledger = Ledger(tracker.client, self.parent_id)
         self.observer = Observer()
         self.follower: Follower | None = None
@@ -132,15 +133,13 @@ class Sweep:
         if launchers.in_process(launcher):
             job = command.job
             launcher.setup(
-                hydra_context=job.context, task_function=self._work_here, config=job.config
+                hydra_context=job.context,
+                task_function=lambda cfg: worker.work(settle(cfg), self.stop),
+                config=job.config,
             )
         if isinstance(launcher, launchers.CommandLauncher):
             launcher.stopping = self.stop
             launcher.log_folder = f"{command.config.folder}/workers/{self.parent_id}"
-
-    def _work_here(self, cfg: DictConfig) -> None:
-        """What Hydra's basic launcher runs, in this process."""
-        worker.work(settle(cfg), self.stop)
 
     def run(self) -> int:
         """Train what is missing, wait for what others train, show the results."""
@@ -181,27 +180,27 @@ class Sweep:
         view = wait_for_store(self.stop, self.ledger.read)
         actions = self._actions(view)
         found = ending.results_of(self.command, self.tracker, view)
-        interrupted = bool(self.signals)
+        interrupted, parent = bool(self.signals), self.parent_id
         _say(self.console, show.outcome(actions))
         results.print_table(found)
         print("\n".join(results.footer(found)))
         try:
-            ending.record_results(self.tracker, self.parent, found, actions.values(), interrupted)
+            ending.record_results(self.tracker, parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
-        asked = self.command.ranking.items()
-        report, anew = None, self.plan_is_written or not asked <= self.parent.tags.items()
+        asked, tags = self.command.ranking.items(), self.parent.data.tags
+        report, anew = None, self.plan_is_written or not asked <= tags.items()
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
             if self.command.config.sweep.report and found.rows:
-                report = ending.report_on(self.command, self.tracker, self.parent, anew)
-        if anew or tag.NOTE not in self.parent.tags:
+                report = ending.report_on(self.command, self.tracker, parent, anew)
+        if anew or tag.NOTE not in tags:
             try:
-                ending.describe(self.tracker, self.parent, found, report)
+                ending.describe(self.tracker, parent, found, report)
             except Exception as error:
                 _say(self.console, f"the description is not recorded: {first_line(error)}")
-        ui = ui_command(self.command.config.composed, self.parent_id)
+        ui = ui_command(self.command.config.composed, parent)
         print(f"look at the trials with\n  {ui}")
         if interrupted:
             _say(self.console, f"go on with the same command:\n  {same_command(begun=True)}")
@@ -244,7 +243,7 @@ class Sweep:
         if not self.plan_is_written:
             text = replace(self.command.plan, written_ms=int(time.time() * 1000)).text()
             self.tracker.log_text(self.parent_id, text, plan_file(self.token))
-            self.tracker.reopen(self.parent_id)
+            self.tracker.client.update_run(self.parent_id, status="RUNNING")
             self.plan_is_written = True
         overrides = [
             self.command.worker_overrides(self.parent_id, self.token, number)
@@ -286,7 +285,10 @@ def _check_with_torch(command: Command, launcher: Launcher, view: View) -> None:
         kinds &= {kind for key, kind in trials.kinds.items() if key not in done}
     elif len(view.points) >= command.total(view.points):
         kinds = set()
-    samples = dict(sample for kind, sample in trials.samples.items() if kind in kinds)
+    chosen = [sample for kind, sample in trials.samples.items() if kind in kinds]
+    samples: dict[str, Any] = {
+        name: OmegaConf.to_container(config.composed, resolve=True) for name, config in chosen
+    }
     if not samples:
         return
     elsewhere = not launchers.trains_here(launcher)
@@ -315,11 +317,9 @@ def _list(command: Command, view: View) -> None:
         print("  " + show.trial_line(planned.name, action, trial, command.objective))
 
 
-def _work_done(view: View) -> tuple[int, ...]:
-    """Numbers that change whenever a worker has proposed, begun or ended anything."""
-    trials = view.trials.values()
-    ended = sum(attempt.end is not None for trial in trials for attempt in trial.attempts)
-    return len(view.points), ended, sum(trial.number for trial in trials)
+def _work_done(view: View) -> object:
+    """What changes whenever a worker has proposed, begun or ended anything."""
+    return len(view.points), {key: trial.attempts for key, trial in view.trials.items()}
 
 
 def _leave_at_once(code: int) -> None:

@@ -80,7 +80,6 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
                 f"{planned.name} was proposed by a command over other axes, and would be another "
                 "training with the settings of this one; right: that command again"
             )
-        watch.epochs = trial.epochs
 
         state = None
         wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
@@ -144,7 +143,7 @@ class Worker:
                 wait_for_store(stop, self.ledger.finish_half_done, observer)
             while taken := wait_for_store(stop, self.take, observer, owner):
                 planned, trial = taken
-                prune = None if search is None else wait_for_store(stop, search.prune, trial)
+                prune = None if search is None else search.prune(trial)
                 watch = Watch(self.ledger, trial, self.settings, stop, prune)
                 attempt(planned, self.train, watch)
 

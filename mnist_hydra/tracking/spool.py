@@ -113,8 +113,9 @@ def _deliver(
                 raise
             why = hide_in_error(first_line(error))
             journal.say(f"no exported model of run {run_id}: {why}")
-    elif record.kind == "end" and not tracker.has_finished(run_id):  # elsewhere, meanwhile
-        tracker.end(run_id, data["status"], data["at_ms"])
+    elif record.kind == "end":
+        if tracker.client.get_run(run_id).info.status != "FINISHED":  # elsewhere, meanwhile
+            tracker.end(run_id, data["status"], data["at_ms"])
 
 
 def deliver_all(
@@ -130,23 +131,21 @@ def deliver_all(
         UserError: its run is still at work, or MLflow refuses a record; what is left stays.
         Exception: MLflow's, if the store does not take one; what is left stays.
     """
-    lock = FileLock(folder / journal.LOCK)
     try:
-        lock.acquire(timeout=wait_s)
+        with FileLock(folder / journal.LOCK, timeout=wait_s):
+            journal.warn_of_lost_records(folder, spooled.id)
+            if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
+                journal.remove(folder)
+                return 0, spooled.id
+            run_id = tracker.create_run(spooled)
+            journal.write_run(folder, replace(spooled, run_id=run_id))
+            delivered, recorded = 0, tracker.epochs_recorded(run_id)
+            while deliver_next(folder, tracker, run_id, recorded):
+                delivered += 1
+            journal.remove(folder)
+            return delivered, run_id
     except Timeout:
         raise _in_use(spooled) from None
-    try:
-        journal.warn_of_lost_records(folder, spooled.id)
-        if not (folder / journal.JOURNAL).exists():  # another process has just delivered it
-            journal.remove(folder)
-            return 0, spooled.id
-        run_id = tracker.create_run(spooled)
-        journal.write_run(folder, replace(spooled, run_id=run_id))
-        delivered, recorded = 0, tracker.epochs_recorded(run_id)
-        while deliver_next(folder, tracker, run_id, recorded):
-            delivered += 1
-        journal.remove(folder)
-        return delivered, run_id
     except Exception as error:
         if isinstance(error, UserError) or is_away(error):
             raise
@@ -154,8 +153,6 @@ def deliver_all(
             f"MLflow refuses what run {spooled.id} has left ({first_line(error)}); "
             f"right: restore the run if it was deleted, or delete {folder}"
         ) from None
-    finally:
-        lock.release()
 
 
 def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
@@ -216,8 +213,7 @@ class Spool:
         self._open_tracker, self._reopen = open_tracker, reopen
         self._changed = threading.Condition()
         self._checkpoints: list[Path] = []
-        self._holds_training = False
-        """Whether a checkpoint may lie in it that the store does not have."""
+        """The newest ones; each is here until the store has it."""
         self._closing = self._closed = self._given_up = False
         self._thread = threading.Thread(target=self._deliver, name="spool", daemon=True)
         self._lock = FileLock(self.folder / journal.LOCK, thread_local=False)
@@ -229,7 +225,7 @@ class Spool:
             journal.write_run(self.folder, self.run)
             waiting = journal.records(self.folder)
             self._numbers = count(max((record.number for record in waiting), default=-1) + 1)
-            self._holds_training = any(record.kind == "checkpoint" for record in waiting)
+            self._checkpoints = [r.path(self.folder) for r in waiting if r.kind == "checkpoint"]
             path = self.folder / journal.JOURNAL
             self._journal = open(path, "ab", buffering=0)
             # A process that was killed as it wrote has left part of a line.
@@ -314,7 +310,6 @@ class Spool:
 
         at = {"epoch": state["epoch"], "step": state["steps"]}
         path = self._append_file("checkpoint", at, "state.pt", lambda p: checkpoint.save(p, state))
-        self._holds_training = True
         self._checkpoints.append(path)
         while len(self._checkpoints) > CHECKPOINTS_KEPT:
             self._checkpoints.pop(0).unlink(missing_ok=True)
@@ -376,7 +371,7 @@ class Spool:
             except Exception as error:
                 # If a checkpoint waits here for a store that was never opened, try on, whatever the
                 # error: a name that is not found, a password that is not taken.
-                if not is_away(error) and not (self.tracker is None and self._holds_training):
+                if not is_away(error) and not (self.tracker is None and self._checkpoints):
                     self.refusal = self.refusal or error
                     if self.tracker is None:
                         return
@@ -393,7 +388,7 @@ class Spool:
         tracker = self._open_tracker()
         run_id = tracker.create_run(self.run)
         if self._reopen:
-            tracker.reopen(run_id)
+            tracker.client.update_run(run_id, status="RUNNING")
         was_there = self.run.run_id is not None  # then it may have been trained further before
         recorded: Collection[int] = tracker.epochs_recorded(run_id) if was_there else ()
         self.run = replace(self.run, run_id=run_id)
@@ -439,7 +434,7 @@ class Spool:
         self._journal.close()
         self._given_up = self._thread.is_alive()
         if not self._given_up:
-            never_begun = self.tracker is None and not self._holds_training
+            never_begun = self.tracker is None and not self._checkpoints
             if self.left == 0 or (self.refusal is not None and never_begun):
                 journal.remove(self.folder)
             self._lock.release()

@@ -78,12 +78,8 @@ class Tracker:
     def __init__(self, place: Place, *, make: bool = True) -> None:
         name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
-        self._known = ("", "")
-        """A run, and the tag of its checkpoints as this process has read or written it."""
-        self._follows: dict[str, Any] | None = None
-        """The checkpoint in that tag which the next one follows: the newest, or the one before it
-        if the newest was damaged.
-        """
+        self._damaged: set[str] = set()
+        """SHA-256 of the checkpoints that were found damaged: the next one takes their place."""
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
             key, where = "output_dir", place.output_dir
@@ -99,12 +95,6 @@ class Tracker:
         self.experiment_id = str(experiment.experiment_id)
         if place.tracking.uri is None:
             check_not_moved(name, experiment.artifact_location, place.folder)
-
-    @property
-    def uri(self) -> str:
-        """The store's address as MLflow takes it."""
-        path = self.store.path
-        return self.store.uri if path is None else store.sqlite_uri(path)
 
     def create_run(self, spooled: SpooledRun) -> str:
         """The MLflow run of a spool: found, or started now; returns its id."""
@@ -218,9 +208,9 @@ class Tracker:
             about: `epoch`, `step` and `sha256` of the file.
         """
         run = self.client.get_run(run_id)
-        text = run.data.tags.get(tag.CHECKPOINT, "")
-        # As another process left it, if one has written a checkpoint meanwhile.
-        before = self._follows if (run_id, text) == self._known else read_checkpoint_tag(text)
+        before = read_checkpoint_tag(run.data.tags.get(tag.CHECKPOINT, ""))
+        if before is not None and before["sha256"] in self._damaged:
+            before = before.get("before")
         if before is not None and before["step"] > about["step"]:
             return
         slot = 1 - int(before["slot"]) if before else 0
@@ -234,9 +224,8 @@ class Tracker:
                 os.fsync(written.fileno())
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         newest = {"slot": slot, **about, "before": older or None}
-        text = json.dumps(newest)
-        self.client.set_tag(run_id, tag.CHECKPOINT, text)
-        self._known, self._follows = (run_id, text), newest
+        self.client.set_tag(run_id, tag.CHECKPOINT, json.dumps(newest))
+        self._damaged.discard(about["sha256"])
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
         """The run's newest whole checkpoint; `None` if it has none.
@@ -246,7 +235,6 @@ class Tracker:
         """
         from mnist_hydra import checkpoint
 
-        self._known, self._follows = ("", ""), None
         text = self.client.get_run(run_id).data.tags.get(tag.CHECKPOINT)
         if text is None:
             return None
@@ -265,11 +253,11 @@ class Tracker:
                     state = checkpoint.load(path, slot["sha256"])
             except checkpoint.DamagedCheckpoint as error:
                 problems.append(str(error))
+                self._damaged.add(slot["sha256"])
                 continue
             if problems:
                 left = f"step {slot['step']} is gone on from instead"
                 print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
-            self._known, self._follows = (run_id, text), slot
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
 
@@ -321,14 +309,6 @@ class Tracker:
     def end(self, run_id: str, status: str, at_ms: int | None = None) -> None:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
         self.client.set_terminated(run_id, status, at_ms)
-
-    def has_finished(self, run_id: str) -> bool:
-        """Whether the run was trained to its end."""
-        return str(self.client.get_run(run_id).info.status) == "FINISHED"
-
-    def reopen(self, run_id: str) -> None:
-        """Mark a closed run as running again."""
-        self.client.update_run(run_id, status="RUNNING")
 
 
 def _local_artifacts(run: Run) -> Path | None:

@@ -28,10 +28,10 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
     """In place of `sweeper.run_and_exit`: finish the trials that the ledger does not have yet."""
     command = read_command(job, arguments)
     tracker = Tracker(command.config)
-    parent = begin_sweep(command, tracker)
-    ledger = Ledger(tracker.client, parent.run_id)
+    parent_id = begin_sweep(command, tracker).info.run_id
+    ledger = Ledger(tracker.client, parent_id)
     view, token = ledger.read(), new_token()
-    tracker.log_text(parent.run_id, command.plan.text(), plan_file(token))
+    tracker.log_text(parent_id, command.plan.text(), plan_file(token))
     made_by = provenance.tags() | provenance.origin(command.config.data)
     with working() as owner:
         for number, planned in enumerate(view.wanted(command.plan.trials)):
@@ -40,7 +40,7 @@ def fill(job: Job, arguments: Sequence[str]) -> None:
                 assert trial is not None
                 _record(command, tracker, trial, planned, number, made_by)
                 assert ledger.end(trial, FINISHED, seconds=1.0)
-    tracker.end(parent.run_id, "FINISHED")
+    tracker.end(parent_id, "FINISHED")
 
 
 def _record(

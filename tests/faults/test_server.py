@@ -88,7 +88,7 @@ def test_a_worker_whose_claim_was_recorded_and_never_answered_trains_that_trial(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     experiment = client.create_experiment("unanswered")
-    parent = elect_parent(client, experiment, "abc", name="sweep", tags={}).run_id
+    parent = elect_parent(client, experiment, "abc", name="sweep", tags={}).info.run_id
     with Proxy(mlflow_address) as proxy:
         ledger = Ledger(MlflowClient(proxy.address), parent)
         proxy.loses, proxy.loses_from = 2, b"claim/"  # also when it asks which claim stands

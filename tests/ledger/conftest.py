@@ -28,4 +28,4 @@ def experiment(
 @pytest.fixture
 def ledger(store: tuple[str, MlflowClient], experiment: str) -> Ledger:
     parent = elect_parent(store[1], experiment, "0123456789abcdef", name="sweep", tags={})
-    return Ledger(store[1], parent.run_id)
+    return Ledger(store[1], parent.info.run_id)

@@ -395,7 +395,7 @@ def test_entries_are_of_one_sweep(store: tuple[str, MlflowClient], ledger: Ledge
     ledger.write_once("complete/run", "me")
     assert not ledger.write_once("complete/run", "you")
     assert ledger.holds("complete/run") and ledger.entries("complete/") == {"run": "me"}
-    assert not Ledger(store[1], other.run_id).holds("complete/run")
+    assert not Ledger(store[1], other.info.run_id).holds("complete/run")
 
 
 def test_the_entries_of_a_larger_sweep_are_on_several_pages_and_are_read_together(
@@ -403,7 +403,7 @@ def test_the_entries_of_a_larger_sweep_are_on_several_pages_and_are_read_togethe
 ) -> None:
     client = store[1]
     elected = elect_parent(client, experiment, "beef", name="large", tags={}, trials=1_001)
-    ledger = Ledger(client, elected.run_id)
+    ledger = Ledger(client, elected.info.run_id)
     ledger.read()
     for fingerprint in "abcdefgh":
         trial = ledger.claim(fingerprint, fingerprint, None, owner, SWEEPER)
@@ -417,7 +417,7 @@ def test_the_entries_of_a_larger_sweep_are_on_several_pages_and_are_read_togethe
     assert {trial.state for trial in view.trials.values()} == {"finished"}
     assert view.stops == {"one": "Ctrl-C"}
 
-    pages = pages_of(client.get_run(elected.run_id))[1]
+    pages = pages_of(client.get_run(elected.info.run_id))[1]
     keys = [list(client.get_run(page).data.params) for page in pages]
     assert len(pages) == 3 and all(keys), "each has some"
     of_trials = [{trial_of(key) for key in page} - {None} for page in keys]

@@ -11,7 +11,7 @@ from mlflow.entities import Run, ViewType
 
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.ledger import Ledger
-from mnist_hydra.ledger.parent import Parent, elect_parent, find_parent
+from mnist_hydra.ledger.parent import elect_parent, find_parent
 from mnist_hydra.tracking import tag
 from tests.ledger.others import again, delete_for_good
 from tests.sweep_process import race_four
@@ -20,7 +20,7 @@ from tests.sweep_process import race_four
 def _elect(client: MlflowClient, experiment: str, path: str) -> None:
     parent = elect_parent(client, experiment, "feedfeedfeedfeed", name="s", tags={"k": "v"})
     with open(path, "a") as file:
-        file.write(f"{parent.run_id} {parent.made_now}\n")
+        file.write(f"{parent.info.run_id}\n")
 
 
 def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
@@ -28,10 +28,9 @@ def test_of_processes_that_race_one_makes_the_parent_and_all_get_it(
 ) -> None:
     journal = tmp_path / "journal"
     race_four(store[0], _elect, experiment, str(journal))
-    lines = [line.split() for line in journal.read_text().splitlines()]
-    assert len({run_id for run_id, _ in lines}) == 1
-    assert sum(made_now == "True" for _, made_now in lines) == 1
-    assert len(store[1].search_runs([experiment])) == 1
+    given = journal.read_text().splitlines()
+    assert len(given) == 4
+    assert [run.info.run_id for run in store[1].search_runs([experiment])] == list(set(given))
     name = store[1].get_experiment(experiment).name
     books = store[1].get_experiment_by_name(f"{name}.ledger")
     assert books is not None
@@ -45,7 +44,7 @@ def test_a_sweep_may_have_a_name_longer_than_mlflow_keeps(
 ) -> None:
     tags = {tag.COMMAND: "seed=" + "1," * 5_000}
     parent = elect_parent(store[1], experiment, "10ad", name="over " + "lr, " * 99, tags=tags)
-    run = store[1].get_run(parent.run_id)
+    run = store[1].get_run(parent.info.run_id)
     assert run.info.run_name.startswith("over lr, ") and len(run.info.run_name) == 250
     assert len(run.data.tags[tag.COMMAND]) == 8_000
 
@@ -73,42 +72,39 @@ def test_a_sweep_that_is_stopped_as_it_begins_leaves_no_run(
 def test_starting_over_passes_over_the_parent_that_there_is(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
-    def elect(anew: bool = False) -> Parent:
+    def elect(anew: bool = False) -> Run:
         return elect_parent(store[1], experiment, "abc", name="s", tags={}, anew=anew)
 
     assert find_parent(store[1], experiment, "abc") is None
     first = elect()
-    assert first.made_now
-    assert elect().run_id == first.run_id
-    assert not elect().made_now
+    assert elect().info.run_id == first.info.run_id
     second = elect(anew=True)
-    assert second.made_now
     found = find_parent(store[1], experiment, "abc")
     assert found is not None
-    assert found.run_id == second.run_id
-    assert found.run_id != first.run_id
+    assert found.info.run_id == second.info.run_id
+    assert found.info.run_id != first.info.run_id
 
 
 def test_a_parent_that_was_deleted_is_made_anew(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
     first = elect_parent(store[1], experiment, "abc", name="s", tags={})
-    store[1].delete_run(first.run_id)
+    store[1].delete_run(first.info.run_id)
     second = elect_parent(store[1], experiment, "abc", name="s", tags={})
-    assert second.made_now
-    assert second.run_id != first.run_id
+    assert second.info.run_id != first.info.run_id
 
 
 def test_an_elected_parent_whose_maker_died_at_once_is_still_the_parent(
     store: tuple[str, MlflowClient], experiment: str
 ) -> None:
     made = elect_parent(store[1], experiment, "abc", name="s", tags={})
-    store[1].delete_tag(made.run_id, tag.SWEEP)  # as if it had died before
+    store[1].delete_tag(made.info.run_id, tag.SWEEP)  # as if it had died before
     assert find_parent(store[1], experiment, "abc") is None
-    assert elect_parent(store[1], experiment, "abc", name="s", tags={}).run_id == made.run_id
+    later = elect_parent(store[1], experiment, "abc", name="s", tags={})
+    assert later.info.run_id == made.info.run_id
     found = find_parent(store[1], experiment, "abc")
     assert found is not None
-    assert found.run_id == made.run_id
+    assert found.info.run_id == made.info.run_id
 
 
 def test_a_sweep_that_the_version_before_began_is_refused_and_can_be_begun_anew(
@@ -128,9 +124,9 @@ def test_a_sweep_that_the_version_before_began_is_refused_and_can_be_begun_anew(
         with pytest.raises(UserError, match="earlier version.*right: sweep.fresh=true"):
             ask()
     anew = elect_parent(store[1], experiment, "abc", name="s", tags={}, anew=True)
-    assert anew.made_now
+    assert anew.info.run_id != old
     found = find_parent(store[1], experiment, "abc")
-    assert found is not None and found.run_id == anew.run_id
+    assert found is not None and found.info.run_id == anew.info.run_id
 
 
 def test_a_parent_that_is_gone_for_good_is_made_anew(
@@ -139,7 +135,7 @@ def test_a_parent_that_is_gone_for_good_is_made_anew(
     ledger.read()
     delete_for_good(store[1], ledger.parent_id)
     parent = elect_parent(store[1], experiment, "0123456789abcdef", name="sweep", tags={})
-    assert parent.made_now and parent.run_id != ledger.parent_id
+    assert parent.info.run_id != ledger.parent_id
     with pytest.raises(UserError, match=f"{ledger.parent_id}. was deleted in MLflow"):
         again(ledger)
     with pytest.raises(UserError, match="was deleted in MLflow"):
@@ -155,4 +151,4 @@ def test_a_sweep_whose_experiment_was_renamed_says_which_name_goes_on_with_it(
     with pytest.raises(UserError, match="tracking.experiment_name=renamed"):
         elect_parent(client, other, "0123456789abcdef", name="sweep", tags={})
     anew = elect_parent(client, other, "0123456789abcdef", name="sweep", tags={}, anew=True)
-    assert anew.made_now and client.get_run(anew.run_id).info.experiment_id == other
+    assert client.get_run(anew.info.run_id).info.experiment_id == other

@@ -24,7 +24,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     client = new_store(tmp_path_factory.mktemp("store"))
     experiment = client.create_experiment("completing")
     run = elect_parent(client, experiment, "0123456789abcdef", name="sweep", tags={})
-    return Ledger(client, run.run_id)
+    return Ledger(client, run.info.run_id)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -204,6 +205,18 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         made: Any = make_launcher(context, lambda cfg: None, config)
         with pytest.raises(UserError, match=rf"pip install 'mnist_hydra\[{name}\]'"):
             count_workers(made, SweepConfig())
+
+
+@pytest.mark.parametrize("what", ["6379", "true"])
+def test_an_address_that_is_a_bare_number_or_a_flag_is_refused_in_one_line(
+    launcher: Any, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", Mock(is_initialized=lambda: False))
+    words = ["hydra/launcher=ray", f"hydra.launcher.address={what}"]
+    config = compose("config", words, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    with pytest.raises(UserError, match=f"hydra.launcher.address={what}"):
+        count_workers(make_launcher(context, lambda cfg: None, config), SweepConfig())
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray"])

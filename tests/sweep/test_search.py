@@ -281,7 +281,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
 def ledger(client: MlflowClient, request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     experiment = client.create_experiment(request.node.name, artifact_location=tmp_path.as_uri())
     parent = elect_parent(client, experiment, "abc", name="s", tags={})
-    return Ledger(client, parent.run_id)
+    return Ledger(client, parent.info.run_id)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class Sweep:
         self.journal = folder / "journal"
         self.experiment = client.create_experiment(name, artifact_location=folder.as_uri())
         parent = elect_parent(client, self.experiment, "abc", name="sweep", tags={})
-        self.parent = parent.run_id
+        self.parent = parent.info.run_id
 
     def ledger(self) -> Ledger:
         return Ledger(self.client, self.parent)
