@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Protocol, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
-from mnist_hydra.errors import TimedOut, first_line
+from mnist_hydra.errors import ClaimLost, TimedOut, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FAILED, TIMEOUT, Trial
@@ -42,10 +42,6 @@ Prune: TypeAlias = Callable[[int, dict[str, float]], bool]
 """Decides after an epoch of a trial, from its number and metrics, whether to give the trial up."""
 
 log = logging.getLogger(__name__)
-
-
-class ClaimLost(Exception):
-    """Another process has taken the trial, as this one was silent too long; or it was deleted."""
 
 
 class Train(Protocol):
@@ -143,8 +139,7 @@ class Watch(Hooks):
         Raises:
             ClaimLost: so that nothing more is written.
         """
-        if self._lost:
-            raise ClaimLost(f"{self.trial.name}: it was deleted, or another process took it over")
+        self._raise_if_lost()
         if self._asked_to_stop or self.stop.is_set():
             return StopReason.INTERRUPTED
         limit_s = self.settings.trial_timeout_s
@@ -160,6 +155,19 @@ class Watch(Hooks):
         if reason is None and self.prune is not None and self.prune(epoch, metrics):
             return StopReason.PRUNED
         return reason
+
+    def check_claim(self) -> None:
+        """Asked before anything is written to the trial's run.
+
+        Raises:
+            ClaimLost: another process has recorded that this one is dead, and may train the trial.
+        """
+        self._lost = self._lost or self.ledger.has_ended(self.trial)
+        self._raise_if_lost()
+
+    def _raise_if_lost(self) -> None:
+        if self._lost:
+            raise ClaimLost(f"{self.trial.name}: it was deleted, or another process took it over")
 
     def timeout_text(self) -> str:
         """The recorded error of a trial that took too long."""

@@ -98,7 +98,8 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
         watch.begin_limit()
         trainer = prepare(trial, state, notify)
-        with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
+        spooled, check = spooled_run(config, run_id), watch.check_claim
+        with Spool(config.folder, spooled, lambda: tracker, check=check) as spool:
             resumed = state is not None
             stopped, _ = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True)
             watch.end_limit()

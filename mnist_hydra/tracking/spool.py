@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.errors import ClaimLost, UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
@@ -50,7 +50,11 @@ log = logging.getLogger(__name__)
 
 
 def deliver_next(
-    folder: Path, tracker: Tracker, run_id: str, recorded: Collection[int] = ()
+    folder: Path,
+    tracker: Tracker,
+    run_id: str,
+    recorded: Collection[int] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Deliver the next record of a spool; false if there is none.
 
@@ -58,6 +62,7 @@ def deliver_next(
 
     Args:
         recorded: epochs that MLflow knows already, perhaps trained again elsewhere.
+        check: called before a record is delivered; what it raises keeps that back.
     """
     record, end = next(journal.undelivered(folder), (None, 0))
     if end == 0:
@@ -66,6 +71,8 @@ def deliver_next(
         where = folder / journal.JOURNAL
         journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
     else:
+        if record.kind != "end":  # once that has arrived its run has ended, by ourselves
+            check()
         _deliver(record, folder, tracker, run_id, recorded)
     _pass_by(folder, record, end)
     return True
@@ -123,6 +130,9 @@ def deliver_all(
     """Deliver what a dead process left in a spool; returns how many records that were, and the
     run's id.
 
+    What it left of the training of a run that has finished since is left out, and said: the weights
+    are to be those of whoever finished it, as all else.
+
     Args:
         wait_s: for another process that delivers it, or whose run it is.
 
@@ -142,6 +152,11 @@ def deliver_all(
             return 0, spooled.id
         run_id = tracker.create_run(spooled)
         journal.write_run(folder, replace(spooled, run_id=run_id))
+        left = journal.records(folder)
+        if not all(record.is_product for record in left) and tracker.has_finished(run_id):
+            journal.say(f"run {run_id} has finished: {len(left)} records of before are left out")
+            journal.remove(folder)
+            return 0, run_id
         delivered, recorded = 0, tracker.epochs_recorded(run_id)
         while deliver_next(folder, tracker, run_id, recorded):
             delivered += 1
@@ -192,6 +207,9 @@ class Spool:
         spooled: the run, which is made in MLflow if it is not there.
         open_tracker: opens the store; repeated while that is away.
         reopen: whether the run has been closed before and goes on.
+        check: raises `ClaimLost` if another process has taken the run over; asked before each
+            record, of which none is delivered any more then. Without it a training's run is looked
+            at, whether that has finished elsewhere.
     """
 
     def __init__(
@@ -201,6 +219,7 @@ class Spool:
         open_tracker: Callable[[], Tracker],
         *,
         reopen: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.run = spooled
         """Gets its id once the store is open."""
@@ -214,6 +233,7 @@ class Spool:
         self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
         """How long the store may take nothing at the end, and when it last took something."""
         self._open_tracker, self._reopen = open_tracker, reopen
+        self._check = check or self._check_finished
         self._changed = threading.Condition()
         self._checkpoints: list[Path] = []
         self._holds_training = False
@@ -365,7 +385,9 @@ class Spool:
                 if self.tracker is None:
                     recorded = self._open()
                 assert self.tracker is not None
-                delivered = deliver_next(self.folder, self.tracker, self.run.id, recorded)
+                delivered = deliver_next(
+                    self.folder, self.tracker, self.run.id, recorded, self._check
+                )
                 self.away, wait_s = None, FIRST_WAIT_S
                 self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
                 with self._changed:
@@ -392,7 +414,7 @@ class Spool:
         """Open the store, find or make the run; returns the epochs that MLflow knows of it."""
         tracker = self._open_tracker()
         run_id = tracker.create_run(self.run)
-        if self._reopen:
+        if self._reopen and not tracker.has_finished(run_id):
             tracker.reopen(run_id)
         was_there = self.run.run_id is not None  # then it may have been trained further before
         recorded: Collection[int] = tracker.epochs_recorded(run_id) if was_there else ()
@@ -401,6 +423,11 @@ class Spool:
         self.tracker = tracker
         self._taken_at = time.monotonic()
         return recorded
+
+    def _check_finished(self) -> None:
+        run_id, is_training = self.run.id, self.run.config is not None
+        if is_training and self.tracker is not None and self.tracker.has_finished(run_id):
+            raise ClaimLost(f"run {run_id} was finished by another process, whose results stay")
 
     def _pending(self) -> bool:
         path = self.folder / journal.JOURNAL

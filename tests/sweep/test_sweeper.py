@@ -32,8 +32,10 @@ from mlflow.entities import Run, ViewType
 from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
+from mnist_hydra.errors import StoreAway
 from mnist_hydra.sweep import attempt
-from mnist_hydra.tracking import spool, tag
+from mnist_hydra.tracking import journal, spool, tag
+from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
@@ -367,6 +369,32 @@ def test_a_trial_whose_last_checkpoint_is_damaged_gets_no_model_of_an_earlier_on
     done = run(*words, "sweep.keep=1", cwd=tmp_path)
     assert "its last checkpoint is missing or damaged" in done.err, done.err
     assert not client(tmp_path).search_logged_models([trial.info.experiment_id])
+
+
+def test_what_a_dead_process_left_of_a_trial_does_not_go_into_the_one_that_another_finished(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny, *QUICK, "seed=1", NO_REPORT)
+    assert run(*words, "sweep.keep=0", cwd=tmp_path).code == 0
+    _, trials = runs(tmp_path)
+    [trial] = trials.values()
+    run_id = trial.info.run_id
+    spooled = journal.SpooledRun(run_id, "mnist_hydra", None, {}, 0, None, run_id)
+
+    def away() -> Tracker:
+        raise StoreAway("away")
+
+    monkeypatch.setattr(spool, "PATIENCE_AWAY_S", 0.1)
+    with spool.Spool(tmp_path / "outputs", spooled, away) as left:
+        left.log_text("{}", MISTAKES_FILE)
+    monkeypatch.undo()
+    before = client(tmp_path).download_artifacts(run_id, MISTAKES_FILE, str(tmp_path))
+    assert Path(before).read_text() != "{}"
+    done = run(*words, "sweep.keep=1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    after = client(tmp_path).download_artifacts(run_id, MISTAKES_FILE, str(tmp_path))
+    assert Path(after).read_text() != "{}"
+    assert client(tmp_path).list_artifacts(run_id, "pictures")
 
 
 def test_a_trials_time_limit_is_for_its_training_alone(
