@@ -34,10 +34,13 @@ from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
 from mnist_hydra.config import Count, Number, Positive, SweepConfig
 from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean, shown
+from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.tracking import store
 from mnist_hydra.typed import check_setting
 
 POLL_S = 0.2
+STOPPED = (OF_SIGNAL + signal.SIGINT, OF_SIGNAL + signal.SIGTERM)
+"""Exit codes of a worker that was asked to stop, not by the ledger, and wrote a checkpoint."""
 SETTINGS: dict[str, Any] = {
     "workers": Count | None,
     "restarts": Number,
@@ -54,7 +57,7 @@ class Ended:
 
     code: int | None
     """Its exit code, negative for a signal; `None` if its machine is gone. 0 means that no trial
-    was left for it.
+    was left for it, or that the ledger asked it to stop.
     """
     last_line: str = ""
     """The last line that it printed."""
@@ -99,12 +102,12 @@ class CommandLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Run a command for each list of overrides; returns when the last has ended.
 
-        A result is FAILED if the command's input was bad, or if it died more often than
-        `restarts` allows and no other worker found that no trial is left.
+        A result is FAILED if the command's input was bad, or if it died, or was stopped by others,
+        more often than `restarts` allows and no other worker found that no trial is left.
         """
         jobs = dict(enumerate(job_overrides, start=initial_job_idx))
         ends = self._watch({number: self.command(job) for number, job in jobs.items()})
-        over = any(end.code == 0 for end in ends.values())
+        over = self.stopping.is_set() or any(end.code == 0 for end in ends.values())
         return [_returned(overrides, ends[number], over) for number, overrides in jobs.items()]
 
     def _watch(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> dict[int, Ended]:
@@ -124,10 +127,12 @@ class CommandLauncher(Launcher):
                         continue
                     del running[number]
                     ends[number] = end
-                    if end.code in (0, BAD_INPUT):
+                    stopped = end.code in STOPPED
+                    if end.code in (0, BAD_INPUT) or (stopped and self.stopping.is_set()):
                         continue
                     again = restarts > 0 and not over
-                    what = "died and is started again" if again else "died"
+                    what = "was stopped" if stopped else "died"
+                    what += " and is started again" if again else ""
                     print(f"worker {number} {what}: {end}", file=sys.stderr)
                     if again:
                         restarts -= 1

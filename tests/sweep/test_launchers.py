@@ -46,6 +46,9 @@ if what == "bad-input":
     sys.exit(2)
 if what == "waits-for-stdin":
     sys.stdin.read()
+    sys.exit(143)
+if what == "is-stopped" or what == "is-stopped-once" and lives == 0:
+    sys.exit(143)
 '''
 
 
@@ -136,7 +139,7 @@ def test_a_workers_bad_input_comes_back_as_one_line_and_it_is_not_started_again(
 
 
 def test_workers_that_are_asked_to_stop_see_the_end_of_their_input(
-    launcher: Any, tmp_path: Path
+    launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = launcher()
 
@@ -147,7 +150,27 @@ def test_workers_that_are_asked_to_stop_see_the_end_of_their_input(
 
     threading.Thread(target=stop, daemon=True).start()
     results = launch(made, "waits-for-stdin", "waits-for-stdin")
-    assert {result.status for result in results} == {JobStatus.COMPLETED}
+    assert JobStatus.FAILED not in {result.status for result in results}
+    assert len(list(tmp_path.glob("waits-for-stdin-*"))) == 2
+    assert not capfd.readouterr().err
+
+
+def test_a_worker_that_somebody_else_stops_is_started_again_as_it_has_trials_left(
+    launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopped, killed = launch(launcher(), "is-stopped-once", "dies-once")
+    assert stopped.status is killed.status is JobStatus.COMPLETED
+    assert len(list(tmp_path.glob("is-stopped-once-*"))) == 2
+    assert len(list(tmp_path.glob("dies-once-*"))) == 2
+    assert "worker 0 was stopped and is started again: exit code 143" in capfd.readouterr().err
+
+
+def test_workers_that_are_all_stopped_before_they_found_a_trial_have_not_come_to_an_end(
+    launcher: Any, tmp_path: Path
+) -> None:
+    results = launch(launcher(restarts=1), "is-stopped", "is-stopped")
+    assert {result.status for result in results} == {JobStatus.FAILED}
+    assert len(list(tmp_path.glob("is-stopped-*"))) == 3
 
 
 def test_an_error_counts_as_the_last_line_whatever_follows() -> None:

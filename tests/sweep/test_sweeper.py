@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
@@ -690,6 +691,22 @@ def test_a_key_that_does_not_exist_is_refused_and_nothing_is_left_behind(
     assert "'sweep.retrys' (did you mean sweep.retries" in refused.err
     assert len(refused.err.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_worker_that_somebody_else_stops_is_started_again_and_goes_on(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=6", "sweep.keep=0")
+    words += (NO_REPORT, "seed=1", "hydra/launcher=joblib", "sweep.workers=1")
+    going = start(*words, cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
+    [worker] = psutil.Process(going.pid).children()
+    worker.terminate()  # as earlyoom does
+    done = end(going)
+    assert done.code == 0 and "1 of 1 trials done" in done.err, done.err
+    assert "worker 0 was stopped and is started again: exit code 143" in done.err
+    _, trials = runs(tmp_path)
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [2]
 
 
 def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
