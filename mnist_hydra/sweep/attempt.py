@@ -122,7 +122,8 @@ class Watch(Hooks):
     """How many the trial has; set by the training."""
     _began: float = field(default_factory=time.monotonic)
     _limit_from: float | None = None
-    _asked_to_stop: bool = False
+    asked_to_stop: bool = False
+    """Whether the ledger asks for it."""
     _lost: bool = False
     _over: threading.Event = field(default_factory=threading.Event)
     _watchdog: threading.Timer | None = None
@@ -140,7 +141,7 @@ class Watch(Hooks):
             ClaimLost: so that nothing more is written.
         """
         self._raise_if_lost()
-        if self._asked_to_stop or self.stop.is_set():
+        if self.asked_to_stop or self.stop.is_set():
             return StopReason.INTERRUPTED
         limit_s = self.settings.trial_timeout_s
         if limit_s is None or self._limit_from is None:
@@ -214,7 +215,7 @@ class Watch(Hooks):
             if self._over.wait(ASK_S):
                 return
             try:
-                self._asked_to_stop = self._asked_to_stop or self.ledger.stopped(sweeper)
+                self.asked_to_stop = self.asked_to_stop or self.ledger.stopped(sweeper)
                 beats, asks_since = divmod(count, ASKS_PER_BEAT)
                 if asks_since == 0 and not self.ledger.beat(self.trial, beats):
                     self._lost = True

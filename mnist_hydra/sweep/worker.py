@@ -161,6 +161,8 @@ class Worker:
                 prune = None if search is None else wait_for_store(stop, search.prune, trial)
                 watch = Watch(self.ledger, trial, self.settings, stop, prune)
                 attempt(planned, self.train, watch)
+                if watch.asked_to_stop:  # a large ledger may have been read a minute ago
+                    return
 
     def take(self, observer: Observer, owner: Owner) -> tuple[Planned, Trial] | None:
         """Claim the first trial that can be claimed; `None` if none can, or it is time to stop.
