@@ -97,6 +97,8 @@ class Tracker:
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
         self.experiment_id = str(experiment.experiment_id)
+        self.artifacts = str(experiment.artifact_location)
+        """The address of what holds a folder for each run."""
         if place.tracking.uri is None:
             check_not_moved(name, experiment.artifact_location, place.folder)
 
@@ -201,9 +203,16 @@ class Tracker:
 
         Raises:
             OSError or MlflowException: if there is no such artifact.
+            UserError: the folder of all artifacts is on another machine.
         """
         here = _local_artifacts(self.client.get_run(run_id))
         if here is not None:  # MLflow would list the folder and copy it first
+            if not (root := here.parents[1]).exists():
+                raise UserError(
+                    f"{self.store.shown}: the folder of its artifacts, {root}, is not on this "
+                    "machine; right: tracking=server tracking.uri=http://HOST:5000 with an MLflow "
+                    "server that keeps them (mlflow server --artifacts-destination ...)"
+                )
             return (here / name).read_text()
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, name, folder)).read_text()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from hydra_plugins.mnist_hydra import register_plugins
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.launchers import count_workers, last_line, make_launcher
+from mnist_hydra.sweep.launchers import (
+    check_shared_artifacts,
+    count_workers,
+    last_line,
+    make_launcher,
+)
 
 SCRIPT = '''
 import os, signal, sys, time
@@ -227,6 +233,30 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         made: Any = make_launcher(context, lambda cfg: None, config)
         with pytest.raises(UserError, match=rf"pip install 'mnist_hydra\[{name}\]'"):
             count_workers(made, SweepConfig())
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "right"),
+    [
+        ("ray hydra.launcher.address=head:6379", "file:///driver/artifacts", False),
+        ("ray hydra.launcher.address=head:6379", "s3://bucket/artifacts", True),
+        ("ray hydra.launcher.address=head:6379", None, True),
+        ("ray hydra.launcher.address=local", "file:///driver/artifacts", True),
+        ("joblib", "file:///driver/artifacts", True),
+        ("slurm", "file:///shared/artifacts", True),
+    ],
+)
+def test_artifacts_in_a_folder_of_this_machine_are_refused_where_workers_are_on_others(
+    launcher: Any, words: str, where: str | None, right: bool
+) -> None:
+    chosen = [f"hydra/launcher={words.split()[0]}", *words.split()[1:]]
+    config = compose("config", chosen, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    made = make_launcher(context, lambda cfg: None, config)
+    with nullcontext() if right else pytest.raises(UserError) as refused:
+        check_shared_artifacts(made, "ray", where)
+    if not right:
+        assert "file:///driver/artifacts; right: tracking=server" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray"])
