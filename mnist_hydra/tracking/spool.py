@@ -433,10 +433,18 @@ class Spool:
         path = self.folder / journal.JOURNAL
         return journal.position(self.folder) < path.stat().st_size
 
-    def wait(self) -> None:
-        """Wait until all that is written down is delivered, unless the store is away."""
+    def wait(self, is_enough: Callable[[], bool]) -> None:
+        """Wait until all that is written down is delivered; not for a store that is away, or that
+        has taken nothing for `PATIENCE_S`.
+
+        Args:
+            is_enough: asked again and again: whether to wait no longer.
+        """
+        began = time.monotonic()
         while self._pending() and self._thread.is_alive():
-            if self.away is not None or self.refusal is not None:
+            took_nothing_s = time.monotonic() - max(began, self._taken_at)
+            is_silent = self.away is not None or took_nothing_s > PATIENCE_S
+            if is_silent or self.refusal is not None or is_enough():
                 return
             time.sleep(0.005)
 

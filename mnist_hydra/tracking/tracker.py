@@ -403,6 +403,8 @@ def import_mlflow(place: Place | None = None) -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Whoever needs the store asks again by himself, and sooner than MLflow's client would.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # All of them together in less than `ledger.owner.SILENT_S`, or a heartbeat would come too late.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # noqa: F401
 

@@ -508,6 +508,34 @@ def test_a_worker_waits_for_the_store_until_it_is_told_to_stop(made: Path) -> No
     assert spool.left == 0
 
 
+def test_a_training_waits_no_longer_for_a_store_that_hangs_once_it_is_to_stop(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, goes_on, stop = threading.Event(), threading.Event(), threading.Event()
+
+    class Hanging(Tracker):
+        def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+            hangs.set()
+            goes_on.wait()
+            super().set_tags(run_id, tags)
+
+    with Spool(made, SPOOLED, lambda: Hanging(place(made))) as spool:
+        spool.set_tags({"a": "b"})
+        assert hangs.wait(60)
+        waits = threading.Thread(target=spool.wait, args=(stop.is_set,))
+        waits.start()
+        waits.join(0.5)
+        assert waits.is_alive()
+        stop.set()
+        waits.join(5)
+        assert not waits.is_alive()
+        monkeypatch.setattr(spools, "PATIENCE_S", 0.1)
+        spool.wait(lambda: False)  # nobody asks it to stop
+        monkeypatch.undo()
+        goes_on.set()
+    assert the_run(made)[1].data.tags["a"] == "b"
+
+
 def test_a_store_that_is_busy_or_slow_gets_all_before_the_run_ends(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

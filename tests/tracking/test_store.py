@@ -66,6 +66,17 @@ def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
         assert SECRET not in read.uri and read.password == (SECRET if SECRET in str(uri) else None)
 
 
+def test_a_postgresql_that_is_gone_is_noticed_unless_its_address_says_otherwise() -> None:
+    said = "postgresql://h/db?sslmode=disable&keepalives_idle=600"
+    for uri, idle_s in (("postgresql://h/db", "5"), (said, "600")):
+        read = store.read_address(uri, Path("/out"))
+        told = dict(sqlalchemy.make_url(read.uri).query)
+        assert (told["keepalives_idle"], told["tcp_user_timeout"]) == (idle_s, "20000")
+        assert ("sslmode" in told) == ("sslmode" in uri) and "tcp_user_timeout" not in read.shown
+    other = store.read_address("postgresql+psycopg://h/db", Path("/out"))
+    assert other.uri == "postgresql+psycopg://h/db"
+
+
 ODD = [
     "", " ", "x", "mlruns", "./mlruns", "/tmp/x", "file:///x", "file:/x", "file:x", "FILE:///x",
     "http", "http:", "http://", "http:///x", "http://:5000", "http://h:port", "http://h:99999",
