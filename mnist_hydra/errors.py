@@ -35,6 +35,10 @@ class StoreAway(UserError):
     """The tracking store does not answer now; later it may."""
 
 
+class ClaimLost(UserError):
+    """Another process has taken a run over, or finished it: nothing more may be written to it."""
+
+
 def wrong_value(key: str, value: Any, right: str) -> UserError:
     """The error for a `value` that is not what is `right` for `key`."""
     return UserError(f"{key}={shown(value)} is not valid; right: {right}")

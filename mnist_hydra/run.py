@@ -247,7 +247,7 @@ class _Recorder(Listener):
         self.spool.raise_if_refused()
         self.spool.save_checkpoint(state | {"fingerprint": fingerprint(self.trainer.config)})
         if self.is_trial:
-            self.spool.wait()
+            self.spool.wait(lambda: self.hooks.should_stop() is not None)
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         self.spool.raise_if_refused()

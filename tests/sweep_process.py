@@ -128,7 +128,7 @@ def work(
     attempt.ASK_S, attempt.ASKS_PER_BEAT, attempt.GRACE_S = 0.2, 1, grace_s
     client = MlflowClient(uri)
     train, stop = TinyTrial(client, journal, 3), threading.Event()
-    with stopping_on_signals(stop):
+    with stopping_on_signals(lambda *_: stop.set()):
         Worker(Ledger(client, parent), planned, train, settings_of(parent, **settings), stop).pull()
 
 

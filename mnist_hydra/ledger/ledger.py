@@ -108,8 +108,8 @@ def wait_for_store(
 class Ledger:
     """One sweep's ledger.
 
-    One thread at a time may use it, but for `beat`, `stopped` and `holds`, which keep nothing here:
-    an attempt's heartbeat calls them beside its training.
+    One thread at a time may use it, but for `beat`, `stopped`, `has_ended` and `holds`, which keep
+    nothing here: an attempt's heartbeat and its spool call them beside its training.
 
     Args:
         client: of the MLflow store.
@@ -256,7 +256,7 @@ class Ledger:
         """
         number = trial.attempts[-1].number
         run = existing_run(self.client, trial.run_id)
-        if run is None or self.holds(end_key(trial.fingerprint, number)):
+        if run is None or self.has_ended(trial):
             return False
         tags = {tag.HEARTBEAT: f"{number}:{count}"}
         closed = run.info.status != "RUNNING"  # by the attempt before, and perhaps late
@@ -266,6 +266,10 @@ class Ledger:
             tags[tag.STATE] = RUNNING
         tag_run(self.client, trial.run_id, tags)
         return True
+
+    def has_ended(self, trial: Trial) -> bool:
+        """Whether a claimed trial's attempt has ended, asked of the store now."""
+        return self.holds(end_key(trial.fingerprint, trial.attempts[-1].number))
 
     def end(self, trial: Trial, state: str, *, seconds: float = 0.0, error: str = "") -> bool:
         """Record how a trial's last attempt ended.

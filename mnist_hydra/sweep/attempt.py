@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
-from mnist_hydra.errors import TimedOut, first_line
+from mnist_hydra.errors import ClaimLost, TimedOut, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.plan import Planned
 from mnist_hydra.ledger.trial import FAILED, TIMEOUT, Trial
@@ -48,10 +48,6 @@ ends.
 """
 
 log = logging.getLogger(__name__)
-
-
-class ClaimLost(Exception):
-    """Another process has taken the trial, as this one was silent too long; or it was deleted."""
 
 
 def attempt(planned: Planned, train: Train, watch: Watch) -> None:
@@ -118,7 +114,8 @@ class Watch(Hooks):
     """Decides whether to give the trial up; `None` never does."""
     _began: float = field(default_factory=time.monotonic)
     _limit_from: float | None = None
-    _asked_to_stop: bool = False
+    asked_to_stop: bool = False
+    """Whether the ledger asks for it."""
     _lost: bool = False
     _over: threading.Event = field(default_factory=threading.Event)
     _watchdog: threading.Timer | None = None
@@ -135,9 +132,8 @@ class Watch(Hooks):
         Raises:
             ClaimLost: so that nothing more is written.
         """
-        if self._lost:
-            raise ClaimLost(f"{self.trial.name}: it was deleted, or another process took it over")
-        if self._asked_to_stop or self.stop.is_set():
+        self._raise_if_lost()
+        if self.asked_to_stop or self.stop.is_set():
             return StopReason.INTERRUPTED
         limit_s = self.settings.trial_timeout_s
         if limit_s is None or self._limit_from is None:
@@ -149,6 +145,19 @@ class Watch(Hooks):
         if reason is None and self.prune is not None and self.prune(epoch, metrics):
             return StopReason.PRUNED
         return reason
+
+    def check_claim(self) -> None:
+        """Asked before anything is written to the trial's run.
+
+        Raises:
+            ClaimLost: another process has recorded that this one is dead, and may train the trial.
+        """
+        self._lost = self._lost or self.ledger.has_ended(self.trial)
+        self._raise_if_lost()
+
+    def _raise_if_lost(self) -> None:
+        if self._lost:
+            raise ClaimLost(f"{self.trial.name}: it was deleted, or another process took it over")
 
     def timeout_text(self) -> str:
         """The recorded error of a trial that took too long."""
@@ -195,7 +204,7 @@ class Watch(Hooks):
             if self._over.wait(ASK_S):
                 return
             try:
-                self._asked_to_stop = self._asked_to_stop or self.ledger.stopped(sweeper)
+                self.asked_to_stop = self.asked_to_stop or self.ledger.stopped(sweeper)
                 beats, asks_since = divmod(count, ASKS_PER_BEAT)
                 if asks_since == 0 and not self.ledger.beat(self.trial, beats):
                     self._lost = True

@@ -34,10 +34,13 @@ from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
 from mnist_hydra.config import Count, Number, SweepConfig
 from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean, shown
+from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.tracking import store
 from mnist_hydra.typed import check_setting
 
 POLL_S = 0.2
+STOPPED = (OF_SIGNAL + signal.SIGINT, OF_SIGNAL + signal.SIGTERM)
+"""Exit codes of a worker that was asked to stop, not by the ledger, and wrote a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Ended:
 
     code: int | None
     """Its exit code, negative for a signal; `None` if its machine is gone. 0 means that no trial
-    was left for it.
+    was left for it, or that the ledger asked it to stop.
     """
     last_line: str = ""
     """The last line that it printed."""
@@ -73,6 +76,8 @@ class CommandLauncher(Launcher):
     """Where the output of workers on this machine is kept."""
     on_this_machine = False
     """Whether the workers run on the sweeper's machine and use its devices."""
+    shares_disk = False
+    """Whether `output_dir` is the same folder on all machines."""
 
     def __init__(self, workers: Count | None, restarts: Number) -> None:
         self.workers, self.restarts = workers, restarts
@@ -91,12 +96,12 @@ class CommandLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Run a command for each list of overrides; returns when the last has ended.
 
-        A result is FAILED if the command's input was bad, or if it died more often than
-        `restarts` allows and no other worker found that no trial is left.
+        A result is FAILED if the command's input was bad, or if it died, or was stopped by others,
+        more often than `restarts` allows and no other worker found that no trial is left.
         """
         jobs = dict(enumerate(job_overrides, start=initial_job_idx))
         ends = self._watch({number: self.command(job) for number, job in jobs.items()})
-        over = any(end.code == 0 for end in ends.values())
+        over = self.stopping.is_set() or any(end.code == 0 for end in ends.values())
         return [_returned(overrides, ends[number], over) for number, overrides in jobs.items()]
 
     def _watch(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> dict[int, Ended]:
@@ -116,10 +121,12 @@ class CommandLauncher(Launcher):
                         continue
                     del running[number]
                     ends[number] = end
-                    if end.code in (0, BAD_INPUT):
+                    stopped = end.code in STOPPED
+                    if end.code in (0, BAD_INPUT) or (stopped and self.stopping.is_set()):
                         continue
                     again = restarts > 0 and not over
-                    what = "died and is started again" if again else "died"
+                    what = "was stopped" if stopped else "died"
+                    what += " and is started again" if again else ""
                     print(f"worker {number} {what}: {end}", file=sys.stderr)
                     if again:
                         restarts -= 1
@@ -295,6 +302,24 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
         "file of tracking=local; right: tracking=server tracking.uri=http://HOST:5000 with a "
         "server that all of them reach, or hydra/launcher=joblib on this machine alone"
     )
+
+
+def check_shared_artifacts(launcher: Launcher, name: str, where: str | None) -> None:
+    """Check that trials on other machines reach the sweep's plan and the checkpoints.
+
+    Args:
+        name: the launcher's, as typed.
+        where: the address of the experiment's artifacts; `None` leaves that to a server.
+    Raises:
+        UserError: it is a folder of this machine.
+    """
+    is_elsewhere = isinstance(launcher, CommandLauncher) and not launcher.on_this_machine
+    if is_elsewhere and not launcher.shares_disk and store.is_folder(where):
+        raise UserError(
+            f"hydra/launcher={name} runs trials on other machines, which do not have the folder "
+            f"of the artifacts, {where}; right: tracking=server tracking.uri=http://HOST:5000 with "
+            "an MLflow server that keeps them (mlflow server --artifacts-destination ...)"
+        )
 
 
 def count_workers(launcher: Launcher, settings: SweepConfig) -> int:

@@ -10,9 +10,10 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import override_value
@@ -23,7 +24,7 @@ from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, working
 from mnist_hydra.ledger.plan import Plan, Planned, plan_file, read_plan
 from mnist_hydra.ledger.trial import FINISHED, INTERRUPTED, RUNNING, Trial
-from mnist_hydra.stopping import on_signals
+from mnist_hydra.stopping import OF_SIGNAL, on_signals
 from mnist_hydra.sweep.attempt import Train, Watch, attempt
 from mnist_hydra.sweep.compose import Composer
 from mnist_hydra.tracking.tracker import Tracker, is_away
@@ -44,6 +45,10 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         config: the worker's configuration, with the `sweep.*` that the sweeper gave it.
         sweeper_stop: in the sweeper's own process, which handles its signals: set when trials are
             to write a checkpoint and end.
+
+    Raises:
+        SystemExit: this process was asked to stop, by a signal (128 + its number) or the end of its
+            standard input (as by SIGTERM): there may be trials left, as there are none at code 0.
     """
     from mnist_hydra.build import prepare, say_once  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
@@ -53,9 +58,15 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
     parent, sweeper = settings.parent, settings.by
-    stop = sweeper_stop or threading.Event()
+    stop, asked = sweeper_stop or threading.Event(), list[int]()
+
+    def ask_to_stop(number: int, _: object = None) -> None:
+        asked.append(number)
+        stop.set()
+
     if settings.ends_with_stdin:
-        threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
+        at_end = partial(ask_to_stop, signal.SIGTERM)
+        threading.Thread(target=_call_at_end_of_stdin, args=(at_end,), daemon=True).start()
 
     def begin() -> tuple[Tracker, Ledger, Plan]:
         tracker = Tracker(config)
@@ -97,7 +108,8 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
         watch.begin_limit()
         trainer = prepare(trial, state, notify)
-        with Spool(config.folder, spooled_run(config, run_id), lambda: tracker) as spool:
+        spooled, check = spooled_run(config, run_id), watch.check_claim
+        with Spool(config.folder, spooled, lambda: tracker, check=check) as spool:
             resumed = state is not None
             stopped, _ = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True)
             watch.end_limit()
@@ -107,13 +119,15 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             return INTERRUPTED  # the next attempt delivers what is left
         return FINISHED if stopped is None else stopped.value
 
-    with stopping_on_signals(stop) if sweeper_stop is None else nullcontext():
+    with stopping_on_signals(ask_to_stop) if sweeper_stop is None else nullcontext():
         try:
             Worker(ledger, plan.trials, train, settings, stop, search).pull()
         except Exception as error:
             if not (is_away(error) and stop.is_set()):
                 raise
             log.warning("what was left to record is not: %s", first_line(error))
+    if asked and settings.ends_with_stdin:  # a launcher of others takes no exit code
+        raise SystemExit(OF_SIGNAL + asked[0])
 
 
 @dataclass
@@ -146,6 +160,8 @@ class Worker:
                 prune = None if search is None else search.prune(trial)
                 watch = Watch(self.ledger, trial, self.settings, stop, prune)
                 attempt(planned, self.train, watch)
+                if watch.asked_to_stop:  # a large ledger may have been read a minute ago
+                    return
 
     def take(self, observer: Observer, owner: Owner) -> tuple[Planned, Trial] | None:
         """Claim the first trial that can be claimed; `None` if none can, or it is time to stop.
@@ -186,16 +202,16 @@ class Worker:
         return None
 
 
-def _stop_at_end_of_stdin(stop: threading.Event) -> None:
-    """Stop once the process that started this worker closes our standard input, or is gone."""
+def _call_at_end_of_stdin(at_end: Callable[[], None]) -> None:
+    """Call once the process that started this worker closes our standard input, or is gone."""
     while os.read(0, 1024):
         pass
-    stop.set()
+    at_end()
 
 
-def stopping_on_signals(stop: threading.Event) -> AbstractContextManager[None]:
+def stopping_on_signals(ask: Callable[[int, object], None]) -> AbstractContextManager[None]:
     """A context in which SIGTERM and Ctrl-C, unless ignored, ask the trial to stop."""
     in_main = threading.current_thread() is threading.main_thread()
     both = (signal.SIGTERM, signal.SIGINT) if in_main else ()
     numbers = [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
-    return on_signals(lambda *_: stop.set(), numbers)
+    return on_signals(ask, numbers)

@@ -62,6 +62,11 @@ class Record:
     """Name of its file or folder, below the folder of its number."""
     sha256: str | None = None
 
+    @property
+    def is_product(self) -> bool:
+        """Whether it is what is made of a run that has finished: a picture or the model."""
+        return self.kind == "model" or (self.kind == "file" and self.data == "pictures")
+
     def path(self, folder: Path) -> Path:
         """Where its file or folder is, in the spool at `folder`."""
         return folder / str(self.number) / str(self.file)

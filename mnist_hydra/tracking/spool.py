@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.errors import ClaimLost, UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
@@ -44,13 +44,21 @@ PATIENCE_S, PATIENCE_AWAY_S = 30.0, 5.0
 """After a run's end: if the store takes nothing for so long, the rest is left to later. The second
 holds while it is known to be away, and not only busy.
 """
+CHECK_AFTER_S = 10.0
+"""Seconds in which no record was delivered, after which it is asked whose run it is: well below those
+after which another process takes one over (`ledger.owner.SILENT_S`).
+"""
 LOCK_WAIT_S = 10.0
 
 log = logging.getLogger(__name__)
 
 
 def deliver_next(
-    folder: Path, tracker: Tracker, run_id: str, recorded: Collection[int] = ()
+    folder: Path,
+    tracker: Tracker,
+    run_id: str,
+    recorded: Collection[int] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Deliver the next record of a spool; false if there is none.
 
@@ -58,6 +66,7 @@ def deliver_next(
 
     Args:
         recorded: epochs that MLflow knows already, perhaps trained again elsewhere.
+        check: called before a record is delivered; what it raises keeps that back.
     """
     record, end = next(journal.undelivered(folder), (None, 0))
     if end == 0:
@@ -66,6 +75,8 @@ def deliver_next(
         where = folder / journal.JOURNAL
         journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
     else:
+        if record.kind != "end":  # once that has arrived its run has ended, by ourselves
+            check()
         _deliver(record, folder, tracker, run_id, recorded)
     _pass_by(folder, record, end)
     return True
@@ -113,9 +124,8 @@ def _deliver(
                 raise
             why = hide_in_error(first_line(error))
             journal.say(f"no exported model of run {run_id}: {why}")
-    elif record.kind == "end":
-        if tracker.client.get_run(run_id).info.status != "FINISHED":  # elsewhere, meanwhile
-            tracker.end(run_id, data["status"], data["at_ms"])
+    elif record.kind == "end" and not tracker.has_finished(run_id):  # elsewhere, meanwhile
+        tracker.end(run_id, data["status"], data["at_ms"])
 
 
 def deliver_all(
@@ -123,6 +133,9 @@ def deliver_all(
 ) -> tuple[int, str]:
     """Deliver what a dead process left in a spool; returns how many records that were, and the
     run's id.
+
+    What it left of the training of a run that has finished since is left out, and said: the weights
+    are to be those of whoever finished it, as all else.
 
     Args:
         wait_s: for another process that delivers it, or whose run it is.
@@ -139,6 +152,11 @@ def deliver_all(
                 return 0, spooled.id
             run_id = tracker.create_run(spooled)
             journal.write_run(folder, replace(spooled, run_id=run_id))
+            left = journal.records(folder)
+            if not all(record.is_product for record in left) and tracker.has_finished(run_id):
+                journal.say(f"run {run_id} has finished: {len(left)} records of before are left out")
+                journal.remove(folder)
+                return 0, run_id
             delivered, recorded = 0, tracker.epochs_recorded(run_id)
             while deliver_next(folder, tracker, run_id, recorded):
                 delivered += 1
@@ -189,6 +207,9 @@ class Spool:
         spooled: the run, which is made in MLflow if it is not there.
         open_tracker: opens the store; repeated while that is away.
         reopen: whether the run has been closed before and goes on.
+        check: raises `ClaimLost` if another process has taken the run over; asked before a record
+            that comes after a silence, and then none is delivered any more. Without it a training's
+            run is looked at, whether that has finished elsewhere.
     """
 
     def __init__(
@@ -198,6 +219,7 @@ class Spool:
         open_tracker: Callable[[], Tracker],
         *,
         reopen: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.run = spooled
         """Gets its id once the store is open."""
@@ -211,6 +233,8 @@ class Spool:
         self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
         """How long the store may take nothing at the end, and when it last took something."""
         self._open_tracker, self._reopen = open_tracker, reopen
+        self._check, self._heard_at = check or self._check_finished, 0.0
+        """Whether the run is still this process's own, and when the store last took a record."""
         self._changed = threading.Condition()
         self._checkpoints: list[Path] = []
         """The newest ones; each is here until the store has it."""
@@ -360,7 +384,10 @@ class Spool:
                 if self.tracker is None:
                     recorded = self._open()
                 assert self.tracker is not None
-                delivered = deliver_next(self.folder, self.tracker, self.run.id, recorded)
+                delivered = deliver_next(
+                    self.folder, self.tracker, self.run.id, recorded, self._check_after_silence
+                )
+                self._heard_at = time.time()
                 self.away, wait_s = None, FIRST_WAIT_S
                 self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
                 with self._changed:
@@ -387,7 +414,7 @@ class Spool:
         """Open the store, find or make the run; returns the epochs that MLflow knows of it."""
         tracker = self._open_tracker()
         run_id = tracker.create_run(self.run)
-        if self._reopen:
+        if self._reopen and not tracker.has_finished(run_id):
             tracker.client.update_run(run_id, status="RUNNING")
         was_there = self.run.run_id is not None  # then it may have been trained further before
         recorded: Collection[int] = tracker.epochs_recorded(run_id) if was_there else ()
@@ -397,14 +424,34 @@ class Spool:
         self._taken_at = time.monotonic()
         return recorded
 
+    def _check_after_silence(self) -> None:
+        """Ask whose run it is before the first record, and after a while in which it may have been
+        taken over. The time of day goes on while the machine sleeps.
+        """
+        if abs(time.time() - self._heard_at) > CHECK_AFTER_S:
+            self._check()
+
+    def _check_finished(self) -> None:
+        run_id, is_training = self.run.id, self.run.config is not None
+        if is_training and self.tracker is not None and self.tracker.has_finished(run_id):
+            raise ClaimLost(f"run {run_id} was finished by another process, whose results stay")
+
     def _pending(self) -> bool:
         path = self.folder / journal.JOURNAL
         return journal.position(self.folder) < path.stat().st_size
 
-    def wait(self) -> None:
-        """Wait until all that is written down is delivered, unless the store is away."""
+    def wait(self, is_enough: Callable[[], bool]) -> None:
+        """Wait until all that is written down is delivered; not for a store that is away, or that
+        has taken nothing for `PATIENCE_S`.
+
+        Args:
+            is_enough: asked again and again: whether to wait no longer.
+        """
+        began = time.monotonic()
         while self._pending() and self._thread.is_alive():
-            if self.away is not None or self.refusal is not None:
+            took_nothing_s = time.monotonic() - max(began, self._taken_at)
+            is_silent = self.away is not None or took_nothing_s > PATIENCE_S
+            if is_silent or self.refusal is not None or is_enough():
                 return
             time.sleep(0.005)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from filelock import FileLock
 
@@ -38,6 +38,15 @@ DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PACKAGES = {"psycopg2": "psycopg2-binary", "mysqldb": "mysqlclient"}
 """What pip calls a driver, where that is another name."""
+STAYS_IN_TOUCH = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""How psycopg2 notices within 20 s that a PostgreSQL is gone from the network; else it may take two
+hours. Milliseconds in the last, seconds in the others.
+"""
 BUSY = (
     *("starting up", "shutting down", "recovery mode", "terminating connection"),
     *("too many", "slots are reserved", "timeout expired", "closed the connection"),
@@ -135,6 +144,9 @@ def read_address(uri: str | None, output_dir: Path) -> Store:
         if not parts.hostname or not parts.path.strip("/"):
             raise _wrong(shown, "it names no host or no database")
         with_driver = f"{scheme}+{driver or DRIVERS[scheme]}:{uri.partition(':')[2]}"
+        if (driver or DRIVERS[scheme]) == "psycopg2":
+            missing = {k: v for k, v in STAYS_IN_TOUCH.items() if f"{k}=" not in parts.query}
+            with_driver += f"{'&' if parts.query else '?'}{urlencode(missing)}" if missing else ""
         return Store("database", with_driver, without_password(uri), artifacts=artifacts)
     if not uri:
         raise _wrong(shown, "it is empty")
@@ -159,6 +171,11 @@ def _file_of(uri: str, shown: str) -> Path:
 
 def _wrong(shown: str, why: str) -> UserError:
     return UserError(f"tracking.uri={shown} is no address of a store ({why}); right: {RIGHT}")
+
+
+def is_folder(artifacts: str | None) -> bool:
+    """Whether that is the address of a folder, which other machines do not have."""
+    return artifacts is not None and urlsplit(artifacts).scheme == "file"
 
 
 def shown_address(uri: str | None) -> str | None:

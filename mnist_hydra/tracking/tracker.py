@@ -93,6 +93,8 @@ class Tracker:
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
         self.experiment_id = str(experiment.experiment_id)
+        self.artifacts = str(experiment.artifact_location)
+        """The address of what holds a folder for each run."""
         if place.tracking.uri is None:
             check_not_moved(name, experiment.artifact_location, place.folder)
 
@@ -191,9 +193,16 @@ class Tracker:
 
         Raises:
             OSError or MlflowException: if there is no such artifact.
+            UserError: the folder of all artifacts is on another machine.
         """
         here = _local_artifacts(self.client.get_run(run_id))
         if here is not None:  # MLflow would list the folder and copy it first
+            if not (root := here.parents[1]).exists():
+                raise UserError(
+                    f"{self.store.shown}: the folder of its artifacts, {root}, is not on this "
+                    "machine; right: tracking=server tracking.uri=http://HOST:5000 with an MLflow "
+                    "server that keeps them (mlflow server --artifacts-destination ...)"
+                )
             return (here / name).read_text()
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, name, folder)).read_text()
@@ -310,6 +319,10 @@ class Tracker:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`; now, if it is not said when."""
         self.client.set_terminated(run_id, status, at_ms)
 
+    def has_finished(self, run_id: str) -> bool:
+        """Whether the run was trained to its end."""
+        return str(self.client.get_run(run_id).info.status) == "FINISHED"
+
 
 def _local_artifacts(run: Run) -> Path | None:
     """The folder of a run's artifacts where that is on this machine's disks."""
@@ -374,6 +387,8 @@ def import_mlflow(place: Place | None = None) -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # Whoever needs the store asks again by himself, and sooner than MLflow's client would.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # All of them together in less than `ledger.owner.SILENT_S`, or a heartbeat would come too late.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow  # noqa: F401
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.owner import SILENT_S
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.sweep.worker import Worker
+from mnist_hydra.tracking.tracker import import_mlflow, is_away
 from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.proxy import Proxy
@@ -100,6 +104,20 @@ def test_a_worker_whose_claim_was_recorded_and_never_answered_trains_that_trial(
     assert [attempt.state for attempt in trial.attempts] == ["finished"]
     runs = client.search_runs([experiment])
     assert {run.info.run_id for run in runs} == {parent, trial.run_id}
+
+
+def test_a_server_that_hangs_is_given_up_before_the_next_heartbeat_is_too_late(
+    mlflow_address: str, client: MlflowClient
+) -> None:
+    import_mlflow()
+    parent = elect_parent(client, client.create_experiment("hangs"), "abc", name="s", tags={})
+    with Proxy(mlflow_address) as proxy:
+        ledger = Ledger(MlflowClient(proxy.address), parent.run_id)
+        proxy.waits_s = 600
+        began = time.monotonic()
+        with pytest.raises(MlflowException) as hung:
+            ledger.stopped("sweeper")
+        assert is_away(hung.value) and time.monotonic() - began < SILENT_S
 
 
 class _Done:

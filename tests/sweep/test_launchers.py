@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -25,7 +26,12 @@ from hydra_plugins.mnist_hydra import register_plugins
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
-from mnist_hydra.sweep.launchers import count_workers, last_line, make_launcher
+from mnist_hydra.sweep.launchers import (
+    check_shared_artifacts,
+    count_workers,
+    last_line,
+    make_launcher,
+)
 
 SCRIPT = '''
 import os, signal, sys, time
@@ -47,6 +53,9 @@ if what == "bad-input":
     sys.exit(2)
 if what == "waits-for-stdin":
     sys.stdin.read()
+    sys.exit(143)
+if what == "is-stopped" or what == "is-stopped-once" and lives == 0:
+    sys.exit(143)
 '''
 
 
@@ -137,7 +146,7 @@ def test_a_workers_bad_input_comes_back_as_one_line_and_it_is_not_started_again(
 
 
 def test_workers_that_are_asked_to_stop_see_the_end_of_their_input(
-    launcher: Any, tmp_path: Path
+    launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = launcher()
 
@@ -148,7 +157,27 @@ def test_workers_that_are_asked_to_stop_see_the_end_of_their_input(
 
     threading.Thread(target=stop, daemon=True).start()
     results = launch(made, "waits-for-stdin", "waits-for-stdin")
-    assert {result.status for result in results} == {JobStatus.COMPLETED}
+    assert JobStatus.FAILED not in {result.status for result in results}
+    assert len(list(tmp_path.glob("waits-for-stdin-*"))) == 2
+    assert not capfd.readouterr().err
+
+
+def test_a_worker_that_somebody_else_stops_is_started_again_as_it_has_trials_left(
+    launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopped, killed = launch(launcher(), "is-stopped-once", "dies-once")
+    assert stopped.status is killed.status is JobStatus.COMPLETED
+    assert len(list(tmp_path.glob("is-stopped-once-*"))) == 2
+    assert len(list(tmp_path.glob("dies-once-*"))) == 2
+    assert "worker 0 was stopped and is started again: exit code 143" in capfd.readouterr().err
+
+
+def test_workers_that_are_all_stopped_before_they_found_a_trial_have_not_come_to_an_end(
+    launcher: Any, tmp_path: Path
+) -> None:
+    results = launch(launcher(restarts=1), "is-stopped", "is-stopped")
+    assert {result.status for result in results} == {JobStatus.FAILED}
+    assert len(list(tmp_path.glob("is-stopped-*"))) == 3
 
 
 def test_an_error_counts_as_the_last_line_whatever_follows() -> None:
@@ -217,6 +246,30 @@ def test_an_address_that_is_a_bare_number_or_a_flag_is_refused_in_one_line(
     context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
     with pytest.raises(UserError, match=f"hydra.launcher.address={what}"):
         count_workers(make_launcher(context, lambda cfg: None, config), SweepConfig())
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "right"),
+    [
+        ("ray hydra.launcher.address=head:6379", "file:///driver/artifacts", False),
+        ("ray hydra.launcher.address=head:6379", "s3://bucket/artifacts", True),
+        ("ray hydra.launcher.address=head:6379", None, True),
+        ("ray hydra.launcher.address=local", "file:///driver/artifacts", True),
+        ("joblib", "file:///driver/artifacts", True),
+        ("slurm", "file:///shared/artifacts", True),
+    ],
+)
+def test_artifacts_in_a_folder_of_this_machine_are_refused_where_workers_are_on_others(
+    launcher: Any, words: str, where: str | None, right: bool
+) -> None:
+    chosen = [f"hydra/launcher={words.split()[0]}", *words.split()[1:]]
+    config = compose("config", chosen, return_hydra_config=True)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    made = make_launcher(context, lambda cfg: None, config)
+    with nullcontext() if right else pytest.raises(UserError) as refused:
+        check_shared_artifacts(made, "ray", where)
+    if not right:
+        assert "file:///driver/artifacts; right: tracking=server" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray"])

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
@@ -32,8 +33,10 @@ from mlflow.entities import Run, ViewType
 from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
+from mnist_hydra.errors import StoreAway
 from mnist_hydra.sweep import attempt
-from mnist_hydra.tracking import spool, tag
+from mnist_hydra.tracking import journal, spool, tag
+from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
@@ -369,6 +372,32 @@ def test_a_trial_whose_last_checkpoint_is_damaged_gets_no_model_of_an_earlier_on
     assert not client(tmp_path).search_logged_models([trial.info.experiment_id])
 
 
+def test_what_a_dead_process_left_of_a_trial_does_not_go_into_the_one_that_another_finished(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny, *QUICK, "seed=1", NO_REPORT)
+    assert run(*words, "sweep.keep=0", cwd=tmp_path).code == 0
+    _, trials = runs(tmp_path)
+    [trial] = trials.values()
+    run_id = trial.info.run_id
+    spooled = journal.SpooledRun(run_id, "mnist_hydra", None, {}, 0, None, run_id)
+
+    def away() -> Tracker:
+        raise StoreAway("away")
+
+    monkeypatch.setattr(spool, "PATIENCE_AWAY_S", 0.1)
+    with spool.Spool(tmp_path / "outputs", spooled, away) as left:
+        left.log_text("{}", MISTAKES_FILE)
+    monkeypatch.undo()
+    before = client(tmp_path).download_artifacts(run_id, MISTAKES_FILE, str(tmp_path))
+    assert Path(before).read_text() != "{}"
+    done = run(*words, "sweep.keep=1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    after = client(tmp_path).download_artifacts(run_id, MISTAKES_FILE, str(tmp_path))
+    assert Path(after).read_text() != "{}"
+    assert client(tmp_path).list_artifacts(run_id, "pictures")
+
+
 def test_a_trials_time_limit_is_for_its_training_alone(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -662,6 +691,22 @@ def test_a_key_that_does_not_exist_is_refused_and_nothing_is_left_behind(
     assert "'sweep.retrys' (did you mean sweep.retries" in refused.err
     assert len(refused.err.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_worker_that_somebody_else_stops_is_started_again_and_goes_on(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=6", "sweep.keep=0")
+    words += (NO_REPORT, "seed=1", "hydra/launcher=joblib", "sweep.workers=1")
+    going = start(*words, cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
+    [worker] = psutil.Process(going.pid).children()
+    worker.terminate()  # as earlyoom does
+    done = end(going)
+    assert done.code == 0 and "1 of 1 trials done" in done.err, done.err
+    assert "worker 0 was stopped and is started again: exit code 143" in done.err
+    _, trials = runs(tmp_path)
+    assert [attempts(tmp_path, trial) for trial in trials.values()] == [2]
 
 
 def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(

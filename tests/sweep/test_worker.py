@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mnist_hydra.ledger import ledger
 from mnist_hydra.ledger.ledger import Ledger, View, wait_for_store
 from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.ledger.parent import elect_parent
@@ -230,6 +231,23 @@ def test_a_stop_request_in_the_ledger_reaches_the_trials_of_that_sweeper_only(
     other.terminate()
     assert ended(other) == 0
     assert sweep.trials()["do=stay#2"].state == "interrupted"
+
+
+def test_who_is_stopped_by_a_ledger_read_long_ago_does_not_take_its_trial_again(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "SHARE_OF_TIME", 1e-9)  # as if it took long to read
+    stop = threading.Event()
+    thread = threading.Thread(target=sweep.pull, args=(plan("do=stay"),), kwargs={"stop": stop})
+    thread.start()
+    sweep.wait_for(lambda: len(sweep.journaled()) == 1)
+    sweep.ledger().stop("one", "sweep.fail_fast")
+    sweep.wait_for(lambda: sweep.trials()["do=stay"].state == "interrupted")
+    thread.join(5)
+    is_over = not thread.is_alive()
+    stop.set()
+    thread.join()
+    assert is_over and sweep.trials()["do=stay"].number == 1
 
 
 def test_a_trial_hung_beyond_pythons_reach_ends_with_its_process(sweep: Sweep) -> None:

@@ -26,8 +26,12 @@ from mlflow.entities import LoggedModelStatus, Run
 from mnist_hydra import checkpoint
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.config import Place, TrackingConfig, settle
-from mnist_hydra.errors import UserError
+from mnist_hydra.errors import ClaimLost, UserError
 from mnist_hydra.exported import find_model
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.owner import myself
+from mnist_hydra.ledger.parent import elect_parent
+from mnist_hydra.sweep.attempt import Watch
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
 from mnist_hydra.tracking import tag
@@ -36,7 +40,7 @@ from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.tracking.store import sqlite_uri
 from mnist_hydra.tracking.tracker import Tracker, is_away
 from tests.commands import Commands
-from tests.sweep_process import ended, processes
+from tests.sweep_process import ended, processes, settings_of
 
 SPOOLED = SpooledRun("a" * 32, "spooled", "a run", {"note": "first"}, 1_700_000_000_000, None)
 
@@ -504,6 +508,34 @@ def test_a_worker_waits_for_the_store_until_it_is_told_to_stop(made: Path) -> No
     assert spool.left == 0
 
 
+def test_a_training_waits_no_longer_for_a_store_that_hangs_once_it_is_to_stop(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, goes_on, stop = threading.Event(), threading.Event(), threading.Event()
+
+    class Hanging(Tracker):
+        def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+            hangs.set()
+            goes_on.wait()
+            super().set_tags(run_id, tags)
+
+    with Spool(made, SPOOLED, lambda: Hanging(place(made))) as spool:
+        spool.set_tags({"a": "b"})
+        assert hangs.wait(60)
+        waits = threading.Thread(target=spool.wait, args=(stop.is_set,))
+        waits.start()
+        waits.join(0.5)
+        assert waits.is_alive()
+        stop.set()
+        waits.join(5)
+        assert not waits.is_alive()
+        monkeypatch.setattr(spools, "PATIENCE_S", 0.1)
+        spool.wait(lambda: False)  # nobody asks it to stop
+        monkeypatch.undo()
+        goes_on.set()
+    assert the_run(made)[1].data.tags["a"] == "b"
+
+
 def test_a_store_that_is_busy_or_slow_gets_all_before_the_run_ends(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -595,3 +627,107 @@ def test_a_run_that_begins_anew_after_damage_keeps_its_checkpoints(made: Path) -
         spool.save_checkpoint(state(2))
     loaded = Tracker(place(made)).load_checkpoint(spool.run.id)
     assert loaded is not None and loaded["steps"] == 2
+
+
+def weights(client: MlflowClient, run_id: str) -> list[float]:
+    """Of the run's last.pt and of its newest checkpoint."""
+    newest = json.loads(client.get_run(run_id).data.tags[tag.CHECKPOINT])
+    names = ["checkpoints/last.pt", f"checkpoints/slot-{newest['slot']}.pt"]
+    states = [torch.load(client.download_artifacts(run_id, name)) for name in names]
+    return [float(state["weight"][0]) for state in states]
+
+
+def tell_weights(spool: Spool, value: float) -> None:
+    """What a training tells whose weights have this value after its last epoch."""
+    spool.set_tags({"host": f"machine {value:g}"})
+    spool.save_checkpoint(state(9) | {"weight": torch.tensor([value])})
+    spool.log_epochs([{"epoch": 9, "timestamp_ms": 9, "test/acc_last": value}])
+    spool.log_state({"weight": torch.tensor([value])}, "checkpoints/last.pt")
+
+
+def test_who_was_cut_off_leaves_the_run_as_another_process_has_finished_it(made: Path) -> None:
+    back = threading.Event()
+
+    def once_back() -> Tracker:
+        back.wait()
+        return Tracker(place(made))
+
+    run_id = Tracker(place(made)).create_run(SPOOLED)
+    spooled = dataclasses.replace(SPOOLED, run_id=run_id, config="lr: 0.1")
+    with Spool(made / "cut off", spooled, once_back, reopen=True) as cut_off:
+        tell_weights(cut_off, 1)
+        cut_off.log_text("", "pictures/of_1.png")
+        cut_off.end("FINISHED", 1)
+        with opened(made, spooled) as spool:
+            tell_weights(spool, 2)
+            spool.end("FINISHED", 2)
+        back.set()
+    with pytest.raises(UserError, match=f"run {run_id} was finished by another process"):
+        cut_off.raise_if_refused()
+    client, run = the_run(made)
+    assert weights(client, run_id) == [2, 2] and run.info.end_time == 2
+    assert (run.data.tags["host"], run.data.metrics["test/acc_last"]) == ("machine 2", 2)
+    assert not client.list_artifacts(run_id, "pictures") and not cut_off.folder.exists()
+
+
+def test_who_lost_a_trial_while_it_was_cut_off_leaves_all_of_it_to_who_took_it_over(
+    made: Path,
+) -> None:
+    back, settings = threading.Event(), settings_of("", "sweeper")
+    tracker = Tracker(place(made))
+    parent = elect_parent(tracker.client, tracker.experiment_id, "abc", name="sweep", tags={})
+    one, other = (Ledger(tracker.client, parent.run_id) for _ in range(2))
+
+    def once_back() -> Tracker:
+        back.wait()
+        return Tracker(place(made))
+
+    lost = one.claim("f" * 16, "lr=0.1", None, myself("one"), "sweeper")
+    assert lost is not None
+    watch = Watch(one, lost, settings, threading.Event())
+    spooled = dataclasses.replace(SPOOLED, run_id=lost.run_id)
+    with Spool(made / "one", spooled, once_back, check=watch.check_claim) as cut_off:
+        tell_weights(cut_off, 1)
+        [trial] = other.read().trials.values()
+        assert other.end(trial, "died")
+        [trial] = other.read().trials.values()
+        taken = other.claim("f" * 16, "lr=0.1", trial, myself("other"), "sweeper")
+        assert taken is not None
+        check = Watch(other, taken, settings, threading.Event()).check_claim
+        with Spool(made / "other", spooled, lambda: tracker, check=check) as spool:
+            tell_weights(spool, 2)
+        back.set()  # before the other one has recorded that it is through
+    with pytest.raises(ClaimLost, match="another process took it over"):
+        cut_off.raise_if_refused()
+    assert other.end(taken, "finished") and not one.end(lost, "finished")
+    assert weights(tracker.client, lost.run_id) == [2, 2] and not cut_off.folder.exists()
+    run = tracker.client.get_run(lost.run_id)
+    assert (run.data.tags["host"], run.data.metrics["test/acc_last"]) == ("machine 2", 2)
+
+
+def test_what_was_left_of_a_run_that_another_process_has_finished_is_left_out_and_said(
+    made: Path, commands: Commands
+) -> None:
+    left = tell_while_locked(made, "tell_weights(spool, 1)", 'spool.end("KILLED")')
+    run_id = Tracker(place(made)).create_run(SPOOLED)
+    with Spool(
+        made / "another", dataclasses.replace(SPOOLED, run_id=run_id), lambda: Tracker(place(made))
+    ) as spool:
+        tell_weights(spool, 2)
+        spool.end("FINISHED")
+    done = commands.run_module("sync", f"output_dir={made}", cwd=made)
+    assert done.code == 0 and done.err.count("\n") == 1, done.said
+    assert f"run {run_id} has finished: 5 records of before are left out" in done.err
+    client, run = the_run(made)
+    assert weights(client, run_id) == [2, 2] and run.data.tags["host"] == "machine 2"
+    assert not left.exists()
+
+
+def test_pictures_and_model_of_a_finished_run_are_delivered_by_hand(
+    made: Path, commands: Commands
+) -> None:
+    tell_while_locked(made, "spool.log_text('', 'pictures/of_it.png')")
+    run_id = Tracker(place(made)).create_run(SPOOLED)
+    Tracker(place(made)).end(run_id, "FINISHED")
+    assert "1 records delivered" in commands.run_module("sync", f"output_dir={made}", cwd=made).out
+    assert the_run(made)[0].list_artifacts(run_id, "pictures")

@@ -26,7 +26,7 @@ from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.tracking import store
 from mnist_hydra.tracking.journal import SpooledRun
-from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_store
+from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_store, is_away
 from tests.sweep_process import ended, processes
 
 Begin = Callable[[Place], object]
@@ -64,6 +64,17 @@ def test_an_address_is_read_as_its_kind_and_shown_without_its_password(
     assert (read.artifacts is None) == (kind == "server")
     if kind == "server":
         assert SECRET not in read.uri and read.password == (SECRET if SECRET in str(uri) else None)
+
+
+def test_a_postgresql_that_is_gone_is_noticed_unless_its_address_says_otherwise() -> None:
+    said = "postgresql://h/db?sslmode=disable&keepalives_idle=600"
+    for uri, idle_s in (("postgresql://h/db", "5"), (said, "600")):
+        read = store.read_address(uri, Path("/out"))
+        told = dict(sqlalchemy.make_url(read.uri).query)
+        assert (told["keepalives_idle"], told["tcp_user_timeout"]) == (idle_s, "20000")
+        assert ("sslmode" in told) == ("sslmode" in uri) and "tcp_user_timeout" not in read.shown
+    other = store.read_address("postgresql+psycopg://h/db", Path("/out"))
+    assert other.uri == "postgresql+psycopg://h/db"
 
 
 ODD = [
@@ -490,6 +501,18 @@ def test_first_starts_at_once_never_refuse_a_good_folder(tmp_path: Path) -> None
     for thread in starts:
         thread.join()
     assert not refused
+
+
+def test_artifacts_that_lie_on_another_machine_are_no_store_that_is_away(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    tracker = Tracker(place(there))
+    run_id = tracker.create_run(SPOOLED)
+    tracker.log_text(run_id, "plan", "plans/one.json")
+    there.rename(here)  # as a database is reached from a machine without the folder
+    uri = f"sqlite:///{here / 'mlflow.db'}"
+    with pytest.raises(UserError, match=f"its artifacts, {there}/artifacts, is not on") as told:
+        Tracker(place(here, uri)).read_text(run_id, "plans/one.json")
+    assert not is_away(told.value) and "right: tracking=server" in str(told.value)
 
 
 def test_a_server_or_database_that_does_not_answer_is_away(tmp_path: Path) -> None:
