@@ -310,11 +310,13 @@ def check_shared_artifacts(launcher: Launcher, name: str, where: str | None) -> 
     Args:
         name: the launcher's, as typed.
         where: the address of the experiment's artifacts; `None` leaves that to a server.
+
     Raises:
         UserError: it is a folder of this machine.
     """
-    is_elsewhere = isinstance(launcher, CommandLauncher) and not launcher.on_this_machine
-    if is_elsewhere and not launcher.shares_disk and store.is_folder(where):
+    if not isinstance(launcher, CommandLauncher) or launcher.on_this_machine:
+        return
+    if store.is_folder(where) and not launcher.shares_disk:
         raise UserError(
             f"hydra/launcher={name} runs trials on other machines, which do not have the folder "
             f"of the artifacts, {where}; right: tracking=server tracking.uri=http://HOST:5000 with "

@@ -45,7 +45,7 @@ PATIENCE_S, PATIENCE_AWAY_S = 30.0, 5.0
 holds while it is known to be away, and not only busy.
 """
 CHECK_AFTER_S = 10.0
-"""Seconds in which no record was delivered, after which it is asked whose run it is: well below those
+"""Seconds without a delivered record after which it is asked whose run it is: well below those
 after which another process takes one over (`ledger.owner.SILENT_S`).
 """
 LOCK_WAIT_S = 10.0
@@ -154,7 +154,8 @@ def deliver_all(
             journal.write_run(folder, replace(spooled, run_id=run_id))
             left = journal.records(folder)
             if not all(record.is_product for record in left) and tracker.has_finished(run_id):
-                journal.say(f"run {run_id} has finished: {len(left)} records of before are left out")
+                old = f"{len(left)} records of before are left out"
+                journal.say(f"run {run_id} has finished: {old}")
                 journal.remove(folder)
                 return 0, run_id
             delivered, recorded = 0, tracker.epochs_recorded(run_id)
