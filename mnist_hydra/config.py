@@ -243,7 +243,9 @@ def resolved(cfg: DictConfig, only: str | None = None) -> Any:
     if "hydra" in cfg.keys():  # `in cfg` makes an error of many words, and drops it
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        return _plain(cfg if only is None else cfg.get(only))
+        if only is not None:
+            return _plain(cfg[only]) if only in cfg.keys() else None
+        return _plain(cfg)
     except OmegaConfBaseException as error:
         why = str(error).partition("\n")[0]  # the rest is for who knows OmegaConf
         right = "a value, or ${...} of a key that has one"
