@@ -118,7 +118,8 @@ class SweepConfig:
     dry_run: bool = False
     retries: Number = 1
     fail_fast: bool = False
-    trial_timeout_s: Positive | None = None
+    trial_timeout_s: Annotated[float, Limits(above=0, at_most=10**9)] | None = None
+    """No more than a timer takes on any system."""
     keep: Number = 3
     report: bool = True
     """Whether the sweep ends with a report of what it found."""
