@@ -56,7 +56,7 @@ class Exported:
         about = Model.load(str(folder))
         insist_on_program(about, folder, name)
         self.side = side_of(about, name)
-        self.hold_out: dict[str, Any] = (about.metadata or {}).get(HOLD_OUT, {})
+        self.hold_out: dict[str, Any] = dict((about.metadata or {}).get(HOLD_OUT, {}))
         """As `hold_out_of`; empty for a model that does not say, as none before 2026-11-27 does."""
 
     @cached_property
