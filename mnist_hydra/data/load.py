@@ -182,8 +182,7 @@ def _find(config: DataConfig, cache: Path) -> tuple[Path, str]:
             return folder, f"{kind}: {folder}"
         gone.append(str(folder / missing))
         if folder is not cache:
-            why = "data.root=%s: there is no %s; looking elsewhere"
-            log.warning(why, config.root, gone[-1])
+            log.warning("data.root=%s: there is no %s; looking elsewhere", config.root, gone[-1])
     if config.offline:
         raise UserError(
             f"data.offline=true, and there is no {', and no '.join(gone)}: name a folder that "
