@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -118,7 +118,8 @@ class SweepConfig:
     dry_run: bool = False
     retries: Number = 1
     fail_fast: bool = False
-    trial_timeout_s: Positive | None = None
+    trial_timeout_s: Annotated[float, Limits(above=0, at_most=10**9)] | None = None
+    """No more than a timer takes on any system."""
     keep: Number = 3
     report: bool = True
     """Whether the sweep ends with a report of what it found."""
@@ -192,7 +193,7 @@ def settle(cfg: DictConfig) -> Config:
     Raises:
         UserError: naming the key, the value that was got and what would be right.
     """
-    raw = resolved(cfg)
+    raw: dict[str, Any] = resolved(cfg)
     raw.pop("experiment", None)
     for group in GROUPS:
         if not isinstance(raw.get(group), dict):
@@ -228,14 +229,14 @@ def sweep_settings(cfg: DictConfig) -> SweepConfig:
     Raises:
         UserError: naming the key, the value that was got and what would be right.
     """
-    try:
-        return _sweep_settings({"sweep": _plain(cfg.get("sweep"))})
-    except OmegaConfBaseException as error:
-        raise _leads_nowhere(error, "sweep") from None
+    return _sweep_settings({"sweep": resolved(cfg, "sweep")})
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig, only: str | None = None) -> Any:
     """A composed configuration as plain values, without Hydra's own node.
+
+    Args:
+        only: the key of which the value alone is wanted; `None` where it is not there.
 
     Raises:
         UserError: naming the key that is missing, or whose interpolation leads nowhere.
@@ -243,9 +244,13 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     if "hydra" in cfg.keys():  # `in cfg` makes an error of many words, and drops it
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        return cast(dict[str, Any], _plain(cfg))
+        if only is not None:
+            return _plain(cfg[only]) if only in cfg.keys() else None
+        return _plain(cfg)
     except OmegaConfBaseException as error:
-        raise _leads_nowhere(error) from None
+        why = str(error).partition("\n")[0]  # the rest is for who knows OmegaConf
+        right = "a value, or ${...} of a key that has one"
+        raise UserError(f"{error.full_key or only or ''}: {why}; right: {right}") from None
 
 
 def unresolved(cfg: DictConfig) -> dict[str, str]:
@@ -346,12 +351,6 @@ def _plain(node: Any) -> Any:
         return written  # nothing to resolve, nothing missing
     remember_variables(written)
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-
-
-def _leads_nowhere(error: OmegaConfBaseException, key: str = "") -> UserError:
-    why = str(error).partition("\n")[0]  # the rest is for who knows OmegaConf
-    key = error.full_key or key
-    return UserError(f"{key}: {why}; right: a value, or ${{...}} of a key that has one")
 
 
 def _sweep_settings(raw: Mapping[str, Any]) -> SweepConfig:

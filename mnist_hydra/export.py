@@ -67,19 +67,14 @@ class Classifier(nn.Module):
 
 def save_model(trainer: Trainer, path: Path) -> None:
     """Write the model of the last epoch with signature and input example, as pt2, no pickle."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.models import Model, infer_signature
 
     test = trainer.dataset.test
     example = np.asarray(test.images[test.index[:2]])
     classifier = Classifier(
         copy.deepcopy(trainer.model).to("cpu"), trainer.dataset.mean, trainer.dataset.std
     ).eval()
-    shape = (-1, *example.shape[1:])
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), shape)]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
-    )
+    answer = np.zeros((len(example), trainer.dataset.classes), np.float32)
     held_out = hold_out_of(trainer.config.data, trainer.dataset.sha256)
     saved = Model(metadata={HOLD_OUT: held_out})
     with warnings.catch_warnings(), lean_models():
@@ -90,7 +85,7 @@ def save_model(trainer: Trainer, path: Path) -> None:
             classifier,
             path,
             mlflow_model=saved,
-            signature=signature,
+            signature=infer_signature(example, answer),
             input_example=example,
             serialization_format="pt2",
             pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],

@@ -25,6 +25,7 @@ from mnist_hydra.config import DataConfig, Place
 from mnist_hydra.errors import UserError, first_line, shown
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.models import Model
 
 AT_ONCE = 500
@@ -54,7 +55,7 @@ class Exported:
         self.folder, self.name = Path(above.name), name
         about = copy_program(folder, self.folder, name)
         self.side = side_of(about, name)
-        self.hold_out: dict[str, Any] = (about.metadata or {}).get(HOLD_OUT, {})
+        self.hold_out: dict[str, Any] = dict((about.metadata or {}).get(HOLD_OUT, {}))
         """As `hold_out_of`; empty for a model that does not say, as none before 2026-11-27 does."""
 
     @cached_property
@@ -331,11 +332,10 @@ def address_of(tracker: Any, name: str) -> str:
                 f"model={name}: no such registered model and alias; right: {right}"
             ) from None
         return f"models:/{registered}@{alias}"
-    run = tracker.find_run(name, "model")
-    return f"models:/{model_of(tracker, run.info.experiment_id, run.info.run_id)}"
+    return f"models:/{model_of(tracker, tracker.find_run(name, 'model'))}"
 
 
-def model_of(tracker: Any, experiment_id: str, run_id: str) -> str:
+def model_of(tracker: Any, run: Run) -> str:
     """The id of a run's exported model.
 
     Raises:
@@ -343,11 +343,12 @@ def model_of(tracker: Any, experiment_id: str, run_id: str) -> str:
     """
     from mlflow.entities import LoggedModelStatus
 
-    mine = f"source_run_id = '{run_id}'"
-    for model in tracker.client.search_logged_models([experiment_id], mine):
+    mine = f"source_run_id = '{run.info.run_id}'"
+    for model in tracker.client.search_logged_models([run.info.experiment_id], mine):
         if model.status == LoggedModelStatus.READY:
             return str(model.model_id)
     raise UserError(
-        f"model={run_id}: that run has no exported model; right: a run that finished, or one of a "
-        f"sweep's best (sweep.keep=3), whose models its command makes when it is given again"
+        f"model={run.info.run_id}: that run has no exported model; right: a run that finished, or "
+        "one of a sweep's best (sweep.keep=3), whose models its command makes when it is given "
+        "again"
     )

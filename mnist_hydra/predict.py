@@ -66,12 +66,11 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
     from mnist_hydra.exported import find_model
 
     model = find_model(name, entry.place_of(cfg))
-    console, unreadable, blank = Console(stderr=True), 0, False
+    console = Console(stderr=True)
+    skipped: list[Unreadable] = []
 
     def skip(problem: Unreadable) -> None:
-        nonlocal unreadable, blank
-        unreadable += 1
-        blank = blank or isinstance(problem, Blank)
+        skipped.append(problem)
         # Above the bar, and in one line however narrow the terminal is.
         console.print(problem, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
@@ -93,11 +92,11 @@ def predict(cfg: DictConfig, name: str | None, words: list[str]) -> int:
             done += len(some)
             if not quiet:
                 bar.start()
-            bar.update(task, completed=done + unreadable)
-    if not done and not blank:
+            bar.update(task, completed=done + len(skipped))
+    if not done and not any(isinstance(problem, Blank) for problem in skipped):
         right = "PNG, JPEG or IDX files, or folders of them"
         raise UserError(f"no image of a digit was found; right: {right}")
-    return 1 if unreadable else 0
+    return 1 if skipped else 0
 
 
 def _images(

@@ -63,7 +63,7 @@ def register(cfg: DictConfig) -> int:
     split = data
     if not results.on_test_set:
         split += "".join(f" {key}={run.data.params.get(key)}" for key in HOLD_OUT_SETTINGS)
-    model_id = model_of(tracker, run.info.experiment_id, best.run_id)
+    model_id = model_of(tracker, run)
     told = f"run {best.run_id}, {metric} {best.score:.4f}"
     if results.at == "best" or metric != results.objective:
         told += " in the last epoch, which the model is of (the sweep ranks by the best)"

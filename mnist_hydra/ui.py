@@ -63,7 +63,9 @@ def page_of(tracker: Tracker, run: str | None) -> str:
     """
     if run is None:
         return pages.runs_page(tracker.experiment_id)
-    named = f"attributes.run_name = '{run.replace(chr(39), '')}'"
+    # MLflow takes either quotation mark around a text, and has no way to write it inside.
+    name = f"'{run}'" if "'" not in run else f'"{run.replace(chr(34), "")}"'
+    named = f"attributes.run_name = {name}"
     found = tracker.client.search_runs([tracker.experiment_id], named, max_results=1)
     one = found[0] if found else tracker.find_run(run, "run")
     experiment_id, run_id = one.info.experiment_id, one.info.run_id

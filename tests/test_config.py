@@ -196,6 +196,7 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("sweep=3", "sweep=3"),
         ("sweep.parent=abc", "sweep.by=null beside sweep.parent=abc"),
         ("sweep.worker=1", "sweep.parent=null beside sweep.worker=1"),
+        ("sweep.trial_timeout_s=1e10", "sweep.trial_timeout_s=10000000000.0"),
         ("lr=${nosuch}", "lr: Interpolation key 'nosuch' not found"),
         ("seed=${oc.env:UNSET}", "seed: "),
         ("lr=${lr}", "lr: Recursive interpolation"),

@@ -37,7 +37,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from omegaconf import OmegaConf
 from PIL import Image
 
-from mnist_hydra import evaluate, exported, predict, register
+from mnist_hydra import evaluate, exported, predict, register, ui
 from mnist_hydra.cli.entry import take_words
 from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.errors import UserError
@@ -617,6 +617,20 @@ def test_a_model_that_is_no_classifier_of_such_images_is_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("said", ["mine", 5000, None, ["mine"]])
+def test_a_model_that_says_of_its_hold_out_what_cannot_be_is_one_line(
+    said: object, tmp_path: Path
+) -> None:
+    about = exported_model(tmp_path / "odd", (1, 28, 28)) / "MLmodel"
+    told = OmegaConf.to_container(OmegaConf.load(about))
+    assert isinstance(told, dict)
+    OmegaConf.save(OmegaConf.create(told | {"metadata": {exported.HOLD_OUT: said}}), about)
+    nowhere = Place(str(tmp_path / "no"), TrackingConfig("local", None, "mnist_hydra"))
+    with pytest.raises(UserError, match="^model=.*odd cannot be read") as refused:
+        exported.find_model(str(about.parent), nowhere)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_model_may_leave_a_part_of_the_probability_to_other_classes(
     tmp_path: Path, test_images: Pixels
 ) -> None:
@@ -876,3 +890,18 @@ def test_wilsons_interval_and_the_calibration_error_are_those_of_the_books() -> 
     error, bins = evaluate.calibration(probabilities, np.array([0, 1, 1, 1]))
     assert [b.count for b in bins] == [2, 2]
     assert error == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
+
+
+@pytest.mark.parametrize("name", ["mine", "it's mine", "'mine'", 'the "best"'])
+def test_the_pages_open_on_a_run_by_its_name_whatever_quotation_marks_it_has(
+    name: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(Place(str(tmp_path), TrackingConfig("local", None, "mnist_hydra")))
+    run = tracker.client.create_run(tracker.experiment_id, run_name=name)
+    assert f"/runs/{run.info.run_id}?" in ui.page_of(tracker, name)
+
+
+def test_a_name_with_both_quotation_marks_is_one_line(tmp_path: Path) -> None:
+    tracker = Tracker(Place(str(tmp_path), TrackingConfig("local", None, "mnist_hydra")))
+    with pytest.raises(UserError, match="no such run"):
+        ui.page_of(tracker, "it's \"mine\"")

@@ -43,7 +43,7 @@ def group_of(cfg: DictConfig, group: str, kind: type[T]) -> T:
     Raises:
         UserError: naming the key, the value that was got and what would be right.
     """
-    raw = resolved(cfg).get(group)
+    raw = resolved(cfg, group)
     if not isinstance(raw, dict):
         raise wrong_value(group, raw, f"an entry of the group conf/{group}")
     return read_settings(kind, raw, f"{group}.")
@@ -51,7 +51,7 @@ def group_of(cfg: DictConfig, group: str, kind: type[T]) -> T:
 
 def place_of(cfg: DictConfig) -> Place:
     """The place that a command's settings name; raises as `group_of`."""
-    folder: str = check_setting("output_dir", resolved(cfg).get("output_dir"), Folder)
+    folder: str = check_setting("output_dir", resolved(cfg, "output_dir"), Folder)
     return Place(folder, group_of(cfg, "tracking", TrackingConfig))
 
 

@@ -6,7 +6,7 @@ It reads the files as text and composes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,23 +49,7 @@ def help_text(command: str, folders: Sequence[str] = ()) -> str:
     groups, flags = groups_of(text), FLAGS
     if command == "train":
         groups, flags = groups | OF_TRAIN, [*OF_SWEEPS, *FLAGS]
-    return page(text, groups, {group: entries_of(roots, group) for group in groups}, flags)
-
-
-def page(
-    text: str,
-    groups: Mapping[str, str],
-    entries: Mapping[str, Mapping[str, str]],
-    flags: Lines,
-) -> str:
-    """The help as text.
-
-    Args:
-        text: of the command's own file; its first comment says what the command does.
-        groups: the entry of each that is chosen where nothing is said.
-        entries: of each group, their texts by their names.
-        flags: with what they do.
-    """
+    entries = {group: entries_of(roots, group) for group in groups}
     lines = [header(text), "", "Keys, given as KEY=VALUE:", *_table(keys_of(text))]
     lines += ["", "Groups, given as GROUP=ENTRY:"]
     lines += _table([(f"{g}={default}", ", ".join(entries[g])) for g, default in groups.items()])

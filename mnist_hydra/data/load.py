@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mnist_hydra.config import DataConfig
-from mnist_hydra.data import fetch, idx
+from mnist_hydra.data import idx
 from mnist_hydra.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -102,10 +102,13 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
     """
     cache = cache_dir.expanduser().absolute() / config.dataset / "raw"
     try:
-        raw, source, mend = _find(config, cache)
+        raw, source = _find(config, cache)
         try:
             paths, digests = _verify(raw, config, cache)
         except UserError as error:
+            mend = "put a good copy there, or leave data.root= out"
+            if raw == cache:
+                mend = f"delete {cache}, and it is fetched anew"
             raise UserError(f"{error}; {mend}") from error
     except OSError as error:
         raise UserError(
@@ -166,29 +169,29 @@ def split_rows(
     return np.flatnonzero(~held_out)[:limit], np.flatnonzero(held_out)
 
 
-def _find(config: DataConfig, cache: Path) -> tuple[Path, str, str]:
-    """The folder of the four files, how it was found, and what to do about a damaged file."""
-    missing_files = []
+def _find(config: DataConfig, cache: Path) -> tuple[Path, str]:
+    """The folder of the four files, and how it was found."""
+    places = {"cache": cache}
     if config.root is not None:
         given = Path(config.root).expanduser().absolute() / config.dataset / "raw"
-        missing = idx.first_missing(given)
+        places = {"data.root": given} | places
+    gone: list[str] = []
+    for kind, folder in places.items():
+        missing = idx.first_missing(folder)
         if not missing:
-            mend = "put a good copy there, or leave data.root= out"
-            return given, f"data.root: {given}", mend
-        log.warning("data.root=%s: there is no %s; looking elsewhere", config.root, given / missing)
-        missing_files.append(str(given / missing))
-    source = f"cache: {cache}"
-    missing = idx.first_missing(cache)
-    if missing:
-        if config.offline:
-            missing_files.append(str(cache / missing))
-            raise UserError(
-                f"data.offline=true, and there is no {', and no '.join(missing_files)}: name a "
-                f"folder that holds {config.dataset}/raw/*-ubyte with data.root=, or run once with "
-                "data.offline=false"
-            )
-        source = fetch.fetch_once(config, cache) or source
-    return cache, source, f"delete {cache}, and it is fetched anew"
+            return folder, f"{kind}: {folder}"
+        gone.append(str(folder / missing))
+        if folder is not cache:
+            log.warning("data.root=%s: there is no %s; looking elsewhere", config.root, gone[-1])
+    if config.offline:
+        raise UserError(
+            f"data.offline=true, and there is no {', and no '.join(gone)}: name a folder that "
+            f"holds {config.dataset}/raw/*-ubyte with data.root=, or run once with "
+            "data.offline=false"
+        )
+    from mnist_hydra.data.fetch import fetch_once
+
+    return cache, fetch_once(config, cache) or f"cache: {cache}"
 
 
 def _verify(raw: Path, config: DataConfig, cache: Path) -> tuple[list[Path], list[str]]:

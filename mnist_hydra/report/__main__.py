@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Any
+from typing import Annotated
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mnist_hydra.cli import entry
-from mnist_hydra.errors import UserError, first_line, shown, wrong_value
+from mnist_hydra.config import resolved
+from mnist_hydra.errors import UserError, first_line, shown
+from mnist_hydra.typed import Pattern, check_setting
+
+SweepName = Annotated[str, Pattern(".+", "a sweep's name or its run's id")]
 
 
 def report(cfg: DictConfig, query: str | None) -> int:
@@ -21,7 +25,8 @@ def report(cfg: DictConfig, query: str | None) -> int:
     Raises:
         UserError: neither sweep nor filter, or both; else see `read_sweeps` and `read_filter`.
     """
-    names = _names(cfg)
+    asked = check_setting("sweep", resolved(cfg, "sweep"), SweepName | list[SweepName] | None)
+    names = [asked] if isinstance(asked, str) else asked
     if bool(names) == (query is not None):
         raise UserError(
             f"sweep={shown(cfg.sweep)} filter={shown(query)}: one of the two says what to report; "
@@ -49,17 +54,6 @@ def report(cfg: DictConfig, query: str | None) -> int:
             raise UserError(f"optuna={file} cannot be written: {first_line(error)}") from None
         print(shlex.join(["optuna-dashboard", str(file)]))
     return 0
-
-
-def _names(cfg: DictConfig) -> list[str]:
-    """The sweeps asked for."""
-    raw: Any = cfg.sweep
-    if OmegaConf.is_list(raw):
-        raw = list(raw)
-    names = [] if raw is None else raw if isinstance(raw, list) else [raw]
-    if any(not isinstance(name, (str, int)) for name in names):
-        raise wrong_value("sweep", raw, "a sweep's name or its run's id, or a list of them")
-    return [str(name) for name in names]
 
 
 if __name__ == "__main__":

@@ -197,8 +197,7 @@ def rising_at(curves: Sequence[plots.Curve]) -> int | None:
 def _has_model(tracker: Tracker, trial: TrialRecord) -> bool:
     """Whether a trial's exported model is in the store."""
     try:
-        experiment_id = tracker.client.get_run(trial.run_id).info.experiment_id
-        model_of(tracker, experiment_id, trial.run_id)
+        model_of(tracker, tracker.client.get_run(trial.run_id))
     except UserError:
         return False
     return True

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 MAX_RUNS = 1_000
 """Of so many trials, the best, the runs are read; of others the ledger says what made them."""
+MOST_SWEEPS = 10_000
+"""Sweeps, and experiments, that a name is looked for in."""
 MAX_MISTAKES = 50
 """So many trials, the best, say which test images they get wrong."""
 READERS = 8
@@ -100,8 +102,9 @@ def read_sweeps(tracker: Tracker, names: Sequence[str]) -> Findings:
         UserError: there is no such sweep (shows the nearest names), none of its trials finished, or
             the sweeps are ranked by different metrics.
     """
-    experiments = [found.experiment_id for found in tracker.client.search_experiments()]
-    there = _search(tracker, experiments, f"tags.`{tag.SWEEP}` != ''", 10_000)  # the newest first
+    every = tracker.client.search_experiments(max_results=MOST_SWEEPS)
+    experiments = [found.experiment_id for found in every]
+    there = _search(tracker, experiments, f"tags.`{tag.SWEEP}` != ''", MOST_SWEEPS)  # newest first
     found = {run.info.run_id: run for run in (_find(there, name) for name in names)}
     return read_parents(tracker, list(found.values()))
 

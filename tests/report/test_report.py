@@ -9,10 +9,12 @@ import json
 import random
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -341,6 +343,22 @@ def test_an_unknown_sweep_is_one_line_with_the_nearest_name(
     nowhere = commands.run_module("report", *words, cwd=swept.folder)
     assert nowhere.code == 2 and nowhere.err.count("\n") == 1
     assert not (swept.folder / "elsewhere").exists()
+
+
+def test_a_sweep_is_found_though_a_thousand_experiments_were_made_after_its_own(
+    tmp_path: Path,
+) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    tracker.client.create_run(tracker.experiment_id, tags={tag.SWEEP: "x"}, run_name="mine")
+    with closing(sqlite3.connect(tmp_path / "outputs" / "mlflow.db")) as store, store:
+        first = "SELECT * FROM experiments WHERE name = 'mnist_hydra'"
+        store.execute(f"CREATE TEMP TABLE newer AS {first}")
+        later = "UPDATE newer SET experiment_id = ?1, name = ?1, creation_time = creation_time + 1"
+        for number in range(1000, 2000):
+            store.execute(later, [number])
+            store.execute("INSERT INTO experiments SELECT * FROM newer")
+    with pytest.raises(UserError, match=r"no such sweep .*\(did you mean mine\?\)"):
+        read.read_sweeps(tracker, ["mien"])
 
 
 def test_runs_are_found_by_a_filter_and_what_differs_is_an_axis(swept: Swept) -> None:
