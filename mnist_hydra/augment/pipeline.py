@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-Change: TypeAlias = "Callable[[Tensor, int], Tensor]"
-"""The random changes to one sequence of images, already drawn; a pure function.
+class Change(Protocol):
+    """The random changes to one sequence of images, already drawn; a pure function."""
 
-It takes a part of the sequence, uint8 [B, C, H, W], which it leaves as it is, and the number of its
-first image in the sequence, counted from 0; it returns the changed images, like those.
-"""
+    def __call__(self, images: Tensor, first: int) -> Tensor:
+        """Return changed images, uint8 [B, C, H, W] like `images`, which are left as they are.
+
+        Args:
+            images: a part of the sequence.
+            first: its first image's number in the sequence, counted from 0.
+        """
 
 
 class Augmentation(Protocol):
