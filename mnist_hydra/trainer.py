@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mnist_hydra import checkpoint, models
-from mnist_hydra.augment.pipeline import Augmentation, Change
+from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.config import Config
 from mnist_hydra.data.load import Dataset, Split
 from mnist_hydra.metrics import of_epoch

@@ -11,7 +11,7 @@ import inspect
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mnist_hydra import targets
-from mnist_hydra.augment.pipeline import Augmentation, Change, Step, read_steps
+from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.errors import UserError, did_you_mean, in_one_line
 
 
@@ -93,32 +93,41 @@ class PerImage(Augmentation):
         return image
 
 
-def made(step: Step) -> Any:
-    """albumentations' object for a step, after those of the steps that it holds (OneOf, SomeOf).
+def albumentations_step(name: str, given: Mapping[str, Any], key: str) -> Any:
+    """Make one step by albumentations' own name for it.
 
-    A class of the user's own is a subclass of `albumentations.BasicTransform`.
+    Args:
+        name: such as `CLAHE`.
+        given: its arguments. A step that holds others (OneOf, SomeOf, Sequential) takes them as
+            `transforms`: objects that were made before.
+        key: where the step stands in the configuration, for messages.
 
     Raises:
         UserError: there is no such step, or it does not take these arguments.
     """
-    key, given = step.key, dict(step.given)
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
-    a = importlib.import_module("albumentations")
-    if step.own:
-        kind = targets.resolve_class(step.name, a.BasicTransform, f"{key}._target_")
-    else:
-        kinds = (a.BasicTransform, a.BaseCompose)
-        names = [n for n, v in vars(a).items() if isinstance(v, type) and issubclass(v, kinds)]
-        if step.name not in names:
-            raise UserError(
-                f"{key}: albumentations {a.__version__} has no step {step.name!r}"
-                f"{did_you_mean(step.name, names)}; right: one of its transforms, or your own as "
-                "`_target_: my_module.MyTransform`"
-            )
-        kind = getattr(a, step.name)
-        if "transforms" in given:
-            inner = read_steps(given["transforms"], f"{key}.transforms")
-            given["transforms"] = [made(one) for one in inner]
+    a = _albumentations()
+    kinds = (a.BasicTransform, a.BaseCompose)
+    names = [n for n, v in vars(a).items() if isinstance(v, type) and issubclass(v, kinds)]
+    if name not in names:
+        raise UserError(
+            f"{key}: albumentations {a.__version__} has no step {name!r}"
+            f"{did_you_mean(name, names)}; right: one of its transforms, or your own as "
+            "`_target_: my_module.MyTransform`"
+        )
+    return _made(getattr(a, name), given, key)
+
+
+def own_step(target: str, given: Mapping[str, Any], key: str) -> Any:
+    """Make one step of the user's own class, a subclass of `albumentations.BasicTransform`.
+
+    Raises:
+        UserError: there is no such class, or it does not take these arguments.
+    """
+    kind = targets.resolve_class(target, _albumentations().BasicTransform, f"{key}._target_")
+    return _made(kind, given, key)
+
+
+def _made(kind: type, given: Mapping[str, Any], key: str) -> Any:
     parameters = inspect.signature(kind).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for argument in given:  # albumentations would only warn, and go on without it
@@ -145,3 +154,8 @@ def _reason(error: BaseException) -> str:
             for argument, e in by_argument.items()
         )
     return in_one_line(error)
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
+    return importlib.import_module("albumentations")

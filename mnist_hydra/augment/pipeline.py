@@ -1,64 +1,23 @@
 """Builds an augmentation from a pipeline that is written in albumentations' terms.
 
-The trainer sees an `Augmentation`. If every step has an exact batched form, it runs on the device
-(`warp.py`), otherwise through albumentations itself (`per_image.py`). Only the file that is needed
-is imported.
+If every step has an exact batched form, it runs on the device (`warp.py`), otherwise through
+albumentations itself (`per_image.py`). Only the file that is needed is imported.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from mnist_hydra.augment import affine
+from mnist_hydra.augment import Augmentation, affine
 from mnist_hydra.errors import UserError, wrong_value
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 log = logging.getLogger(__name__)
-
-
-class Change(Protocol):
-    """The random changes to one sequence of images, already drawn; a pure function."""
-
-    def __call__(self, images: Tensor, first: int) -> Tensor:
-        """Return changed images, uint8 [B, C, H, W] like `images`, which are left as they are.
-
-        Args:
-            images: a part of the sequence.
-            first: its first image's number in the sequence, counted from 0.
-        """
-
-
-class Augmentation(Protocol):
-    """A random change to images that is a pure function of the images and a seed."""
-
-    @property
-    def on_device(self) -> bool:
-        """Whether it runs on the images' device; if not, it is CPU work, done in a thread."""
-
-    def plan(self, shape: Sequence[int], *, seed: int) -> Change:
-        """Draw the changes to a sequence of images, which come batch by batch.
-
-        Args:
-            shape: [N, C, H, W] of the whole sequence, such as an epoch's images.
-            seed: 0 <= seed < 2**63.
-        """
-
-    def __call__(self, images: Tensor, *, seed: int) -> Tensor:
-        """Change images that come at once: `plan` for them alone, carried out.
-
-        Args:
-            images: uint8 [B, C, H, W]; not modified.
-            seed: 0 <= seed < 2**63.
-        """
-        return self.plan(images.shape, seed=seed)(images, 0)
 
 
 @dataclass(frozen=True)
@@ -111,9 +70,9 @@ def build_augmentation(
 
     import torch
 
-    from mnist_hydra.augment.per_image import PerImage, made
+    from mnist_hydra.augment.per_image import PerImage
 
-    pipeline = PerImage([(step.key, made(step)) for step in steps])
+    pipeline = PerImage([(step.key, _transform(step)) for step in steps])
     if sample is None:
         sample = np.random.default_rng(0).integers(0, 256, (4, 1, 28, 28), dtype=np.uint8)
     pipeline.try_out(torch.from_numpy(sample.copy()))
@@ -159,3 +118,16 @@ def _finite(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_finite, value.values()))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def _transform(step: Step) -> Any:
+    """Make albumentations' object for a step, after those of the steps inside it."""
+    from mnist_hydra.augment import per_image
+
+    if step.own:
+        return per_image.own_step(step.name, step.given, step.key)
+    given = dict(step.given)
+    if "transforms" in given:
+        inner = read_steps(given["transforms"], f"{step.key}.transforms")
+        given["transforms"] = [_transform(one) for one in inner]
+    return per_image.albumentations_step(step.name, given, step.key)

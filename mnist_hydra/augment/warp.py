@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from mnist_hydra.augment import Augmentation, Change
 from mnist_hydra.augment.affine import CONSTANT, REFLECT, REFLECT_101, REPLICATE, Affine
-from mnist_hydra.augment.pipeline import Augmentation, Change
 
 # OpenCV's border as grid_sample's padding_mode and align_corners. Where the padding allows either,
 # align_corners=False rounds less.
@@ -62,7 +62,7 @@ def _change(drawn: Sequence[tuple[Affine, Tensor, Tensor]], images: Tensor, firs
 
     Args:
         drawn: of each step the numbers of the images that it changes, ascending, and their maps.
-        images, first: see `Change`.
+        images, first: see `augment.Change`.
     """
     changed, device, count = images, images.device, len(images)
     for step, chosen, back in drawn:

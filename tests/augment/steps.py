@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mnist_hydra.augment import affine
+from mnist_hydra.augment import Augmentation, affine
 from mnist_hydra.augment.affine import Affine
-from mnist_hydra.augment.pipeline import Augmentation, build_augmentation
+from mnist_hydra.augment.pipeline import build_augmentation
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A  # noqa: E402, N812 - its usual name
