@@ -588,10 +588,15 @@ def test_a_spool_that_another_process_has_just_delivered_leaves_nothing(made: Pa
 
 def test_a_run_that_begins_anew_after_damage_keeps_its_checkpoints(made: Path) -> None:
     with opened(made) as spool:
+        spool.save_checkpoint(state(8))
         spool.save_checkpoint(state(9))
+    for file in (made / "artifacts").rglob("slot-*.pt"):
+        file.write_bytes(b"")
     tracker = Tracker(place(made))
-    tracker.forget_checkpoint(spool.run.id)
-    with opened(made) as spool:
-        spool.save_checkpoint(state(2))
-    loaded = Tracker(place(made)).load_checkpoint(spool.run.id)
-    assert loaded is not None and loaded["steps"] == 2
+    with pytest.raises(DamagedCheckpoint):
+        tracker.load_checkpoint(spool.run.id)
+    for step in (2, 3):
+        with Spool(made, SPOOLED, lambda: tracker) as spool:
+            spool.save_checkpoint(state(step))
+        loaded = Tracker(place(made)).load_checkpoint(spool.run.id)
+        assert loaded is not None and loaded["steps"] == step
