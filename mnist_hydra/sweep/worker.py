@@ -98,7 +98,6 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             state = wait_for_store(watch.stop, tracker.load_checkpoint, run_id)
         except DamagedCheckpoint as damage:
             log.warning("%s begins anew: %s", planned.name, damage)
-            wait_for_store(watch.stop, tracker.forget_checkpoint, run_id)
 
         def notify(line: str) -> None:
             say_once(line)

@@ -79,7 +79,9 @@ class Tracker:
         name = place.tracking.experiment_name
         self.store = store.read_address(place.tracking.uri, place.folder)
         self._damaged: set[str] = set()
-        """SHA-256 of the checkpoints that were found damaged: the next one takes their place."""
+        """SHA-256 of the checkpoints that were found damaged: the next one takes their place, even
+        if they are further on.
+        """
         path = self.store.path
         if not make and path is not None and store.is_unmade(path):
             key, where = "output_dir", place.output_dir
@@ -218,7 +220,7 @@ class Tracker:
         """
         run = self.client.get_run(run_id)
         before = read_checkpoint_tag(run.data.tags.get(tag.CHECKPOINT, ""))
-        if before is not None and before["sha256"] in self._damaged:
+        while before is not None and before["sha256"] in self._damaged:
             before = before.get("before")
         if before is not None and before["step"] > about["step"]:
             return
@@ -269,11 +271,6 @@ class Tracker:
                 print(f"run {run_id}: its newest checkpoint is damaged ({problems[0]}); {left}")
             return state
         raise checkpoint.DamagedCheckpoint("; ".join(problems))
-
-    def forget_checkpoint(self, run_id: str) -> None:
-        """Let a run that begins anew write checkpoints, though its damaged ones are further on."""
-        if tag.CHECKPOINT in self.client.get_run(run_id).data.tags:  # it may be asked for twice
-            self.client.delete_tag(run_id, tag.CHECKPOINT)
 
     def log_model(self, run_id: str, folder: Path, step: int) -> None:
         """Record an MLflow model as the run's one model, called `model`.

@@ -112,7 +112,7 @@ def test_a_server_that_hangs_is_given_up_before_the_next_heartbeat_is_too_late(
     import_mlflow()
     parent = elect_parent(client, client.create_experiment("hangs"), "abc", name="s", tags={})
     with Proxy(mlflow_address) as proxy:
-        ledger = Ledger(MlflowClient(proxy.address), parent.run_id)
+        ledger = Ledger(MlflowClient(proxy.address), parent.info.run_id)
         proxy.waits_s = 600
         began = time.monotonic()
         with pytest.raises(MlflowException) as hung:

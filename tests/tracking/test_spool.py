@@ -620,13 +620,18 @@ def test_a_spool_that_another_process_has_just_delivered_leaves_nothing(made: Pa
 
 def test_a_run_that_begins_anew_after_damage_keeps_its_checkpoints(made: Path) -> None:
     with opened(made) as spool:
+        spool.save_checkpoint(state(8))
         spool.save_checkpoint(state(9))
+    for file in (made / "artifacts").rglob("slot-*.pt"):
+        file.write_bytes(b"")
     tracker = Tracker(place(made))
-    tracker.forget_checkpoint(spool.run.id)
-    with opened(made) as spool:
-        spool.save_checkpoint(state(2))
-    loaded = Tracker(place(made)).load_checkpoint(spool.run.id)
-    assert loaded is not None and loaded["steps"] == 2
+    with pytest.raises(DamagedCheckpoint):
+        tracker.load_checkpoint(spool.run.id)
+    for step in (2, 3):
+        with Spool(made, SPOOLED, lambda: tracker) as spool:
+            spool.save_checkpoint(state(step))
+        loaded = Tracker(place(made)).load_checkpoint(spool.run.id)
+        assert loaded is not None and loaded["steps"] == step
 
 
 def weights(client: MlflowClient, run_id: str) -> list[float]:
@@ -676,7 +681,7 @@ def test_who_lost_a_trial_while_it_was_cut_off_leaves_all_of_it_to_who_took_it_o
     back, settings = threading.Event(), settings_of("", "sweeper")
     tracker = Tracker(place(made))
     parent = elect_parent(tracker.client, tracker.experiment_id, "abc", name="sweep", tags={})
-    one, other = (Ledger(tracker.client, parent.run_id) for _ in range(2))
+    one, other = (Ledger(tracker.client, parent.info.run_id) for _ in range(2))
 
     def once_back() -> Tracker:
         back.wait()
