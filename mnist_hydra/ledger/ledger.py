@@ -194,7 +194,7 @@ class Ledger:
         assert len(text) <= MAX_ENTRY, f"{key}: {len(text)} characters"
         page = self._page_of(key)
         try:
-            self.client.log_param(page, key, text)
+            self.client.log_param(page, key, text, synchronous=True)
         except MlflowException:
             there = self._read_page(page)
             if key not in there:

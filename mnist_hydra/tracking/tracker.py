@@ -1,7 +1,9 @@
 """Everything that training says to MLflow, and all that it reads back from there.
 
 Training knows of runs, epochs and checkpoints; how MLflow keeps them is known here, and in the
-rooms that read the store: the ledger, the report, and the commands about models.
+rooms that read the store: the ledger, the report, and the commands about models. Every write is
+`synchronous`, though a user's environment or code asks MLflow for asynchronous ones: what was only
+queued would count as recorded.
 """
 
 from __future__ import annotations
@@ -166,7 +168,7 @@ class Tracker:
         there = self.client.get_run(run_id).data.params
         missing = [Param(k, v[:6000]) for k, v in settings.items() if k not in there]
         for start in range(0, len(missing), 100):
-            self.client.log_batch(run_id, params=missing[start : start + 100])
+            self.client.log_batch(run_id, params=missing[start : start + 100], synchronous=True)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set several tags, without passwords."""
@@ -186,7 +188,7 @@ class Tracker:
             if name not in ("epoch", "timestamp_ms")
         ]
         for start in range(0, len(rows), 1000):
-            self.client.log_batch(run_id, metrics=rows[start : start + 1000])
+            self.client.log_batch(run_id, metrics=rows[start : start + 1000], synchronous=True)
 
     def epochs_recorded(self, run_id: str) -> set[int]:
         """The epochs whose metrics the run has."""
@@ -235,7 +237,7 @@ class Tracker:
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         newest = {"slot": slot, **about, "before": older or None}
         text = json.dumps(newest)
-        self.client.set_tag(run_id, tag.CHECKPOINT, text)
+        self.client.set_tag(run_id, tag.CHECKPOINT, text, synchronous=True)
         self._known, self._follows = (run_id, text), newest
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
@@ -315,7 +317,7 @@ class Tracker:
             Metric(m.key, m.value, m.timestamp, m.step, model_id=logged.model_id, run_id=run_id)
             for m in newest
         ]
-        self.client.log_batch(run_id, metrics=metrics)
+        self.client.log_batch(run_id, metrics=metrics, synchronous=True)
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
     def end(self, run_id: str, status: str, at_ms: int | None = None) -> None:
@@ -408,7 +410,8 @@ def tag_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Set several tags in one request."""
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    pairs = [RunTag(key, value) for key, value in tags.items()]
+    client.log_batch(run_id, tags=pairs, synchronous=True)
 
 
 def each_run(

@@ -112,6 +112,19 @@ def test_the_second_to_claim_an_attempt_is_refused_and_leaves_no_run(
     assert later.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
 
 
+def test_claims_are_written_at_once_though_mlflow_is_asked_to_queue_what_it_logs(
+    ledger: Ledger, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    late = again(ledger)
+    late.read()
+    trial = claimed(ledger, owner)
+    assert late.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
+    assert ledger.end(trial, "finished")
+    seen = again(ledger).read().trials["a"]
+    assert (seen.state, seen.owner) == ("finished", owner)
+
+
 def _claim_all(client: MlflowClient, parent: str, path: str) -> None:
     ledger = Ledger(client, parent)
     ledger.read()
