@@ -178,6 +178,8 @@ class Sweep:
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
+        with suppress(Exception):  # of killed workers; the same command does it again
+            wait_for_store(self.stop, self.ledger.finish_half_done, self.observer)
         view = wait_for_store(self.stop, self.ledger.read)
         actions = self._actions(view)
         found = ending.results_of(self.command, self.tracker, view)

@@ -112,13 +112,16 @@ class Tracker:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if spooled.run_id is not None:
             return spooled.run_id
-        found = self._run_with_key(spooled.key)
-        if found is not None:
-            return str(found.info.run_id)
+        if found := self._runs_with_key(spooled.key):
+            return str(found[0].info.run_id)
         tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
         name = None if spooled.name is None else tag.run_name(hide(spooled.name))
         fitting = tag.fitting(tags)
         run = self.client.create_run(self.experiment_id, spooled.start_ms, fitting, name)
+        # MLflow's client repeats a request that was not answered, and that may have made one, too.
+        for other in self._runs_with_key(spooled.key):
+            if other.info.run_id != run.info.run_id:
+                self.client.delete_run(other.info.run_id)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:
@@ -134,17 +137,16 @@ class Tracker:
         except MlflowException as error:
             if is_away(error):
                 raise
-        found = self._run_with_key(run_id) if run_id.isalnum() else None
-        if found is None:
+        found = self._runs_with_key(run_id) if run_id.isalnum() else []
+        if not found:
             raise UserError(
                 f"{key}={run_id}: no such run in {self.store.shown}; right: the id of one of its "
                 f"runs (output_dir= and tracking= say which store)"
             )
-        return found
+        return found[0]
 
-    def _run_with_key(self, key: str) -> Run | None:
-        found = self.client.search_runs([self.experiment_id], f"tags.`{tag.KEY}` = '{key}'")
-        return found[0] if found else None
+    def _runs_with_key(self, key: str) -> list[Run]:
+        return list(self.client.search_runs([self.experiment_id], f"tags.`{tag.KEY}` = '{key}'"))
 
     def log_data(self, run_id: str, splits: Sequence[Mapping[str, str]]) -> None:
         """Record what a run was trained and measured on, as MLflow's inputs.

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.sweep.worker import Worker
+from mnist_hydra.tracking.journal import SpooledRun
+from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.proxy import Proxy
@@ -100,6 +103,20 @@ def test_a_worker_whose_claim_was_recorded_and_never_answered_trains_that_trial(
     assert [attempt.state for attempt in trial.attempts] == ["finished"]
     runs = client.search_runs([experiment])
     assert {run.info.run_id for run in runs} == {parent, trial.run_id}
+
+
+def test_a_request_for_a_run_whose_answer_was_lost_leaves_no_second_run(
+    tmp_path: Path, mlflow_address: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    with Proxy(mlflow_address) as proxy:
+        place = Place(str(tmp_path), TrackingConfig("server", proxy.address, "lost"))
+        tracker = Tracker(place)
+        proxy.loses, proxy.loses_from = 1, b"start_time"
+        run_id = tracker.create_run(SpooledRun("c" * 32, "lost", "a run", {}, 1, proxy.address))
+        assert proxy.loses == 0
+    [run] = client.search_runs([tracker.experiment_id])
+    assert run.info.run_id == run_id
 
 
 class _Done:

@@ -382,6 +382,24 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
     assert client.get_run(made).info.lifecycle_stage == "active"
 
 
+def test_a_run_made_for_a_trial_that_was_claimed_in_another_one_is_deleted_wherever_it_was_made(
+    ledger: Ledger, owner: Owner
+) -> None:
+    client, elsewhere = ledger.client, replace(owner, host="elsewhere")
+    ledger.read()
+    trial = claimed(ledger, elsewhere)
+    tags = {tag.PARENT: ledger.parent_id, tag.CREATOR: elsewhere.text(), tag.HEARTBEAT: "1:0"}
+
+    def made(fingerprint: str) -> str:
+        about = tags | {tag.FINGERPRINT: fingerprint}
+        return str(client.create_run(ledger.experiment_id, tags=about).info.run_id)
+
+    twin, next_one = made("a"), made("b")  # which it may be about to claim
+    again(ledger).finish_half_done(Observer(lambda: 0.0))
+    stages = [client.get_run(r).info.lifecycle_stage for r in (trial.run_id, twin, next_one)]
+    assert stages == ["active", "deleted", "active"]
+
+
 def test_points_are_numbered_without_gaps_and_never_overwritten(ledger: Ledger) -> None:
     ledger.read()
     point = Point("f0", ("lr=0.1",), "lr=0.1", number=0, values={"lr": 0.1})

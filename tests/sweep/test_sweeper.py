@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ from mlflow.entities import Run, ViewType
 from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
+from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.sweep import attempt
 from mnist_hydra.tracking import spool, tag
 from tests.sweep_entries import claims, entries
@@ -246,6 +247,25 @@ def test_what_is_done_later_moves_the_end_of_no_run_and_one_that_cannot_be_done_
     [parent], trials = runs(tmp_path)
     now = {r.info.run_id: (r.info.status, r.info.end_time) for r in (parent, *trials.values())}
     assert now == ends
+
+
+def test_the_end_of_a_sweep_closes_what_killed_workers_have_left_open(
+    tiny: str, tmp_path: Path
+) -> None:
+    words = (tiny, *QUICK, "seed=1", "sweep.keep=0", NO_REPORT)
+    assert run(*words, cwd=tmp_path).code == 0
+    [parent], trials = runs(tmp_path)
+    [trial], mlflow = trials.values(), client(tmp_path)
+    [last] = mlflow.get_metric_history(trial.info.run_id, "epoch_s")
+    mlflow.update_run(trial.info.run_id, status="RUNNING")  # killed before that was changed
+    dead = replace(myself(new_token()), start_time=1.0).text()  # killed before its claim
+    tags = {tag.PARENT: parent.info.run_id, tag.CREATOR: dead}
+    orphan = mlflow.create_run(trial.info.experiment_id, tags=tags).info.run_id
+    again = run(*words, cwd=tmp_path)
+    assert again.code == 0 and "1 done and skipped" in again.err, again.err
+    closed = mlflow.get_run(trial.info.run_id).info
+    assert (closed.status, closed.end_time) == ("FINISHED", last.timestamp)
+    assert mlflow.get_run(orphan).info.lifecycle_stage == "deleted"
 
 
 @SWEPT
