@@ -32,6 +32,7 @@ from mlflow.entities import Run, ViewType
 from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
+from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.sweep import attempt
 from mnist_hydra.tracking import spool, tag
@@ -870,6 +871,25 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(Flaky, "__module__", module.__name__)
     Plugins.instance().register(Flaky)
     return "hydra.launcher._target_=hydra_plugins.tests.Flaky"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_while_the_store_is_away_says_so_by_its_exit_code(
+    tiny: str, tmp_path: Path, flaky: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def launch(*_: object, **__: object) -> None:
+        def read(*_: object, **__: object) -> None:
+            raise ConnectionError("away")
+
+        monkeypatch.setattr(Ledger, "read", read)
+        os.kill(os.getpid(), number)
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(Flaky, "launch", launch)
+    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert done.code == 128 + number, done.err
+    assert "error: the store takes nothing now: away" in done.err
+    assert "go on with the same command:" in done.err and "Traceback" not in done.err
 
 
 def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky: str) -> None:
