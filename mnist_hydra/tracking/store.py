@@ -415,7 +415,8 @@ def is_unmade(path: Path) -> bool:
 def _is_in_the_making(path: Path) -> bool:
     """Whether somebody else, such as MLflow's own server, makes a store there just now."""
     with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime < STILL_S and is_unmade(path)
+        # Of a file from the future, as where the clock was wrong, nothing is known to go on.
+        return abs(time.time() - path.stat().st_mtime) < STILL_S and is_unmade(path)
     return False
 
 

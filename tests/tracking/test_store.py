@@ -134,8 +134,11 @@ def migrated(path: Path, revision: str) -> None:
 HALF_WAY = "97727af70f4d"
 
 
+@pytest.mark.parametrize("age_s", [3600, -3600])
 @pytest.mark.parametrize("made", ["empty", "first tables", "half of the migrations"])
-def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str) -> None:
+def test_a_half_made_store_without_a_run_is_made_anew_whatever_the_clock_said(
+    tmp_path: Path, made: str, age_s: int
+) -> None:
     path = tmp_path / "mlflow.db"
     if made == "empty":
         path.touch()
@@ -145,7 +148,8 @@ def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str)
         engine.dispose()
     else:
         migrated(path, HALF_WAY)
-    os.utime(path, (0, 0))
+    at_s = time.time() - age_s
+    os.utime(path, (at_s, at_s))
     assert store.problem_of(path) is None
     tracker = Tracker(place(tmp_path))
     assert tracker.find_run(tracker.create_run(SPOOLED)).info.run_name == "a run"
