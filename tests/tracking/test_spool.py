@@ -146,6 +146,15 @@ def test_nothing_is_left_in_a_queue_of_mlflows_though_it_is_asked_for_one(
     assert run.data.tags["other"] == "x" and tag.CHECKPOINT in run.data.tags
 
 
+def test_a_file_among_the_spools_is_none_and_stays(made: Path) -> None:
+    spool = tell_while_locked(made, "spool.log_text('hello', 'words.txt')")
+    stray = spool.parent / ".DS_Store"
+    stray.write_text("of a Mac")
+    assert [folder for folder, _ in journal.spools(made)] == [spool]
+    journal.remove(spool)
+    assert journal.spools(made) == [] and stray.exists()
+
+
 def test_a_run_may_have_a_name_longer_than_mlflow_keeps(made: Path) -> None:
     with opened(made, dataclasses.replace(SPOOLED, name="lr=0.1, " * 99)) as spool:
         spool.end("FINISHED")
