@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -66,7 +67,8 @@ class JoblibLauncher(CommandLauncher):
         code = handle.poll()
         if code is None:
             return None
-        with self._log(number).open("rb") as file:
+        said = "its log is gone"
+        with suppress(OSError), self._log(number).open("rb") as file:
             file.seek(max(self._begins[number], file.seek(0, os.SEEK_END) - LOG_TAIL))
             said = last_line(file.read().decode(errors="replace"))
         return Ended(code, f"{said} ({self._log(number)})" if code < 0 else said)

@@ -164,17 +164,22 @@ class Ledger:
         return self.read(up_to_date=True) if dead else view
 
     def finish_half_done(self, observer: Observer) -> None:
-        """Close the runs of trials that have ended, and delete those that dead processes made and
-        never claimed; any process may do so.
+        """Close the runs of trials that have ended, and delete those that were made for a trial and
+        never claimed: their processes are dead, or the trial was claimed in another run. Any
+        process may do so; where no run is open it takes one request.
         """
-        self._read_entries(0.0)
+        opened = list(self._children("attributes.status = 'RUNNING'"))
+        if opened:
+            self._read_entries(0.0)
         by_run = {trial.run_id: trial for trial in self._trials.values()}
-        for run in self._children("attributes.status = 'RUNNING'"):
-            run_id, creator = run.info.run_id, run.data.tags.get(tag.CREATOR)
-            trial = by_run.get(run_id)
+        for run in opened:
+            run_id, tags = run.info.run_id, run.data.tags
+            trial, creator = by_run.get(run_id), tags.get(tag.CREATOR)
             if trial is None:
-                if creator is not None and observer.is_dead(read_owner(creator)):
-                    self.client.delete_run(run_id)  # made for a trial, and never claimed
+                number = int(tags.get(tag.HEARTBEAT, "0:0").partition(":")[0])
+                taken = claim_key(tags.get(tag.FINGERPRINT, ""), number) in self._entries
+                if creator is not None and (taken or observer.is_dead(read_owner(creator))):
+                    self.client.delete_run(run_id)
             elif trial.state != RUNNING:
                 self._read_page(self._page_of(claim_key(trial.fingerprint, 1)))
                 now = self._trials.get(trial.fingerprint)  # perhaps begun again meanwhile
@@ -193,7 +198,7 @@ class Ledger:
         assert len(text) <= MAX_ENTRY, f"{key}: {len(text)} characters"
         page = self._page_of(key)
         try:
-            self.client.log_param(page, key, text)
+            self.client.log_param(page, key, text, synchronous=True)
         except MlflowException:
             there = self._read_page(page)
             if key not in there:

@@ -66,7 +66,7 @@ def record_results(
     if best is not None:
         tracker.set_tags(parent_id, {tag.BEST: best[:4000]})
         for name, value in results.sweep_metrics(found).items():
-            tracker.client.log_metric(parent_id, name, value)
+            tracker.client.log_metric(parent_id, name, value, synchronous=True)
     if Action.WAIT in actions:
         return
     failed = any(action is not Action.DONE for action in actions)

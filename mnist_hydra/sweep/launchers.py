@@ -17,7 +17,6 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +32,7 @@ from omegaconf import DictConfig, read_write
 from mnist_hydra.cli.commands import config_words
 from mnist_hydra.cli.config_files import PLUGINS
 from mnist_hydra.config import Count, Number, SweepConfig
-from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean, shown
+from mnist_hydra.errors import BAD_INPUT, UserError, did_you_mean, first_line, shown
 from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.tracking import store
 from mnist_hydra.typed import check_setting
@@ -130,8 +129,11 @@ class CommandLauncher(Launcher):
                     print(f"worker {number} {what}: {end}", file=sys.stderr)
                     if again:
                         restarts -= 1
-                        with suppress(UserError):  # then it is not started again
+                        try:
                             running |= self.start({number: commands[number]})
+                        except (UserError, OSError) as error:  # the others go on all the same
+                            why = first_line(error)
+                            print(f"worker {number} cannot be started: {why}", file=sys.stderr)
                 if not over and (self.stopping.is_set() or any(e.code == 0 for e in ends.values())):
                     over = True
                     self.drop_waiting(running.values())

@@ -71,11 +71,16 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     except Exception as error:
         if not is_away(error):
             raise
-        print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
-        print(f"go on with the same command:\n  {same_command()}", file=sys.stderr)
-        code = FAILURE
+        code = _left_undone(error, FAILURE)
     if code != SUCCESS:
         raise SystemExit(code)
+
+
+def _left_undone(error: Exception, code: int) -> int:
+    """Say that the store is away, and with which command to go on; returns the exit code."""
+    print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
+    print(f"go on with the same command:\n  {same_command()}", file=sys.stderr)
+    return code
 
 
 def _leave(number: int, _: object) -> None:
@@ -113,7 +118,13 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     room = launchers.count_workers(launcher, command.config.sweep)
     _check_with_torch(command, launcher, view)
     del view  # it may be large, and the sweep reads its own
-    return Sweep(command, launcher, room, tracker or Tracker(command.config), console).run()
+    sweep = Sweep(command, launcher, room, tracker or Tracker(command.config), console)
+    try:
+        return sweep.run()
+    except Exception as error:
+        if not (sweep.signals and is_away(error)):
+            raise
+        return _left_undone(error, OF_SIGNAL + sweep.signals[0])
 
 
 class Sweep:
@@ -181,6 +192,8 @@ class Sweep:
 
     def _end(self) -> int:
         """Show and record the results; returns the exit code."""
+        with suppress(Exception):  # of killed workers; the same command does it again
+            wait_for_store(self.stop, self.ledger.finish_half_done, self.observer)
         view = wait_for_store(self.stop, self.ledger.read)
         actions = self._actions(view)
         found = ending.results_of(self.command, self.tracker, view)

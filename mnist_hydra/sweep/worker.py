@@ -85,12 +85,12 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         overrides = plan.arguments.overrides(planned.overrides)
         in_place = f"++output_dir={override_value(config.output_dir)}"  # it may hold the time
         trial = settle(composer.compose([*overrides, in_place]))
-        is_own = plan.arguments.are_of(planned.overrides)
-        if not is_own and fingerprint(trial) != planned.fingerprint:
-            raise UserError(
-                f"{planned.name} was proposed by a command over other axes, and would be another "
-                "training with the settings of this one; right: that command again"
-            )
+        if fingerprint(trial) != planned.fingerprint:
+            what = "a configuration file, or mnist_hydra, was changed since it was planned"
+            right = "undo that and give the same command again, or sweep.fresh=true"
+            if not plan.arguments.are_of(planned.overrides):
+                what, right = "it was proposed by a command over other axes", "that command again"
+            raise UserError(f"{planned.name} would be another training now: {what}; right: {right}")
 
         state = None
         wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
@@ -98,6 +98,12 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             state = wait_for_store(watch.stop, tracker.load_checkpoint, run_id)
         except DamagedCheckpoint as damage:
             log.warning("%s begins anew: %s", planned.name, damage)
+        if state is not None and state["fingerprint"] != planned.fingerprint:
+            raise UserError(
+                f"{planned.name}: its checkpoint is of other settings (fingerprint "
+                f"{state['fingerprint']}, planned {planned.fingerprint}); right: delete run "
+                f"{run_id} in MLflow, and the same command again trains it anew"
+            )
 
         def notify(line: str) -> None:
             say_once(line)

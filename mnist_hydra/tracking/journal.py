@@ -125,7 +125,7 @@ def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, Spooled
         run: the id or the key of a run whose spools alone are wanted.
     """
     found = []
-    for folder in (output_dir / FOLDER).glob("*/"):
+    for folder in filter(Path.is_dir, (output_dir / FOLDER).glob("*")):
         spooled = read_run(folder)
         if spooled is None and not (folder / JOURNAL).exists():
             continue  # another process begins it

@@ -238,28 +238,40 @@ def _check_folder(key: str, folder: Path) -> None:
 
 
 def _check_server(store: Store) -> None:
-    """One short request first: MLflow's own client would try again for minutes."""
-    import urllib.error
-    import urllib.request
+    """One short request first: MLflow's own client would try again for minutes.
 
-    request = urllib.request.Request(f"{store.uri}/health", headers=_authorization(store))
+    It is made as that client makes its own: with `requests`, and with the same variables.
+    """
+    import requests
+
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     try:
-        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S):
-            pass
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise _away(store, error) from None
-        if error.code in (401, 403):
-            raise UserError(
-                f"tracking.uri={store.shown} lets nobody in ({error}); right: "
-                f"tracking.uri=http://USER:PASSWORD@HOST, or MLFLOW_TRACKING_USERNAME and "
-                f"MLFLOW_TRACKING_PASSWORD in the environment"
-            ) from None
+        with requests.get(
+            f"{store.uri}/health",
+            headers=_authorization(store),
+            timeout=CONNECT_TIMEOUT_S,
+            verify=not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True),
+            cert=os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+            stream=True,  # what it says besides is of no interest
+        ) as answer:
+            said = f"HTTP {answer.status_code} {answer.reason}"
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        reason: BaseException = error
+        while type(reason).__module__.startswith(("requests", "urllib3")):  # who say it at length
+            if (before := reason.__cause__ or reason.__context__) is None:
+                break
+            reason = before
         if isinstance(reason, socket.gaierror):
             raise _wrong(store.shown, str(reason.strerror)) from None
         raise _away(store, reason) from None
+    if answer.status_code >= 500:
+        raise _away(store, said)
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"tracking.uri={store.shown} lets nobody in ({said}); right: "
+            f"tracking.uri=http://USER:PASSWORD@HOST, or MLFLOW_TRACKING_USERNAME and "
+            f"MLFLOW_TRACKING_PASSWORD in the environment"
+        )
 
 
 def _authorization(store: Store) -> dict[str, str]:
@@ -420,7 +432,8 @@ def is_unmade(path: Path) -> bool:
 def _is_in_the_making(path: Path) -> bool:
     """Whether somebody else, such as MLflow's own server, makes a store there just now."""
     with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime < STILL_S and is_unmade(path)
+        # Of a file from the future, as where the clock was wrong, nothing is known to go on.
+        return abs(time.time() - path.stat().st_mtime) < STILL_S and is_unmade(path)
     return False
 
 

@@ -1,7 +1,9 @@
 """Everything that training says to MLflow, and all that it reads back from there.
 
 Training knows of runs, epochs and checkpoints; how MLflow keeps them is known here, and in the
-rooms that read the store: the ledger, the report, and the commands about models.
+rooms that read the store: the ledger, the report, and the commands about models. Every write is
+`synchronous`, though a user's environment or code asks MLflow for asynchronous ones: what was only
+queued would count as recorded.
 """
 
 from __future__ import annotations
@@ -104,13 +106,16 @@ class Tracker:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if spooled.run_id is not None:
             return spooled.run_id
-        found = self._run_with_key(spooled.key)
-        if found is not None:
-            return str(found.info.run_id)
+        if found := self._runs_with_key(spooled.key):
+            return str(found[0].info.run_id)
         tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
         name = None if spooled.name is None else tag.run_name(hide(spooled.name))
         fitting = tag.fitting(tags)
         run = self.client.create_run(self.experiment_id, spooled.start_ms, fitting, name)
+        # MLflow's client repeats a request that was not answered, and that may have made one, too.
+        for other in self._runs_with_key(spooled.key):
+            if other.info.run_id != run.info.run_id:
+                self.client.delete_run(other.info.run_id)
         return str(run.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:
@@ -126,17 +131,16 @@ class Tracker:
         except MlflowException as error:
             if is_away(error):
                 raise
-        found = self._run_with_key(run_id) if run_id.isalnum() else None
-        if found is None:
+        found = self._runs_with_key(run_id) if run_id.isalnum() else []
+        if not found:
             raise UserError(
                 f"{key}={run_id}: no such run in {self.store.shown}; right: the id of one of its "
                 f"runs (output_dir= and tracking= say which store)"
             )
-        return found
+        return found[0]
 
-    def _run_with_key(self, key: str) -> Run | None:
-        found = self.client.search_runs([self.experiment_id], f"tags.`{tag.KEY}` = '{key}'")
-        return found[0] if found else None
+    def _runs_with_key(self, key: str) -> list[Run]:
+        return list(self.client.search_runs([self.experiment_id], f"tags.`{tag.KEY}` = '{key}'"))
 
     def log_data(self, run_id: str, splits: Sequence[Mapping[str, str]]) -> None:
         """Record what a run was trained and measured on, as MLflow's inputs.
@@ -160,7 +164,7 @@ class Tracker:
         there = self.client.get_run(run_id).data.params
         missing = [Param(k, v[:6000]) for k, v in settings.items() if k not in there]
         for start in range(0, len(missing), 100):
-            self.client.log_batch(run_id, params=missing[start : start + 100])
+            self.client.log_batch(run_id, params=missing[start : start + 100], synchronous=True)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set several tags, without passwords."""
@@ -180,7 +184,7 @@ class Tracker:
             if name not in ("epoch", "timestamp_ms")
         ]
         for start in range(0, len(rows), 1000):
-            self.client.log_batch(run_id, metrics=rows[start : start + 1000])
+            self.client.log_batch(run_id, metrics=rows[start : start + 1000], synchronous=True)
 
     def epochs_recorded(self, run_id: str) -> set[int]:
         """The epochs whose metrics the run has."""
@@ -235,7 +239,8 @@ class Tracker:
                 os.fsync(written.fileno())
         older = {key: value for key, value in (before or {}).items() if key != "before"}
         newest = {"slot": slot, **about, "before": older or None}
-        self.client.set_tag(run_id, tag.CHECKPOINT, json.dumps(newest))
+        text = json.dumps(newest)
+        self.client.set_tag(run_id, tag.CHECKPOINT, text, synchronous=True)
         self._damaged.discard(about["sha256"])
 
     def load_checkpoint(self, run_id: str) -> dict[str, Any] | None:
@@ -309,7 +314,7 @@ class Tracker:
             Metric(m.key, m.value, m.timestamp, m.step, model_id=logged.model_id, run_id=run_id)
             for m in newest
         ]
-        self.client.log_batch(run_id, metrics=metrics)
+        self.client.log_batch(run_id, metrics=metrics, synchronous=True)
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
     def end(self, run_id: str, status: str, at_ms: int | None = None) -> None:
@@ -400,7 +405,8 @@ def tag_run(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
     """Set several tags in one request."""
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    pairs = [RunTag(key, value) for key, value in tags.items()]
+    client.log_batch(run_id, tags=pairs, synchronous=True)
 
 
 def each_run(

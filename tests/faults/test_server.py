@@ -12,11 +12,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mnist_hydra.config import Place, TrackingConfig
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import SILENT_S
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.sweep.worker import Worker
-from mnist_hydra.tracking.tracker import import_mlflow, is_away
+from mnist_hydra.tracking.journal import SpooledRun
+from mnist_hydra.tracking.tracker import Tracker, import_mlflow, is_away
 from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.proxy import Proxy
@@ -118,6 +120,20 @@ def test_a_server_that_hangs_is_given_up_before_the_next_heartbeat_is_too_late(
         with pytest.raises(MlflowException) as hung:
             ledger.stopped("sweeper")
         assert is_away(hung.value) and time.monotonic() - began < SILENT_S
+
+
+def test_a_request_for_a_run_whose_answer_was_lost_leaves_no_second_run(
+    tmp_path: Path, mlflow_address: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    with Proxy(mlflow_address) as proxy:
+        place = Place(str(tmp_path), TrackingConfig("server", proxy.address, "lost"))
+        tracker = Tracker(place)
+        proxy.loses, proxy.loses_from = 1, b"start_time"
+        run_id = tracker.create_run(SpooledRun("c" * 32, "lost", "a run", {}, 1, proxy.address))
+        assert proxy.loses == 0
+    [run] = client.search_runs([tracker.experiment_id])
+    assert run.info.run_id == run_id
 
 
 class _Done:

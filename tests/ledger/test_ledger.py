@@ -112,6 +112,19 @@ def test_the_second_to_claim_an_attempt_is_refused_and_leaves_no_run(
     assert later.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
 
 
+def test_claims_are_written_at_once_though_mlflow_is_asked_to_queue_what_it_logs(
+    ledger: Ledger, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    late = again(ledger)
+    late.read()
+    trial = claimed(ledger, owner)
+    assert late.claim("a", "trial=a", None, myself(new_token()), SWEEPER) is None
+    assert ledger.end(trial, "finished")
+    seen = again(ledger).read().trials["a"]
+    assert (seen.state, seen.owner) == ("finished", owner)
+
+
 def _claim_all(client: MlflowClient, parent: str, path: str) -> None:
     ledger = Ledger(client, parent)
     ledger.read()
@@ -367,6 +380,24 @@ def test_what_a_dead_process_left_half_done_is_finished(ledger: Ledger, owner: O
     assert (closed.status, closed.end_time) == ("FINISHED", 3_000)
     assert client.get_run(orphan).info.lifecycle_stage == "deleted"
     assert client.get_run(made).info.lifecycle_stage == "active"
+
+
+def test_a_run_made_for_a_trial_that_was_claimed_in_another_one_is_deleted_wherever_it_was_made(
+    ledger: Ledger, owner: Owner
+) -> None:
+    client, elsewhere = ledger.client, replace(owner, host="elsewhere")
+    ledger.read()
+    trial = claimed(ledger, elsewhere)
+    tags = {tag.PARENT: ledger.parent_id, tag.CREATOR: elsewhere.text(), tag.HEARTBEAT: "1:0"}
+
+    def made(fingerprint: str) -> str:
+        about = tags | {tag.FINGERPRINT: fingerprint}
+        return str(client.create_run(ledger.experiment_id, tags=about).info.run_id)
+
+    twin, next_one = made("a"), made("b")  # which it may be about to claim
+    again(ledger).finish_half_done(Observer(lambda: 0.0))
+    stages = [client.get_run(r).info.lifecycle_stage for r in (trial.run_id, twin, next_one)]
+    assert stages == ["active", "deleted", "active"]
 
 
 def test_points_are_numbered_without_gaps_and_never_overwritten(ledger: Ledger) -> None:

@@ -4,6 +4,7 @@ train: a small script stands in for the worker's command.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -34,12 +35,15 @@ from mnist_hydra.sweep.launchers import (
 )
 
 SCRIPT = '''
-import os, signal, sys, time
+import os, shutil, signal, sys, time
 from pathlib import Path
 
 what, here = sys.argv[1], Path(sys.argv[2])
 lives = len(list(here.glob(f"{what}-*")))
 (here / f"{what}-{os.getpid()}").write_text(f"{os.getsid(0)} {os.environ['OMP_NUM_THREADS']}")
+if what == "dies-once-without-its-log" and lives == 0:
+    shutil.rmtree(here / "workers")
+    os.kill(os.getpid(), signal.SIGKILL)
 if what == "dies-once" and lives == 0 or what == "dies":
     print("almost there", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -105,6 +109,34 @@ def test_a_killed_worker_is_started_again_and_its_neighbours_go_on(
     assert killed.status is neighbour.status is JobStatus.COMPLETED
     assert len(list(tmp_path.glob("dies-once-*"))) == 2
     assert len(list(tmp_path.glob("waits-for-dies-once-*"))) == 1
+
+
+def test_a_worker_that_cannot_be_started_again_costs_its_neighbour_nothing(
+    launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = launcher()
+    started = made.start
+
+    def start(commands: Any) -> Any:
+        if len(commands) == 1:  # it is one that has died
+            (tmp_path / "dies-once-2").touch()  # which its neighbour waits for
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return started(commands)
+
+    made.start = start
+    killed, neighbour = launch(made, "dies-once", "waits-for-dies-once")
+    assert neighbour.status is JobStatus.COMPLETED
+    assert killed.status is JobStatus.UNKNOWN, "no trial was left, as the other one found"
+    assert "worker 0 cannot be started: [Errno 11] Resource temporarily" in capfd.readouterr().err
+
+
+def test_a_worker_whose_log_was_deleted_is_started_again_as_any_other(
+    launcher: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    [killed] = launch(launcher(), "dies-once-without-its-log")
+    assert killed.status is JobStatus.COMPLETED
+    told = capfd.readouterr().err
+    assert told.startswith("worker 0 died and is started again: SIGKILL; it last wrote: its log")
 
 
 def test_a_worker_that_always_dies_comes_back_as_failed_with_what_it_said_last(

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,8 @@ from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
 from mnist_hydra.errors import StoreAway
+from mnist_hydra.ledger.ledger import Ledger
+from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.sweep import attempt
 from mnist_hydra.tracking import journal, spool, tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
@@ -251,6 +253,25 @@ def test_what_is_done_later_moves_the_end_of_no_run_and_one_that_cannot_be_done_
     assert now == ends
 
 
+def test_the_end_of_a_sweep_closes_what_killed_workers_have_left_open(
+    tiny: str, tmp_path: Path
+) -> None:
+    words = (tiny, *QUICK, "seed=1", "sweep.keep=0", NO_REPORT)
+    assert run(*words, cwd=tmp_path).code == 0
+    [parent], trials = runs(tmp_path)
+    [trial], mlflow = trials.values(), client(tmp_path)
+    [last] = mlflow.get_metric_history(trial.info.run_id, "epoch_s")
+    mlflow.update_run(trial.info.run_id, status="RUNNING")  # killed before that was changed
+    dead = replace(myself(new_token()), start_time=1.0).text()  # killed before its claim
+    tags = {tag.PARENT: parent.info.run_id, tag.CREATOR: dead}
+    orphan = mlflow.create_run(trial.info.experiment_id, tags=tags).info.run_id
+    again = run(*words, cwd=tmp_path)
+    assert again.code == 0 and "1 done and skipped" in again.err, again.err
+    closed = mlflow.get_run(trial.info.run_id).info
+    assert (closed.status, closed.end_time) == ("FINISHED", last.timestamp)
+    assert mlflow.get_run(orphan).info.lifecycle_stage == "deleted"
+
+
 @SWEPT
 def test_a_trial_is_not_resumed_without_its_sweep(swept: tuple[Path, Done]) -> None:
     folder, _ = swept
@@ -454,6 +475,74 @@ train.command()
     assert trained == [3], "epochs 1 and 2 waited in the spool"
 
 
+def edit(model: Path, dropout: float) -> None:
+    model.write_text(re.sub("dropout: .*", f"dropout: {dropout}", model.read_text()))
+
+
+EDITED = "a configuration file, or mnist_hydra, was changed since it was planned; right: undo that"
+
+
+def test_a_file_that_is_edited_while_a_sweep_runs_is_not_trained_as_what_was_planned(
+    tiny: str, tmp_path: Path, moody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, record = tmp_path / "mine" / "model" / "moody.yaml", recording._Recorder.after_epoch
+
+    def after_epoch(self: Any, epoch: int, metrics: Any) -> Any:
+        edit(model, 0.5)
+        return record(self, epoch, metrics)
+
+    words = (moody, tiny, *QUICK[:-1], "model=model1,moody", "sweep.keep=0", NO_REPORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(recording._Recorder, "after_epoch", after_epoch)
+        done = run(*words, "sweep.name=mine", cwd=tmp_path)
+    said = f"model=moody would be another training now: {EDITED}"
+    assert done.code == 1 and said in done.err, done.err
+    _, trials = runs(tmp_path)
+    assert trials["model=model1"].info.status == "FINISHED"
+    assert not trials["model=moody"].data.params, "nothing was trained"
+    edit(model, 0.0)
+    again = run(*words, "sweep.name=mine", cwd=tmp_path)
+    assert again.code == 0 and "1 to be tried again, 1 done and skipped" in again.err, again.err
+
+
+def test_a_search_trains_no_point_of_before_with_a_file_that_was_edited_since(
+    tiny: str, tmp_path: Path, moody: str
+) -> None:
+    words = (moody, tiny, *QUICK[:-1], "hydra/sweeper=search", "sweep.n_trials=1")
+    words += ("data.val_size=50", NO_REPORT, "sweep.keep=0", "model=choice(moody)")
+    words += ("++model.mood=angry", "lr=interval(0.05,0.3)")
+    assert run(*words, cwd=tmp_path).code == 1
+    model = tmp_path / "mine" / "model" / "moody.yaml"
+    edit(model, 0.5)
+    (tmp_path / "flag").touch()  # it would be trained now
+    other = run(*words, cwd=tmp_path)
+    assert other.code == 1 and EDITED in other.err and "sweep.fresh=true" in other.err, other.err
+    edit(model, 0.0)
+    again = run(*words, cwd=tmp_path)
+    assert again.code == 0 and "1 of 1 trials done" in again.err, again.err
+
+
+def test_a_trial_does_not_go_on_from_a_checkpoint_of_other_settings(
+    tiny: str, tmp_path: Path, moody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (moody, tiny, *QUICK, "seed=1", "epochs=2", "sweep.keep=0", NO_REPORT)
+
+    def after_epoch(*_: object) -> None:
+        raise RuntimeError("enough")
+
+    with monkeypatch.context() as patch:  # as of a version that trained an edited file
+        patch.setattr(recording, "fingerprint", lambda config: "0123456789abcdef")
+        patch.setattr(recording._Recorder, "after_epoch", after_epoch)
+        assert run(*words, "sweep.retries=0", cwd=tmp_path).code == 1
+    [trial] = runs(tmp_path)[1].values()
+    refused = run(*words, "sweep.retries=0", cwd=tmp_path)
+    assert refused.code == 1 and "its checkpoint is of other settings" in refused.err, refused.err
+    assert f"right: delete run {trial.info.run_id} in MLflow" in refused.err
+    client(tmp_path).delete_run(trial.info.run_id)
+    again = run(*words, "sweep.retries=0", cwd=tmp_path)
+    assert again.code == 0 and "1 of 1 trials done" in again.err, again.err
+
+
 def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
@@ -465,6 +554,7 @@ def test_a_search_over_other_axes_trains_no_point_of_before_as_another(
     flag.touch()
     other = run(*first[:-1], "dropout=interval(0.0,0.1)", cwd=tmp_path)
     assert other.code == 1 and "was proposed by a command over other axes" in other.err
+    assert "right: that command again" in other.err
     again = run(*first, cwd=tmp_path)
     assert again.code == 0, again.err
     fewer = run(*first[:-2], "dropout=interval(0.0,0.1)", "lr=0.1", cwd=tmp_path)
@@ -826,6 +916,25 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(Flaky, "__module__", module.__name__)
     Plugins.instance().register(Flaky)
     return "hydra.launcher._target_=hydra_plugins.tests.Flaky"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_while_the_store_is_away_says_so_by_its_exit_code(
+    tiny: str, tmp_path: Path, flaky: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def launch(*_: object, **__: object) -> None:
+        def read(*_: object, **__: object) -> None:
+            raise ConnectionError("away")
+
+        monkeypatch.setattr(Ledger, "read", read)
+        os.kill(os.getpid(), number)
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(Flaky, "launch", launch)
+    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert done.code == 128 + number, done.err
+    assert "error: the store takes nothing now: away" in done.err
+    assert "go on with the same command:" in done.err and "Traceback" not in done.err
 
 
 def test_a_launcher_that_raises_is_asked_again(tiny: str, tmp_path: Path, flaky: str) -> None:

@@ -135,6 +135,30 @@ def test_all_that_a_run_tells_arrives_and_nothing_stays(made: Path) -> None:
     assert not (made / "spool").exists() and spool.left == 0
 
 
+def test_nothing_is_left_in_a_queue_of_mlflows_though_it_is_asked_for_one(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS", "5")
+    with opened(made) as spool:
+        spool.log_settings({"lr": "0.1"})
+        spool.set_tags({"other": "x"})
+        spool.log_epochs([epoch(1)])
+        spool.save_checkpoint(state(7))
+    _, run = the_run(made)
+    assert (run.data.params, run.data.metrics["train/loss"]) == ({"lr": "0.1"}, 1.0)
+    assert run.data.tags["other"] == "x" and tag.CHECKPOINT in run.data.tags
+
+
+def test_a_file_among_the_spools_is_none_and_stays(made: Path) -> None:
+    spool = tell_while_locked(made, "spool.log_text('hello', 'words.txt')")
+    stray = spool.parent / ".DS_Store"
+    stray.write_text("of a Mac")
+    assert [folder for folder, _ in journal.spools(made)] == [spool]
+    journal.remove(spool)
+    assert journal.spools(made) == [] and stray.exists()
+
+
 def test_a_run_may_have_a_name_longer_than_mlflow_keeps(made: Path) -> None:
     with opened(made, dataclasses.replace(SPOOLED, name="lr=0.1, " * 99)) as spool:
         spool.end("FINISHED")

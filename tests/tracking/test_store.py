@@ -7,18 +7,26 @@ import shlex
 import shutil
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 from alembic import command
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from filelock import FileLock
 from mlflow.store.db import utils
 
@@ -137,8 +145,11 @@ def migrated(path: Path, revision: str) -> None:
 HALF_WAY = "97727af70f4d"
 
 
+@pytest.mark.parametrize("age_s", [3600, -3600])
 @pytest.mark.parametrize("made", ["empty", "first tables", "half of the migrations"])
-def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str) -> None:
+def test_a_half_made_store_without_a_run_is_made_anew_whatever_the_clock_said(
+    tmp_path: Path, made: str, age_s: int
+) -> None:
     path = tmp_path / "mlflow.db"
     if made == "empty":
         path.touch()
@@ -148,7 +159,8 @@ def test_a_half_made_store_without_a_run_is_made_anew(tmp_path: Path, made: str)
         engine.dispose()
     else:
         migrated(path, HALF_WAY)
-    os.utime(path, (0, 0))
+    at_s = time.time() - age_s
+    os.utime(path, (at_s, at_s))
     assert store.problem_of(path) is None
     tracker = Tracker(place(tmp_path))
     assert tracker.find_run(tracker.create_run(SPOOLED)).info.run_name == "a run"
@@ -398,6 +410,73 @@ def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
     assert {p.name for p in tmp_path.iterdir()} >= {"mine.db", "out"}
     assert not (tmp_path / "mlruns").exists() and list((tmp_path / "out").rglob("words.txt"))
     assert tracker.store.kind == "sqlite"
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """Answers as MLflow's server does to whoever asks for its health, with the right password."""
+
+    def do_GET(self) -> None:
+        known = self.headers["Authorization"] in (None, "Basic bWU6czNjcjN0")
+        self.send_response(200 if known and self.path == "/health" else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost that no authority has signed, with its key in the same file."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(
+        now + timedelta(days=1)
+    )
+    named = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    signed = builder.add_extension(named, critical=False).sign(key, hashes.SHA256())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path = tmp_path_factory.mktemp("certificate") / "both.pem"
+    path.write_bytes(secret + signed.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def https(certificate: Path) -> Iterator[str]:
+    """The address of a server that speaks TLS, without its scheme."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = ThreadingHTTPServer(("localhost", 0), Healthy)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["REQUESTS_CA_BUNDLE", "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_INSECURE_TLS"],
+)
+def test_a_server_with_a_certificate_of_ones_own_is_used_as_mlflows_client_is_told(
+    tmp_path: Path, certificate: Path, https: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with pytest.raises(StoreAway, match="certificate verify failed"):
+        check_store(place(tmp_path, f"https://{https}"))
+    told = "true" if variable == "MLFLOW_TRACKING_INSECURE_TLS" else str(certificate)
+    monkeypatch.setenv(variable, told)
+    with warnings.catch_warnings():  # of requests, about who wants no certificate looked at
+        warnings.simplefilter("ignore")
+        check_store(place(tmp_path, f"https://{https}"))
+        check_store(place(tmp_path, f"https://me:{SECRET}@{https}"))
+        with pytest.raises(UserError, match="lets nobody in .HTTP 401"):
+            check_store(place(tmp_path, f"https://me:wrong@{https}"))
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
