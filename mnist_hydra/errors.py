@@ -8,6 +8,8 @@ from typing import Any
 
 BAD_INPUT = 2
 """The exit code of a command whose input is wrong; the last line that it prints says what."""
+NO_MEMORY = ("failed to map segment", "can't start new thread", "allocate memory")
+"""What errors say, besides a `MemoryError`, where a process gets no more memory or threads."""
 MOST_SHOWN = 300
 """Characters of a value or of somebody else's message in an error of ours."""
 
@@ -55,6 +57,14 @@ def in_one_line(error: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing of its own."""
     kind, text = type(error).__name__, shown(error)
     return f"{kind}: {text}" if text else kind
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one before it, says that this process gets no more memory or threads."""
+    if error is None:
+        return False
+    told = isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+    return told or lacks_memory(error.__context__)
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -409,6 +409,16 @@ def test_missing_data_while_offline_is_named_with_what_mends_it(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_that_gets_too_little_memory_says_so_in_one_line(
+    mnist: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "mnist_hydra.train", f"data.root={mnist}", "data.limit=600"]
+    limited = ["bash", "-c", 'ulimit -v 700000; exec "$@"', "bash", *words]
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "memory (" in done.stderr.splitlines()[-1], done.stderr
+
+
 def test_a_misspelt_key_of_a_users_own_model_is_named_with_the_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,14 @@ from omegaconf import DictConfig
 from mnist_hydra.cli.config_files import check_files
 from mnist_hydra.cli.refusals import REFUSALS, refused
 from mnist_hydra.config import Folder, Place, TrackingConfig, resolved
-from mnist_hydra.errors import BAD_INPUT, UserError, first_line, in_one_line, wrong_value
+from mnist_hydra.errors import (
+    BAD_INPUT,
+    UserError,
+    first_line,
+    in_one_line,
+    lacks_memory,
+    wrong_value,
+)
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.stopping import OF_SIGNAL
 from mnist_hydra.typed import check_setting, read_settings
@@ -222,14 +229,20 @@ def leaving_promptly() -> Iterator[None]:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         raise
-    except BaseException:
+    except BaseException as error:
         status = 1
-        raise
+        if not lacks_memory(error):
+            raise
+        why = hide_in_error(in_one_line(error))
+        right = "right: a higher limit, of ulimit, container or job; then the same command"
+        print(f"error: this process gets no more memory ({why}); {right}", file=sys.stderr)
+        raise SystemExit(status) from None
     finally:
         # Python waits for all other threads first, and those of a user's own code may never end.
         waited = threading.Timer(WAIT_FOR_THREADS_S, leave)
         waited.daemon = True
-        waited.start()
+        with suppress(RuntimeError):  # no thread can be started
+            waited.start()
 
 
 def leave(error: UserError) -> NoReturn:

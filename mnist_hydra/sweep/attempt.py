@@ -209,7 +209,7 @@ class Watch(Hooks):
                 if asks_since == 0 and not self.ledger.beat(self.trial, beats):
                     self._lost = True
                     return
-                warned = False
+                warned = warned and asks_since != 0  # a store that is full can be read
             except Exception as error:  # the store may come back; training goes on
                 if not warned:
                     log.warning("no heartbeat of %s: %s", self.trial.name, first_line(error))

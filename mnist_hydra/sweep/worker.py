@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mnist_hydra.cli.commands import override_value
+from mnist_hydra.cli.commands import override_value, place_words, shell_command
 from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
@@ -53,7 +53,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
     from mnist_hydra.build import prepare, say_once  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import train_run
-    from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
+    from mnist_hydra.tracking.spool import Spool, deliver_left, later, spooled_run
 
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
@@ -81,6 +81,8 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
         search = Search(ledger, plan.arguments, composer, settings, config.seed)
 
+    waiting: list[str] = []
+
     def train(planned: Planned, run_id: str, watch: Watch) -> str:
         overrides = plan.arguments.overrides(planned.overrides)
         in_place = f"++output_dir={override_value(config.output_dir)}"  # it may hold the time
@@ -93,9 +95,11 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             raise UserError(f"{planned.name} would be another training now: {what}; right: {right}")
 
         state = None
-        wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
+        stuck = wait_for_store(
+            watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S
+        )
         try:  # there may be one just now that the ledger did not know when it was read
-            state = wait_for_store(watch.stop, tracker.load_checkpoint, run_id)
+            state = later(wait_for_store(watch.stop, tracker.load_checkpoint, run_id), stuck)
         except DamagedCheckpoint as damage:
             log.warning("%s begins anew: %s", planned.name, damage)
         if state is not None and state["fingerprint"] != planned.fingerprint:
@@ -120,13 +124,20 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             watch.end_limit()
             spool.close(watch.stop)  # the ledger reads the run's metrics
         spool.raise_if_refused()
-        if spool.left:
+        if spool.left and not spool.stuck:
             return INTERRUPTED  # the next attempt delivers what is left
+        if spool.left:
+            sync = shell_command("sync", place_words(config.composed))
+            notify(f"{planned.name} waits for the store with a part ({spool.away}); then: {sync}")
+            waiting.append(run_id)
         return FINISHED if stopped is None else stopped.value
 
     with stopping_on_signals(ask_to_stop) if sweeper_stop is None else nullcontext():
         try:
             Worker(ledger, plan.trials, train, settings, stop, search).pull()
+            for run_id in waiting:  # perhaps the store takes it now
+                with suppress(Exception):
+                    deliver_left(config, tracker, run_id)
         except Exception as error:
             if not (is_away(error) and stop.is_set()):
                 raise

@@ -347,7 +347,7 @@ def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
 
 def is_away(error: BaseException) -> bool:
     """Whether an error says that the store does not take anything now, and may do so later: it
-    does not answer, is locked, has no space or wants a password.
+    does not answer, is locked, has no space or wants a password, or this process has no memory.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -356,7 +356,7 @@ def is_away(error: BaseException) -> bool:
         return error.error_code not in FINAL_CODES
     if type(error).__module__.startswith(CLOUDS):
         return not any(word in f"{type(error).__name__}: {error}" for word in LASTING)
-    return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
+    return isinstance(error, StoreAway | OSError | MemoryError | SQLAlchemyError | sqlite3.Error)
 
 
 def check_store(place: Place) -> None:

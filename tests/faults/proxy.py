@@ -23,6 +23,8 @@ class Proxy:
         self.behind = urlsplit(server).netloc
         self.answers_500 = False
         self.waits_s = 0.0
+        self.refuses = ""
+        """Answers 413, as to what is too large, to requests whose address ends so."""
         self.loses, self.loses_from = 0, b""
         """So many answers are lost, from the first request on that holds those bytes."""
         self._listening: ThreadingHTTPServer | None = None
@@ -48,7 +50,7 @@ class Proxy:
 
     def come_back(self) -> None:
         """Be well again, on the same port."""
-        self.answers_500, self.waits_s = False, 0.0
+        self.answers_500, self.waits_s, self.refuses = False, 0.0, ""
         if self._listening is None:
             self._listening = _Server(("127.0.0.1", self._port), _handler(self))
             self._port = self._listening.server_port
@@ -67,8 +69,9 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if proxy.answers_500:
-                self.send_error(500)
+            too_large = bool(proxy.refuses) and self.path.endswith(proxy.refuses)
+            if proxy.answers_500 or too_large:
+                self.send_error(413 if too_large else 500)
                 return
             time.sleep(proxy.waits_s)
             headers = {k: v for k, v in self.headers.items() if k.lower() in PASSED_ON}

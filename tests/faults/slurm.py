@@ -19,16 +19,17 @@ class Slurm:
         assert started.returncode == 0, started.stderr
         self.environment = {"SLURM_CONF": started.stdout.strip()}
 
-    def queue(self) -> list[str]:
+    def queue(self, states: str = "PENDING,RUNNING") -> list[str]:
         """The jobs that wait or run."""
-        states = "--states=PENDING,RUNNING"
-        return self._ask("squeue", "--noheader", "--array", "--format=%i", states).split()
+        which = f"--states={states}"
+        return self.ask("squeue", "--noheader", "--array", "--format=%i", which).split()
 
     def preempt(self, job: str) -> None:
         """What Slurm does when it needs the place: the signal that submitit asks it to send."""
-        self._ask("scancel", "--signal=USR2", job)
+        self.ask("scancel", "--signal=USR2", job)
 
-    def _ask(self, *command: str) -> str:
+    def ask(self, *command: str) -> str:
+        """What one of Slurm's commands prints."""
         environment = {**os.environ, **self.environment}
         return subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment

@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelStatus, Run
 
 from tests.commands import Commands, Done
+from tests.faults.faulty_sweep import FaultySweep, finish
 from tests.faults.postgres import free_port, mlflow_server
 from tests.faults.proxy import Proxy
 
@@ -234,6 +235,52 @@ def test_a_server_that_is_killed_and_started_again_has_it_all(
         if training.undelivered():
             assert training.sync(commands).code == 0
         assert_whole(training, address)
+
+
+@pytest.mark.parametrize(
+    "what", ["/last.pt", pytest.param("/slot-0.pt", marks=pytest.mark.long)]
+)
+def test_a_file_that_a_proxy_refuses_holds_up_nothing_else_of_a_run(
+    what: str, commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+) -> None:
+    proxy.refuses = what
+    training = Training(tmp_path, mnist, proxy.address)
+    assert training.finish() == 0, training.said
+    assert "it takes others, but not " in training.said and "413 Client Error" in training.said
+    client = MlflowClient(mlflow_address)
+    experiment = client.get_experiment_by_name(training.name)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and "test/acc_last" in run.data.metrics
+    assert len(client.list_artifacts(run.info.run_id, "pictures")) == 4
+    assert training.sync(commands).code == 1, "it is refused still"
+    proxy.come_back()
+    assert training.sync(commands).code == 0
+    assert_whole(training, mlflow_address)
+
+
+def test_a_file_that_a_proxy_refuses_holds_up_no_trial(
+    commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+) -> None:
+    proxy.refuses = "/last.pt"
+    words = ["seed=1,2", "tracking=server", f"tracking.uri={proxy.address}"]
+    sweep = FaultySweep(tmp_path, mnist, "refused-by-proxy", words)
+    code, said = finish(sweep.start())
+    assert code == 0 and "2 of 2 trials done" in said, said
+    (line,) = [line for line in said.splitlines() if line.startswith("seed=1 waits")]
+    assert re.search(r"but not file /\S+/last\.pt: 413 Client Error.*mnist_hydra\.sync", line)
+    client = MlflowClient(mlflow_address)
+    trials = sweep.trials(client)
+    assert not any(file_of(client, run, "checkpoints/last.pt") for run in trials)
+    proxy.come_back()
+    assert commands.run_module("sync", cwd=tmp_path).code == 0
+    assert all(file_of(client, run, "checkpoints/last.pt") for run in trials)
+
+
+def file_of(client: MlflowClient, run: Run, name: str) -> bool:
+    """Whether a run has an artifact."""
+    folder = client.list_artifacts(run.info.run_id, str(Path(name).parent))
+    return name in {file.path for file in folder}
 
 
 def test_a_run_killed_while_its_server_is_away_goes_on_before_that_is_back(
