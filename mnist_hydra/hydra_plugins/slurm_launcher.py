@@ -119,9 +119,7 @@ class SlurmLauncher(CommandLauncher):
             return None
         if self._dropped and not handle.paths.stdout.exists():
             return Ended(0)
-        log = handle.stdout() or "it wrote no log"
-        by_slurm = (line for line in log.splitlines() if line.startswith("slurmstepd"))
-        said = next(by_slurm, last_line(log))  # Slurm's own reason: too much memory, no time left
+        said = last_line(handle.stdout() or "it wrote no log")
         return Ended(None, f"{said} (job {handle.job_id}, log in {handle.paths.stdout})")
 
     def _has_left(self, handle: Any) -> bool:

@@ -95,14 +95,12 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
+JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
 MinJobAge=30
 KillWait=5
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
-NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=16000 State=UNKNOWN
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus State=UNKNOWN
 PartitionName=faults Nodes=$node Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
 CONF
 

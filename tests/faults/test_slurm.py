@@ -80,33 +80,6 @@ def test_a_job_that_is_taken_away_costs_no_trial(
     assert attempts == ([1, 2, 2] if taken in ("array", "node") else [1, 1, 2])
 
 
-@pytest.mark.long
-def test_a_sweep_that_is_killed_is_joined_while_its_jobs_still_run(
-    tmp_path: Path, mnist: Path, client: MlflowClient, slurm: Slurm, on_server: list[str]
-) -> None:
-    sweep = FaultySweep(tmp_path, mnist, "killed-beside-jobs", ["seed=1,2,3,4", *on_server])
-    environment = {**slurm.environment, "FAULTS_SLOW": "0.5"}
-    launcher = "hydra/launcher=slurm"
-    going = sweep.start(launcher, environment=environment)
-    wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, going, 180)
-    going.kill()
-    going.wait()
-    assert len(slurm.queue("RUNNING")) == 2
-    code, said = finish(sweep.start(launcher, environment=environment))
-    assert code == 0 and "4 of 4 trials done" in said, said
-    assert [len(claims(client, run)) for run in sweep.trials(client)] == [1, 1, 1, 1]
-
-
-def test_a_job_that_slurm_kills_for_its_memory_says_so(
-    tmp_path: Path, mnist: Path, slurm: Slurm, on_server: list[str]
-) -> None:
-    sweep = FaultySweep(tmp_path, mnist, "out-of-memory", ["seed=1", *on_server])
-    too_little = ["hydra.launcher.mem_gb=0.2", "hydra.launcher.restarts=0"]
-    code, said = finish(sweep.start(*LAUNCHER, *too_little, environment=slurm.environment))
-    assert code == 1 and "worker 0 died: slurmstepd" in said, said
-    assert "exceeded memory limit" in said and "1 not finished" in said, said
-
-
 def test_what_slurm_keeps_a_job_waiting_for_is_said(
     tmp_path: Path, mnist: Path, slurm: Slurm, on_server: list[str]
 ) -> None:
