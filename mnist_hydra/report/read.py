@@ -175,12 +175,13 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     ended = [run for run in runs if run.info.status == STATUS[FINISHED]]
     on_holdout = all("val/acc" in run.data.metrics for run in ended)
     objective = "val/acc" if on_holdout else "test/acc_last"
-    axes = _differing([run.data.params for run in runs])
+    settings = spelled_once([run.data.params for run in runs])
+    axes = _differing(settings)
     parents = {run.data.tags[tag.PARENT] for run in runs if tag.PARENT in run.data.tags}
     flags = {parent: _flags(tracker, parent) for parent in parents}
     records: dict[str, TrialRecord] = {}
-    for run in runs:  # the newest first
-        values = {axis: run.data.params.get(key, "") for axis, key in axes.items()}
+    for run, params in zip(runs, settings, strict=True):  # the newest first
+        values = {axis: params.get(key, "") for axis, key in axes.items()}
         done = run.info.status == STATUS[FINISHED]
         record = TrialRecord(
             values,
@@ -356,19 +357,28 @@ def _recorded(params: Mapping[str, str], axis: str) -> str:
     return ""
 
 
-def one_spelling(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The same with each value of an axis as it is spelled first: `0.0` and `0` are one value."""
+def one_spelling(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The same with each value of an axis as it is spelled first."""
+    values = spelled_once([record.values for record in records])
+    return [replace(record, values=of) for record, of in zip(records, values, strict=True)]
+
+
+def spelled_once(every: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same settings, each value of a key as it is spelled first: `0.0` and `0` are one."""
     first: dict[tuple[str, float | str], str] = {}
-
-    def spelled(axis: str, text: str) -> str:
-        as_number = number(text)
-        plain = SPELLED.get(text, text) if as_number is None else as_number
-        return first.setdefault((axis, plain), text)
-
     return [
-        replace(record, values={axis: spelled(axis, text) for axis, text in record.values.items()})
-        for record in records
+        {key: first.setdefault((key, plain(text)), text) for key, text in settings.items()}
+        for settings in every
     ]
+
+
+def plain(text: str) -> float | str:
+    """What a setting's text means: a number, or a text that all spellings of the same have."""
+    if (as_number := number(text)) is not None:
+        return as_number
+    with suppress(ValueError, RecursionError):
+        return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
+    return SPELLED.get(text, text)
 
 
 def counted_once(findings: Findings) -> Findings:
@@ -420,12 +430,12 @@ def _set_apart(
     settings: list[dict[str, str]] = []
     swept = {parameter_of(axis) for axis in axes}
     for records in sweeps:
-        every = [record.params for record in records if record.params]
+        every = spelled_once([record.params for record in records if record.params])
         keys = set[str]().union(*every)
         found = {key: {params.get(key, "") for params in every} for key in keys}
         swept |= {key for key, values in found.items() if len(values) > 1}
         settings.append({key: min(values) for key, values in found.items()})
-    kept = [{key: of[key] for key in of if key not in swept} for of in settings]
+    kept = spelled_once([{key: of[key] for key in of if key not in swept} for of in settings])
     differ = _differing(kept)
     return [{axis: of.get(key, "") for axis, key in differ.items()} for of in kept]
 

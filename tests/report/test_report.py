@@ -27,7 +27,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import Place, TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, plots, questions, read, study, table
+from mnist_hydra.report import answer, plots, questions, read, study, table, wording
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.questions import Answers, ask
@@ -547,6 +547,24 @@ def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: 
     assert read.read_filter(tracker, "").results.axes == ("data",)
 
 
+def test_runs_that_spell_a_setting_in_two_ways_have_the_same_setting(
+    swept: Swept, tmp_path: Path
+) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    steps = '[{"Blur": {"p": 1}}]'
+    for number, changed in enumerate(
+        (
+            {"lr": "0.1", "seed": "1", "dropout": "0", "aug.steps": steps},
+            {"lr": "1", "seed": "1", "dropout": "0.0", "aug.steps": steps.replace("1", "1.0")},
+            {"lr": "1.0", "seed": "2", "dropout": "0", "aug.steps": steps},
+        )
+    ):
+        copy_of_a_trial(swept, tracker, str(number), changed)
+    found = read.read_filter(tracker, "").results
+    assert found.axes == ("lr",)
+    assert sorted((float(row.values[0]), row.score.n) for row in found.rows) == [(0.1, 1), (1, 2)]
+
+
 def test_hard_images_are_those_of_one_data_set(swept: Swept, tmp_path: Path) -> None:
     tracker, (_, [real, *_]) = Tracker(place_in(tmp_path)), swept.runs()
     config = swept.tracker.read_text(real.info.run_id, "config.yaml")
@@ -1031,12 +1049,56 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
 @pytest.mark.parametrize("recipe", ["exp1", "exp2", "exp3"])
 def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     def known(*words: str) -> str | None:
-        with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
-            return table.recipe_of(flatten(settle(compose("config", overrides=list(words)))))
+        return table.recipe_of(settings_of(*words))
 
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
-    for change in ("lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"):
+    changes = ["lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"]
+    changes += ["data.mean=0.5", "data.std=0.5", "+optimizer.nesterov=true", "+model.width=8"]
+    if recipe == "exp1":
+        changes += ["scheduler.factor=0.5", "+scheduler.total_iters=1"]
+    else:
+        changes += ["scheduler.base_momentum=0.5", "+scheduler.three_phase=true"]
+    if recipe == "exp3":
+        changes.append("aug.steps.0.ShiftScaleRotate.p=0.5")
+    for change in changes:
         assert known(f"experiment={recipe}", change) is None, change
+    later = settings_of(f"experiment={recipe}", "optimizer.weight_decay=5e-4")
+    del later["data.dataset"], later["data.mean"]
+    assert table.recipe_of(later) == recipe, "what was no setting yet is as in the recipe"
+    assert table.recipe_of({}) is None
+
+
+@pytest.mark.parametrize(("other", "difference"), [("deterministic", 0.0), ("threads", 0.01)])
+def test_each_seed_counts_once_beside_the_published_results(other: str, difference: float) -> None:
+    params, records = settings_of("experiment=exp3"), []
+    for value, seed in itertools.product(("1", "2"), ("1", "2", "3")):
+        reached = 0.9 + int(seed) / 100 + (difference if value == "2" else 0)
+        records.append(
+            TrialRecord(
+                {other: value, "seed": seed},
+                [],
+                "finished",
+                reached,
+                f"{value}/{seed}",
+                seed=seed,
+                metrics={"test/acc_last": reached, "test/acc_best": reached},
+                params={**params, other: value, "seed": seed},
+            )
+        )
+    results = ranked(records, [other, "seed"], "test/acc_last")
+    found = read.counted_once(Findings("mine", tuple(records), results, len(records)))
+    told = table.published(found)
+    assert told is not None
+    [row] = told.rows
+    mean = 0.92 + difference / 2
+    here = wording.mean_with_interval("test/acc", summary([mean - 0.01, mean, mean + 0.01]))
+    assert row == ["exp3", "99.50 %", here, "99.53 %", here, "3"]
+
+
+def settings_of(*words: str) -> dict[str, str]:
+    """The parameters of a run with these overrides."""
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return flatten(settle(compose("config", overrides=list(words))))
 
 
 def of(
