@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger, View
+from mnist_hydra.ledger.parent import existing_run
 from mnist_hydra.ledger.plan import PLANS, Plan, Planned, read_plan
 from mnist_hydra.ledger.trial import FINISHED, PRUNED
 from mnist_hydra.metrics import is_minimized
@@ -126,7 +127,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     commands = tuple(run.data.tags.get(tag.COMMAND, "") for run in parents)
     at = "best" if "best" in map(_at, parents, plans) else "last"
     of_each = [
-        _read_one(tracker, parent, of_sweep, objective, at)
+        _read_one(tracker, parent, of_sweep, objective, at, axes)
         for parent, of_sweep in zip(parents, plans, strict=True)
     ]
     apart = _set_apart([list(found.values()) for found, _ in of_each], axes)
@@ -135,7 +136,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         for key, record in found.items():
             _count_once(records, key, replace(record, values={**record.values, **settings}))
     names = [*axes, *apart[0]]
-    every_trial = one_spelling([completed(record, axes) for record in records.values()])
+    every_trial = one_spelling(list(records.values()))
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
         tuple(every_trial),
@@ -275,9 +276,16 @@ def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
 
 
 def _read_one(
-    tracker: Tracker, parent: Run, plans: Sequence[Plan], objective: str, at: str
+    tracker: Tracker,
+    parent: Run,
+    plans: Sequence[Plan],
+    objective: str,
+    at: str,
+    axes: Collection[str],
 ) -> tuple[dict[str, TrialRecord], set[str]]:
     """One sweep's trials by fingerprint, and the fingerprints of all that there are to be.
+
+    Each has its seed and a value for each of `axes`, also where its run is not read.
 
     Raises:
         UserError: the plans are missing from the store.
@@ -295,7 +303,33 @@ def _read_one(
     of_parent = f"tags.`{tag.PARENT}` = '{parent.info.run_id}'"
     found = _search(tracker, [parent.info.experiment_id], of_parent, MAX_RUNS, order)
     runs = {run.info.run_id: run for run in found}
-    return {key: with_run(one, runs.get(one.run_id)) for key, one in records.items()}, planned
+    whole = {
+        key: completed(with_run(one, runs[one.run_id]), axes)
+        for key, one in records.items()
+        if one.run_id in runs
+    }
+    alike = {_but_for_numbers(records[key]): one for key, one in whole.items()}
+    for key, one in records.items():
+        if key not in whole:
+            kind = _but_for_numbers(one)
+            if kind not in alike:
+                run = existing_run(tracker.client, one.run_id)
+                alike[kind] = completed(with_run(one, run), axes)
+            values, seed = {**alike[kind].values, **one.values}, one.seed or alike[kind].seed
+            whole[key] = replace(one, values=values, seed=seed)
+    return {key: whole[key] for key in records}, planned
+
+
+def _but_for_numbers(record: TrialRecord) -> tuple[str, ...]:
+    """A trial's overrides without the numbers of its axes, by which nothing else is chosen.
+
+    Names are kept, as of a model: what is fixed, such as its dropout, may follow from them.
+    """
+    pairs = (override.partition("=") for override in record.overrides)
+    return tuple(
+        key if bare_key(key) in record.values and number(text) is not None else f"{key}={text}"
+        for key, _, text in pairs
+    )
 
 
 def records_of(

@@ -37,7 +37,7 @@ from mnist_hydra.report.statistics import Difference, Verdict, correct, differen
 from mnist_hydra.report.study import importances
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
-from tests.commands import Commands, Done
+from tests.commands import ROOT, Commands, Done
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
 FAR = Difference(3, 0.1, 0.1, 0.5)
@@ -538,6 +538,28 @@ def test_a_value_that_a_later_command_spells_in_another_way_is_the_same_value(
         plans[0].with_name(name).unlink()
     with pytest.raises(UserError, match="plans/ are missing"):
         read.read_sweeps(tracker, ["grown"])
+
+
+def test_trials_whose_runs_are_not_read_have_what_their_command_left_fixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (
+        ("model=model1,model3", "lr=0.1,0.2", "sweep.name=grown"),
+        ("model=model1", "lr=0.1,0.2", "dropout=0.1,0.2", "sweep.name=grown"),
+        ("model=model1", "lr=0.3,0.4", "scheduler.div_factor=25.0", "sweep.name=other"),
+    ):
+        line = [sys.executable, "-m", "tests.benchmarks.finished_sweep", "--multirun", *words]
+        more = ["data.val_size=5000", f"output_dir={tmp_path / 'outputs'}"]
+        subprocess.run([*line, *more], cwd=ROOT, check=True, timeout=300)
+    tracker = Swept(tmp_path, "").tracker
+    whole = read.read_sweeps(tracker, ["grown", "other"])
+    assert whole.results.axes == ("lr", "dropout", "model"), "25.0 is no other div_factor than 25"
+    monkeypatch.setattr(read, "MAX_RUNS", 2)
+    found = read.read_sweeps(tracker, ["grown", "other"])
+    assert len(found.records) == 10 and sum(bool(one.params) for one in found.records) < 5
+    assert [one.values for one in found.records] == [one.values for one in whole.records]
+    assert {one.seed for one in found.records} == {"14596"}
+    assert found.scores() == whole.scores()
 
 
 def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: Path) -> None:
