@@ -166,7 +166,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = _search(tracker, [tracker.experiment_id], query, MAX_RUNS)
+        found = list(each_run(tracker.client, [tracker.experiment_id], query))
     except MlflowException as error:
         raise UserError(
             f"filter={query}: {str(error).splitlines()[0]}; right: as in MLflow's search, for "

@@ -587,6 +587,21 @@ def test_runs_that_spell_a_setting_in_two_ways_have_the_same_setting(
     assert sorted((float(row.values[0]), row.score.n) for row in found.rows) == [(0.1, 1), (1, 2)]
 
 
+def test_a_filter_leaves_out_no_run_however_many_it_finds(
+    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    oldest = copy_of_a_trial(swept, tracker, "0", {"lr": "0.1"})
+    tracker.client.log_metric(oldest, "val/acc", 1.0, step=2)
+    for number in range(1, 5):
+        copy_of_a_trial(swept, tracker, str(number), {"lr": f"0.{number + 1}"})
+    monkeypatch.setattr(read, "MAX_RUNS", 3)
+    monkeypatch.setattr("mnist_hydra.tracking.tracker.RUNS_PER_PAGE", 2)
+    found = read.read_filter(tracker, "")
+    assert (found.finished, found.planned) == (5, 5)
+    assert found.results.rows[0].finished[0].run_id == oldest
+
+
 def test_hard_images_are_those_of_one_data_set(swept: Swept, tmp_path: Path) -> None:
     tracker, (_, [real, *_]) = Tracker(place_in(tmp_path)), swept.runs()
     config = swept.tracker.read_text(real.info.run_id, "config.yaml")
