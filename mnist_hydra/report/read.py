@@ -183,6 +183,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     records: dict[str, TrialRecord] = {}
     for run, params in zip(runs, settings, strict=True):  # the newest first
         values = {axis: params.get(key, "") for axis, key in axes.items()}
+        own_flags = tag.read_lines(run.data.tags.get(tag.FLAGS, ""))
         done = run.info.status == STATUS[FINISHED]
         record = TrialRecord(
             values,
@@ -190,7 +191,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             FINISHED if done else run.data.tags.get(tag.STATE, run.info.status.lower()),
             run.data.metrics.get(objective) if done else None,
             run.info.run_id,
-            flags=flags.get(run.data.tags.get(tag.PARENT, ""), ()),
+            flags=own_flags or flags.get(run.data.tags.get(tag.PARENT, ""), ()),
             metrics=dict(run.data.metrics),
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
@@ -448,7 +449,7 @@ def overrides_of(run: Run) -> list[str]:
     """A run's own overrides, each a line of its tag."""
     text = run.data.tags.get(tag.OVERRIDES, "")
     if "\n" in text:
-        return text.rstrip("\n").split("\n")
+        return tag.read_lines(text)
     # Runs of before 2026-11-27 have spaces between them, which a value may hold, too.
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 

@@ -645,6 +645,21 @@ def test_the_command_of_a_run_by_a_filter_has_its_overrides_whole(
     assert read.overrides_of(run) == list(words[:3])
 
 
+def test_the_command_of_a_single_run_by_a_filter_finds_its_configuration_files(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
+    own = tmp_path / "my own" / "model"
+    own.mkdir(parents=True)
+    (own / "wide.yaml").write_text("_target_: mnist_hydra.models.Model1\ndropout: 0.0\n")
+    words = ("model=wide", *SETTINGS[1:], f"data.root={mnist}")
+    done = commands.run_module("train", "--config-dir", "my own", *words, cwd=tmp_path)
+    assert done.code == 0, done.err[-3000:]
+    [record] = read.read_filter(Swept(tmp_path, "").tracker, "").records
+    _, _, _, *again = shlex.split(trial_command(record))
+    assert again == ["--config-dir", str(own.parent), *words]
+    assert commands.run_module("train", *again, "--cfg", "job", cwd=mnist).code == 0
+
+
 def copy_of_a_trial(
     swept: Swept,
     tracker: Tracker,
