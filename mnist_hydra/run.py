@@ -38,8 +38,12 @@ from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker, check_store, im
 from mnist_hydra.trainer import Listener, NonFiniteLoss, Trainer
 
 
-def run_alone(config: Config, overrides: list[str]) -> float | None:
+def run_alone(config: Config, overrides: list[str], flags: list[str]) -> float | None:
     """Train and record one run outside a sweep, and print its summary.
+
+    Args:
+        overrides, flags: the command line's, recorded as tags; flags are Hydra's own, by which
+            another command finds the same configuration files.
 
     Returns:
         The accuracy that the run is judged by: `val/acc`, or `test/acc_last` with no hold-out.
@@ -58,7 +62,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
 
             config, spool, state = resumed_run(config, overrides)
         else:
-            spool, state = _new_run(config, overrides), None
+            spool, state = _new_run(config, overrides, flags), None
         trainer = prepare(config, state)
         hooks.is_trained = lambda: trainer.position.epoch == config.epochs
         was_trained = hooks.is_trained()
@@ -92,7 +96,7 @@ def run_alone(config: Config, overrides: list[str]) -> float | None:
     raise SystemExit(hooks.exit_code if failure is None else 1)
 
 
-def _new_run(config: Config, overrides: list[str]) -> Spool:
+def _new_run(config: Config, overrides: list[str], flags: list[str]) -> Spool:
     """The spool of a new run, which MLflow gets as soon as it can be reached."""
     try:
         check_store(config)
@@ -107,11 +111,12 @@ def _new_run(config: Config, overrides: list[str]) -> Spool:
         )
     Thread(target=import_mlflow, daemon=True).start()  # meanwhile the kernel is compiled
     named = filter(changes_result, overrides)
+    tags = {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"}
     spooled = SpooledRun(
         uuid4().hex,
         config.tracking.experiment_name,
         hide(", ".join(named) or config.model.name),
-        {"mlflow.user": provenance.user(), "mlflow.source.name": "mnist_hydra.train"},
+        tags | ({tag.FLAGS: tag.lines(flags)} if flags else {}),
         _now_ms(),
         shown_address(config.tracking.uri),
         config=config_text(config),
@@ -260,8 +265,7 @@ def _record_settings(trainer: Trainer, spool: Spool, overrides: list[str], resum
     config, device = trainer.config, device_name(trainer.device)
     chosen = {name: str(value) for name, value in asdict(trainer.runtime).items()}
     spool.log_settings(by_reference(flatten(config), unresolved(config.composed)) | chosen)
-    lines = "".join(f"{override}\n" for override in overrides)
-    tags = provenance.tags() | {tag.OVERRIDES: lines}
+    tags = provenance.tags() | {tag.OVERRIDES: tag.lines(overrides)}
     if resumed:  # those of the command that began it stay
         del tags[tag.OVERRIDES], tags[tag.COMMAND]
     tags |= {

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import mnist_hydra.tracking.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra.cli import entry
-from mnist_hydra.cli.commands import refuse_moving_folder
+from mnist_hydra.cli.commands import config_words, refuse_moving_folder
 from mnist_hydra.config import settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import folders_of, let_in
@@ -44,7 +44,7 @@ def task(cfg: DictConfig) -> float | None:
         refuse_moving_folder(cfg, bool(hydra_cfg.job.chdir), multirun=False)
         from mnist_hydra.run import run_alone
 
-        return run_alone(config, raw["task"])
+        return run_alone(config, raw["task"], config_words(hydra_cfg))
     except UserError as error:
         entry.leave(error)
 

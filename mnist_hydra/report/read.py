@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.ledger import STATUS, Ledger, View
+from mnist_hydra.ledger.parent import existing_run
 from mnist_hydra.ledger.plan import PLANS, Plan, Planned, read_plan
 from mnist_hydra.ledger.trial import FINISHED, PRUNED
 from mnist_hydra.metrics import is_minimized
@@ -129,7 +130,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
     commands = tuple(run.data.tags.get(tag.COMMAND, "") for run in parents)
     at = "best" if "best" in map(_at, parents, plans) else "last"
     of_each = [
-        _read_one(tracker, parent, of_sweep, objective, at)
+        _read_one(tracker, parent, of_sweep, objective, at, axes)
         for parent, of_sweep in zip(parents, plans, strict=True)
     ]
     apart = _set_apart([list(found.values()) for found, _ in of_each], axes)
@@ -138,7 +139,7 @@ def read_parents(tracker: Tracker, parents: Sequence[Run]) -> Findings:
         for key, record in found.items():
             _count_once(records, key, replace(record, values={**record.values, **settings}))
     names = [*axes, *apart[0]]
-    every_trial = one_spelling([completed(record, axes) for record in records.values()])
+    every_trial = one_spelling(list(records.values()))
     findings = Findings(
         ", ".join(run.info.run_name or run.info.run_id for run in parents),
         tuple(every_trial),
@@ -168,7 +169,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = _search(tracker, [tracker.experiment_id], query, MAX_RUNS)
+        found = list(each_run(tracker.client, [tracker.experiment_id], query))
     except MlflowException as error:
         raise UserError(
             f"filter={query}: {str(error).splitlines()[0]}; right: as in MLflow's search, for "
@@ -178,12 +179,14 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     ended = [run for run in runs if run.info.status == STATUS[FINISHED]]
     on_holdout = all("val/acc" in run.data.metrics for run in ended)
     objective = "val/acc" if on_holdout else "test/acc_last"
-    axes = _differing([run.data.params for run in runs])
+    settings = spelled_once([run.data.params for run in runs])
+    axes = _differing(settings)
     parents = {run.data.tags[tag.PARENT] for run in runs if tag.PARENT in run.data.tags}
     flags = {parent: _flags(tracker, parent) for parent in parents}
     records: dict[str, TrialRecord] = {}
-    for run in runs:  # the newest first
-        values = {axis: run.data.params.get(key, "") for axis, key in axes.items()}
+    for run, params in zip(runs, settings, strict=True):  # the newest first
+        values = {axis: params.get(key, "") for axis, key in axes.items()}
+        own_flags = tag.read_lines(run.data.tags.get(tag.FLAGS, ""))
         done = run.info.status == STATUS[FINISHED]
         record = TrialRecord(
             values,
@@ -191,7 +194,7 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
             FINISHED if done else run.data.tags.get(tag.STATE, run.info.status.lower()),
             run.data.metrics.get(objective) if done else None,
             run.info.run_id,
-            flags=flags.get(run.data.tags.get(tag.PARENT, ""), ()),
+            flags=own_flags or flags.get(run.data.tags.get(tag.PARENT, ""), ()),
             metrics=dict(run.data.metrics),
             seconds=((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         )
@@ -277,9 +280,16 @@ def _flags(tracker: Tracker, parent_id: str) -> Sequence[str]:
 
 
 def _read_one(
-    tracker: Tracker, parent: Run, plans: Sequence[Plan], objective: str, at: str
+    tracker: Tracker,
+    parent: Run,
+    plans: Sequence[Plan],
+    objective: str,
+    at: str,
+    axes: Collection[str],
 ) -> tuple[dict[str, TrialRecord], set[str]]:
     """One sweep's trials by fingerprint, and the fingerprints of all that there are to be.
+
+    Each has its seed and a value for each of `axes`, also where its run is not read.
 
     Raises:
         UserError: the plans are missing from the store.
@@ -297,7 +307,33 @@ def _read_one(
     of_parent = f"tags.`{tag.PARENT}` = '{parent.info.run_id}'"
     found = _search(tracker, [parent.info.experiment_id], of_parent, MAX_RUNS, order)
     runs = {run.info.run_id: run for run in found}
-    return {key: with_run(one, runs.get(one.run_id)) for key, one in records.items()}, planned
+    whole = {
+        key: completed(with_run(one, runs[one.run_id]), axes)
+        for key, one in records.items()
+        if one.run_id in runs
+    }
+    alike = {_but_for_numbers(records[key]): one for key, one in whole.items()}
+    for key, one in records.items():
+        if key not in whole:
+            kind = _but_for_numbers(one)
+            if kind not in alike:
+                run = existing_run(tracker.client, one.run_id)
+                alike[kind] = completed(with_run(one, run), axes)
+            values, seed = {**alike[kind].values, **one.values}, one.seed or alike[kind].seed
+            whole[key] = replace(one, values=values, seed=seed)
+    return {key: whole[key] for key in records}, planned
+
+
+def _but_for_numbers(record: TrialRecord) -> tuple[str, ...]:
+    """A trial's overrides without the numbers of its axes, by which nothing else is chosen.
+
+    Names are kept, as of a model: what is fixed, such as its dropout, may follow from them.
+    """
+    pairs = (override.partition("=") for override in record.overrides)
+    return tuple(
+        key if bare_key(key) in record.values and number(text) is not None else f"{key}={text}"
+        for key, _, text in pairs
+    )
 
 
 def records_of(
@@ -359,19 +395,28 @@ def _recorded(params: Mapping[str, str], axis: str) -> str:
     return ""
 
 
-def one_spelling(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The same with each value of an axis as it is spelled first: `0.0` and `0` are one value."""
+def one_spelling(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The same with each value of an axis as it is spelled first."""
+    values = spelled_once([record.values for record in records])
+    return [replace(record, values=of) for record, of in zip(records, values, strict=True)]
+
+
+def spelled_once(every: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same settings, each value of a key as it is spelled first: `0.0` and `0` are one."""
     first: dict[tuple[str, float | str], str] = {}
-
-    def spelled(axis: str, text: str) -> str:
-        as_number = number(text)
-        plain = SPELLED.get(text, text) if as_number is None else as_number
-        return first.setdefault((axis, plain), text)
-
     return [
-        replace(record, values={axis: spelled(axis, text) for axis, text in record.values.items()})
-        for record in records
+        {key: first.setdefault((key, plain(text)), text) for key, text in settings.items()}
+        for settings in every
     ]
+
+
+def plain(text: str) -> float | str:
+    """What a setting's text means: a number, or a text that all spellings of the same have."""
+    if (as_number := number(text)) is not None:
+        return as_number
+    with suppress(ValueError, RecursionError):
+        return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
+    return SPELLED.get(text, text)
 
 
 def counted_once(findings: Findings) -> Findings:
@@ -407,7 +452,7 @@ def overrides_of(run: Run) -> list[str]:
     """A run's own overrides, each a line of its tag."""
     text = run.data.tags.get(tag.OVERRIDES, "")
     if "\n" in text:
-        return text.rstrip("\n").split("\n")
+        return tag.read_lines(text)
     # Runs of before 2026-11-27 have spaces between them, which a value may hold, too.
     return re.split(r" (?=[+~]{0,2}[A-Za-z_][\w./@-]*=|~)", text) if text else []
 
@@ -423,12 +468,12 @@ def _set_apart(
     settings: list[dict[str, str]] = []
     swept = {parameter_of(axis) for axis in axes}
     for records in sweeps:
-        every = [record.params for record in records if record.params]
+        every = spelled_once([record.params for record in records if record.params])
         keys = set[str]().union(*every)
         found = {key: {params.get(key, "") for params in every} for key in keys}
         swept |= {key for key, values in found.items() if len(values) > 1}
         settings.append({key: min(values) for key, values in found.items()})
-    kept = [{key: of[key] for key in of if key not in swept} for of in settings]
+    kept = spelled_once([{key: of[key] for key in of if key not in swept} for of in settings])
     differ = _differing(kept)
     return [{axis: of.get(key, "") for axis, key in differ.items()} for of in kept]
 

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from mnist_hydra.report.page import Table
 from mnist_hydra.report.questions import Contrasts
-from mnist_hydra.report.read import Findings
+from mnist_hydra.report.read import Findings, plain
 from mnist_hydra.report.results import (
     SEED,
     Results,
@@ -25,13 +25,14 @@ from mnist_hydra.report.results import (
     grid,
     trial_command,
 )
-from mnist_hydra.report.statistics import Difference, number, summary
+from mnist_hydra.report.statistics import Difference, means_by_name, summary
 from mnist_hydra.report.wording import gain, interval, mean_with_interval, short, value, width
 from mnist_hydra.tracking import tag
 
 MAX_ROWS = 300
 """Of a table on the page; the CSV has all."""
 COMPUTED_WITH = ("precision", "threads")
+PARTS = ("model.", "aug.", "optimizer.", "scheduler.")
 UNKNOWN = "not read"
 Cell = str | int | float | None
 
@@ -82,9 +83,16 @@ def comparisons(objective: str, found: Contrasts) -> Table:
 
 
 def recipe_of(params: Mapping[str, str]) -> str | None:
-    """The published recipe that a run's parameters are, but for the seed; `None` for none."""
+    """The published recipe that a run's parameters are, but for the seed; `None` for none.
+
+    What the parameters lack was no setting yet, and is as in the recipe. A further setting of what
+    is built, such as `optimizer.nesterov`, makes another training.
+    """
+    of_parts = {key for key in params if key.startswith(PARTS)}
     for name, experiment in _experiments().items():
-        if all(_same(params.get(key, ""), text) for key, text in experiment["recipe"].items()):
+        recipe = experiment["recipe"]
+        same = all(plain(params.get(key, text)) == plain(text) for key, text in recipe.items())
+        if same and "model.name" in params and of_parts <= recipe.keys():
             return name
     return None
 
@@ -93,23 +101,26 @@ def published(findings: Findings) -> Table | None:
     """Each published result of which there is a finished trial, with ours; `None` for none.
 
     Ours are the accuracies on the test set in the last epoch, and in the best, which is selected on
-    the test set, as published.
+    the test set, as published. Trials with one seed, as on several numbers of threads, are averaged
+    and count once.
     """
-    ours: dict[str, list[Mapping[str, float]]] = {}
-    for record in findings.records:
+    ours: dict[str, list[TrialRecord]] = {}
+    for record in findings.results.ranked:
         recipe = recipe_of(record.params)
-        if recipe is not None and record.counts and "test/acc_last" in record.metrics:
-            ours.setdefault(recipe, []).append(record.metrics)
+        if recipe is not None and "test/acc_last" in record.metrics:
+            ours.setdefault(recipe, []).append(record)
     if not ours:
         return None
     rows = []
-    for recipe, metrics in sorted(ours.items()):
+    for recipe, records in sorted(ours.items()):
         row = [recipe]
-        for epoch in ("last", "best"):
-            here = [one[f"test/acc_{epoch}"] for one in metrics if f"test/acc_{epoch}" in one]
+        for metric in ("test/acc_last", "test/acc_best"):
+            known = ((r.seed, r.metrics[metric]) for r in records if metric in r.metrics)
+            here = list(means_by_name(known).values())
             reached = mean_with_interval("test/acc", summary(here)) if here else "-"
+            epoch = metric.removeprefix("test/acc_")
             row += [value("test/acc", _experiments()[recipe][epoch]), reached]
-        rows.append([*row, str(len(metrics))])
+        rows.append([*row, str(len({record.seed for record in records}))])
     header = ["recipe", "last epoch, published", "last epoch, here", "best epoch, published"]
     return Table([*header, "best epoch, here (selected on the test set)", "seeds"], rows)
 
@@ -249,7 +260,3 @@ def _experiments() -> Mapping[str, Any]:
     """Of each published experiment `recipe`, and accuracies (share) in the `last`, `best` epoch."""
     content: Any = yaml.safe_load((files("mnist_hydra.report") / "published.yaml").read_text())
     return cast(Mapping[str, Any], content)
-
-
-def _same(one: str, other: str) -> bool:
-    return one == other or (number(one) is not None and number(one) == number(other))

@@ -6,13 +6,17 @@ people.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 HIDDEN = "mlflow.mnist_hydra."
 
 # On every run: what it is, and what made it.
 FINGERPRINT = HIDDEN + "fingerprint"
 OVERRIDES = HIDDEN + "overrides"
+FLAGS = HIDDEN + "flags"
+"""Of a single run Hydra's own, by which another command finds the same configuration files; of a
+trial its sweep's plan has them.
+"""
 KEY = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 CHECKPOINT = HIDDEN + "checkpoint"
@@ -65,3 +69,13 @@ def run_name(text: str) -> str:
 def fitting(tags: Mapping[str, str]) -> dict[str, str]:
     """The same tags, shortened where they are too long: MLflow does not do so for a new run."""
     return {key: text[:MAX_VALUE] for key, text in tags.items()}
+
+
+def lines(words: Sequence[str]) -> str:
+    """Words as the value of a tag, each on a line of its own; `read_lines` reads it."""
+    return "".join(f"{word}\n" for word in words)
+
+
+def read_lines(text: str) -> list[str]:
+    """The words that `lines` wrote; none of nothing."""
+    return text.rstrip("\n").split("\n") if text else []

@@ -29,7 +29,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import Place, TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, plots, questions, read, study, table
+from mnist_hydra.report import answer, plots, questions, read, study, table, wording
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.questions import Answers, ask
@@ -39,7 +39,7 @@ from mnist_hydra.report.statistics import Difference, Verdict, correct, differen
 from mnist_hydra.report.study import importances
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
-from tests.commands import Commands, Done
+from tests.commands import ROOT, Commands, Done
 
 AXES = ("dropout=0.0,0.3", "lr=0.05,0.15", "seed=1,2,3")
 FAR = Difference(3, 0.1, 0.1, 0.5)
@@ -558,11 +558,67 @@ def test_a_value_that_a_later_command_spells_in_another_way_is_the_same_value(
         read.read_sweeps(tracker, ["grown"])
 
 
+def test_trials_whose_runs_are_not_read_have_what_their_command_left_fixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (
+        ("model=model1,model3", "lr=0.1,0.2", "sweep.name=grown"),
+        ("model=model1", "lr=0.1,0.2", "dropout=0.1,0.2", "sweep.name=grown"),
+        ("model=model1", "lr=0.3,0.4", "scheduler.div_factor=25.0", "sweep.name=other"),
+    ):
+        line = [sys.executable, "-m", "tests.benchmarks.finished_sweep", "--multirun", *words]
+        more = ["data.val_size=5000", f"output_dir={tmp_path / 'outputs'}"]
+        subprocess.run([*line, *more], cwd=ROOT, check=True, timeout=300)
+    tracker = Swept(tmp_path, "").tracker
+    whole = read.read_sweeps(tracker, ["grown", "other"])
+    axes = {"lr", "dropout", "model"}
+    assert set(whole.results.axes) == axes, "25.0 is no other div_factor than 25"
+    monkeypatch.setattr(read, "MAX_RUNS", 2)
+    found = read.read_sweeps(tracker, ["grown", "other"])
+    assert len(found.records) == 10 and sum(bool(one.params) for one in found.records) < 5
+    assert [one.values for one in found.records] == [one.values for one in whole.records]
+    assert {one.seed for one in found.records} == {"14596"}
+    assert found.scores() == whole.scores()
+
+
 def test_of_runs_over_a_group_its_name_alone_is_an_axis(swept: Swept, tmp_path: Path) -> None:
     tracker = Tracker(place_in(tmp_path))
     for name, mean in (("mnist", "0.1"), ("fashion_mnist", "0.2")):
         copy_of_a_trial(swept, tracker, name, {"data.name": name, "data.mean": mean})
     assert read.read_filter(tracker, "").results.axes == ("data",)
+
+
+def test_runs_that_spell_a_setting_in_two_ways_have_the_same_setting(
+    swept: Swept, tmp_path: Path
+) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    steps = '[{"Blur": {"p": 1}}]'
+    for number, changed in enumerate(
+        (
+            {"lr": "0.1", "seed": "1", "dropout": "0", "aug.steps": steps},
+            {"lr": "1", "seed": "1", "dropout": "0.0", "aug.steps": steps.replace("1", "1.0")},
+            {"lr": "1.0", "seed": "2", "dropout": "0", "aug.steps": steps},
+        )
+    ):
+        copy_of_a_trial(swept, tracker, str(number), changed)
+    found = read.read_filter(tracker, "").results
+    assert found.axes == ("lr",)
+    assert sorted((float(row.values[0]), row.score.n) for row in found.rows) == [(0.1, 1), (1, 2)]
+
+
+def test_a_filter_leaves_out_no_run_however_many_it_finds(
+    swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(place_in(tmp_path))
+    oldest = copy_of_a_trial(swept, tracker, "0", {"lr": "0.1"})
+    tracker.client.log_metric(oldest, "val/acc", 1.0, step=2)
+    for number in range(1, 5):
+        copy_of_a_trial(swept, tracker, str(number), {"lr": f"0.{number + 1}"})
+    monkeypatch.setattr(read, "MAX_RUNS", 3)
+    monkeypatch.setattr("mnist_hydra.tracking.tracker.RUNS_PER_PAGE", 2)
+    found = read.read_filter(tracker, "")
+    assert (found.finished, found.planned) == (5, 5)
+    assert found.results.rows[0].finished[0].run_id == oldest
 
 
 def test_hard_images_are_those_of_one_data_set(swept: Swept, tmp_path: Path) -> None:
@@ -606,6 +662,21 @@ def test_the_command_of_a_run_by_a_filter_has_its_overrides_whole(
     run = Tracker(place).client.get_run(record.run_id)
     run.data.tags.update(tags)
     assert read.overrides_of(run) == list(words[:3])
+
+
+def test_the_command_of_a_single_run_by_a_filter_finds_its_configuration_files(
+    mnist: Path, tmp_path: Path, commands: Commands
+) -> None:
+    own = tmp_path / "my own" / "model"
+    own.mkdir(parents=True)
+    (own / "wide.yaml").write_text("_target_: mnist_hydra.models.Model1\ndropout: 0.0\n")
+    words = ("model=wide", *SETTINGS[1:], f"data.root={mnist}")
+    done = commands.run_module("train", "--config-dir", "my own", *words, cwd=tmp_path)
+    assert done.code == 0, done.err[-3000:]
+    [record] = read.read_filter(Swept(tmp_path, "").tracker, "").records
+    _, _, _, *again = shlex.split(trial_command(record))
+    assert again == ["--config-dir", str(own.parent), *words]
+    assert commands.run_module("train", *again, "--cfg", "job", cwd=mnist).code == 0
 
 
 def copy_of_a_trial(
@@ -1049,12 +1120,56 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
 @pytest.mark.parametrize("recipe", ["exp1", "exp2", "exp3"])
 def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     def known(*words: str) -> str | None:
-        with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
-            return table.recipe_of(flatten(settle(compose("config", overrides=list(words)))))
+        return table.recipe_of(settings_of(*words))
 
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
-    for change in ("lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"):
+    changes = ["lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"]
+    changes += ["data.mean=0.5", "data.std=0.5", "+optimizer.nesterov=true", "+model.width=8"]
+    if recipe == "exp1":
+        changes += ["scheduler.factor=0.5", "+scheduler.total_iters=1"]
+    else:
+        changes += ["scheduler.base_momentum=0.5", "+scheduler.three_phase=true"]
+    if recipe == "exp3":
+        changes.append("aug.steps.0.ShiftScaleRotate.p=0.5")
+    for change in changes:
         assert known(f"experiment={recipe}", change) is None, change
+    later = settings_of(f"experiment={recipe}", "optimizer.weight_decay=5e-4")
+    del later["data.dataset"], later["data.mean"]
+    assert table.recipe_of(later) == recipe, "what was no setting yet is as in the recipe"
+    assert table.recipe_of({}) is None
+
+
+@pytest.mark.parametrize(("other", "difference"), [("deterministic", 0.0), ("threads", 0.01)])
+def test_each_seed_counts_once_beside_the_published_results(other: str, difference: float) -> None:
+    params, records = settings_of("experiment=exp3"), []
+    for value, seed in itertools.product(("1", "2"), ("1", "2", "3")):
+        reached = 0.9 + int(seed) / 100 + (difference if value == "2" else 0)
+        records.append(
+            TrialRecord(
+                {other: value, "seed": seed},
+                [],
+                "finished",
+                reached,
+                f"{value}/{seed}",
+                seed=seed,
+                metrics={"test/acc_last": reached, "test/acc_best": reached},
+                params={**params, other: value, "seed": seed},
+            )
+        )
+    results = ranked(records, [other, "seed"], "test/acc_last")
+    found = read.counted_once(Findings("mine", tuple(records), results, len(records)))
+    told = table.published(found)
+    assert told is not None
+    [row] = told.rows
+    mean = 0.92 + difference / 2
+    here = wording.mean_with_interval("test/acc", summary([mean - 0.01, mean, mean + 0.01]))
+    assert row == ["exp3", "99.50 %", here, "99.53 %", here, "3"]
+
+
+def settings_of(*words: str) -> dict[str, str]:
+    """The parameters of a run with these overrides."""
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        return flatten(settle(compose("config", overrides=list(words))))
 
 
 def of(
