@@ -61,7 +61,7 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
     """
     from mnist_hydra.build import prepare
     from mnist_hydra.export import log_pictures_and_model
-    from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
+    from mnist_hydra.tracking.spool import LOCK_WAIT_S, Spool, deliver_left, spooled_run
     from mnist_hydra.tracking.tracker import Tracker
 
     here = OmegaConf.create(dict(raw))
@@ -76,7 +76,8 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
             if trainer.position.epoch < trainer.config.epochs:
                 raise UserError("its last checkpoint is missing or damaged")
-            deliver_left(config, tracker, run_id)  # or leave it out: another process has trained it
+            # Or leave it out: another process has trained it.
+            deliver_left(config, tracker, run_id, wait_s=LOCK_WAIT_S)
             spooled = spooled_run(config, run_id)
             with Spool(config.folder, spooled, lambda: tracker) as spool:
                 log_pictures_and_model(trainer, spool)
