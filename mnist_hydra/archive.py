@@ -1,8 +1,9 @@
 """A `torch.export` program's archive, looked at before torch loads it.
 
-torch evaluates a program's sizes and guards as Python, finds an operator by any attribute of torch,
-imports the module that an enum names, and loads compiled code that lies in the archive. A program
-of plain layers needs none of that: sizes and guards are arithmetic, operators are ATen's.
+torch evaluates a program's sizes and guards as Python, writes its names into Python, finds an
+operator by any attribute of torch, imports the modules that its inputs and outputs name, and loads
+pickles and compiled code that lie in the archive. A program of plain layers needs none of that:
+sizes and guards are arithmetic, operators are ATen's, the files are those that torch writes now.
 
 Two readers may find different files in one archive. So what was looked at is written anew, and that
 is what torch loads.
@@ -19,26 +20,31 @@ from pathlib import Path
 from typing import Any
 
 RECORD = re.compile(
-    r"([^/]+/)?(data/(weights|constants|sample_inputs)/[\w.-]+|models/[\w.-]+\.json"
-    r"|archive_format|archive_version|version|byteorder|\.data/\w+|\.format_version"
-    r"|\.storage_alignment|serialized_\w+\.(json|pt))"
+    r"model/(data/(weights/(weight_[0-9]+|model_weights_config\.json)"
+    r"|constants/(tensor_[0-9]+|model_constants_config\.json)|sample_inputs/model\.pt)"
+    r"|models/model\.json|archive_format|archive_version|version|byteorder|\.data/[a-z_]+"
+    r"|\.format_version|\.storage_alignment)"
 )
-"""The names of an archive's records; compiled code has others."""
+"""The names of an archive's records; none differ in case alone, which torch's reader ignores."""
 SIZE = re.compile(
     r"(Symbol\('[a-z]+\d+'|(positive|nonnegative|integer)=True|[a-z]{1,2}\d+(?!\d)|\d"
     r"|[(), +/-]|\*(?!\*)|(Integer|Add|Mul|Max|Min|FloorDiv|CleanDiv|Mod|PythonMod)\()*"
 )
 GUARD = re.compile(
     r"(L\['\w+'\]|\[\d+\]|\.(size|stride)\(\)|\.shape|\d|\b(and|or|not)\b"
-    r"|[<>=!]=|[<>+/%() -]|\*(?!\*))*"
+    r"|[<>=!]=|[<>](?![<>])|[+/%() -]|\*(?!\*))*"
 )
-"""Neither knows powers: `9**9**9` takes for ever. Each text is read in one way alone, so that no
-long one takes for ever to refuse."""
+"""Neither knows powers or shifts: `9**9**9` takes for ever. Each text is read in one way alone, so
+that no long one takes for ever to refuse."""
 OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims)\.(?!\w*__|from_file\b)\w+\.(?!\w*__)\w+|torch\.sym_\w+"
     r"|torch\.ops\.higher_order\.(cond|scan|map_impl|while_loop|wrap_with_set_grad_enabled)"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|and_|or_|eq|ne|ge|gt|le|lt)"
 )
+TREE = re.compile(r'(?!.*(defaultdict|__enum__))\[1, [\w{}\[\]":, .]*\]')
+"""What a program takes and returns, without a backslash, by which JSON could hide a word."""
+NAME = re.compile(r"[\w., >-]*")
+"""All else that is text."""
 
 
 def _are_guards(value: Any) -> bool:
@@ -50,9 +56,14 @@ PLAIN: Mapping[str, Callable[[Any], bool]] = {
     "guards_code": _are_guards,
     "target": lambda value: value is None or bool(OPERATOR.fullmatch(str(value))),
     "as_operator": lambda value: False,
-    "__enum__": lambda value: False,
+    "in_spec": lambda value: bool(TREE.fullmatch(str(value))),
+    "out_spec": lambda value: bool(TREE.fullmatch(str(value))),
+    "use_pickle": lambda value: value is False,
+    "path_name": lambda value: bool(re.fullmatch("(weight|tensor)_[0-9]+", str(value))),
+    "metadata": lambda value: all(isinstance(one, str) for one in value.values()),
+    "torch_version": lambda value: isinstance(value, str),
 }
-"""Which values are harmless, of the keys whose values torch evaluates, calls or imports."""
+"""Which values are harmless, of the keys whose values are no names."""
 
 
 def copy_plain(archive: Path, copy: Path) -> str | None:
@@ -65,11 +76,11 @@ def copy_plain(archive: Path, copy: Path) -> str | None:
         zipfile.BadZipFile: it is no archive.
     """
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(copy, "w") as new:
-        names = [record.filename for record in old.infolist()]
-        for name in names:
-            if not RECORD.fullmatch(name) or names.count(name) > 1:
+        for one in old.infolist():
+            name, is_packed = one.filename, one.compress_type != zipfile.ZIP_STORED
+            if not RECORD.fullmatch(name) or name in new.namelist() or is_packed:  # none by torch
                 return f"the file {name}"
-            record = old.read(name)
+            record = old.read(one)
             with suppress(ValueError):  # no JSON, or no text
                 for found in _evaluated(json.loads(record)):
                     return found
@@ -79,13 +90,16 @@ def copy_plain(archive: Path, copy: Path) -> str | None:
 
 def _evaluated(found: Any) -> Iterator[str]:
     """What is not plain in a program's JSON."""
-    if isinstance(found, str) and "__enum__" in found:  # JSON within JSON
+    if isinstance(found, str) and not NAME.fullmatch(found):
         yield found
     if isinstance(found, list):
         for one in found:
             yield from _evaluated(one)
     if isinstance(found, dict):
         for key, value in found.items():
-            if key in PLAIN and not PLAIN[key](value):
+            if not NAME.fullmatch(key):
+                yield key
+            if key not in PLAIN:
+                yield from _evaluated(value)
+            elif not PLAIN[key](value):
                 yield f"{key}={value}"
-            yield from _evaluated(value)

@@ -245,6 +245,7 @@ def resolved(cfg: DictConfig, only: str | None = None) -> Any:
         cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
         if only is not None:
+            remember_variables(OmegaConf.to_container(cfg, resolve=False))
             return _plain(cfg[only]) if only in cfg.keys() else None
         return _plain(cfg)
     except OmegaConfBaseException as error:

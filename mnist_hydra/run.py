@@ -164,7 +164,7 @@ def _say_what_is_left(config: Config, spool: Spool) -> None:
     why = spool.away or "it answers slowly"
     print(
         f"{_count(spool.left, 'record')} of run {spool.run.id} not delivered to the tracking "
-        f"store ({why}): kept in {spool.folder}; once it takes them, deliver with\n"
+        f"store ({why}): kept in {spool.folder}; once it is back, deliver with\n"
         f"  {shell_command('sync', place_words(config.composed))}",
         file=sys.stderr,
     )

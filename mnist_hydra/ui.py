@@ -64,9 +64,10 @@ def page_of(tracker: Tracker, run: str | None) -> str:
     if run is None:
         return pages.runs_page(tracker.experiment_id)
     # MLflow takes either quotation mark around a text, and has no way to write it inside.
-    name = f"'{run}'" if "'" not in run else f'"{run.replace(chr(34), "")}"'
-    named = f"attributes.run_name = {name}"
-    found = tracker.client.search_runs([tracker.experiment_id], named, max_results=1)
+    quoted = next((f"{mark}{run}{mark}" for mark in "'\"" if mark not in run), None)
+    named = f"attributes.run_name = {quoted}"
+    here = [tracker.experiment_id]
+    found = [] if quoted is None else tracker.client.search_runs(here, named, max_results=1)
     one = found[0] if found else tracker.find_run(run, "run")
     experiment_id, run_id = one.info.experiment_id, one.info.run_id
     views = tracker.client.get_experiment(experiment_id).tags

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mnist_hydra.cli.commands import place_words
-from mnist_hydra.config import unresolved
+from mnist_hydra.config import resolved, unresolved
 from mnist_hydra.secrets import (
     address_without_password,
     by_reference,
@@ -102,3 +102,12 @@ def test_an_error_names_the_variable_and_not_what_it_holds(monkeypatch: pytest.M
 @pytest.mark.parametrize("password", [SECRET, "a/b", "a@b:c", "a b", "a'\"b", "[::1", "a\nb"])
 def test_an_address_that_cannot_be_read_is_shown_without_its_password(password: str) -> None:
     assert address_without_password(f"http://me:{password}@h:x/") == "http://me@h:x/"
+
+
+def test_a_value_behind_another_key_is_hidden_where_one_key_alone_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NAMED_HERE_ALONE", SECRET)
+    cfg = OmegaConf.create({"mine": "${oc.env:NAMED_HERE_ALONE}", "sweep": "${mine}"})
+    assert resolved(cfg, "sweep") == SECRET
+    assert hide_in_error(f"sweep={SECRET}") == "sweep=${oc.env:NAMED_HERE_ALONE}"

@@ -903,5 +903,7 @@ def test_the_pages_open_on_a_run_by_its_name_whatever_quotation_marks_it_has(
 
 def test_a_name_with_both_quotation_marks_is_one_line(tmp_path: Path) -> None:
     tracker = Tracker(Place(str(tmp_path), TrackingConfig("local", None, "mnist_hydra")))
+    tracker.client.create_run(tracker.experiment_id, run_name="it's mine")
+    assert ui.page_of(tracker, "it's mine")
     with pytest.raises(UserError, match="no such run"):
         ui.page_of(tracker, "it's \"mine\"")

@@ -38,8 +38,6 @@ class SlurmLauncher(CommandLauncher):
         parameters: what submitit's `AutoExecutor.update_parameters` takes.
     """
 
-    shares_disk = True  # or no job would find its file in `folder`
-
     def __init__(
         self,
         cluster: str,

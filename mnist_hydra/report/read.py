@@ -169,7 +169,9 @@ def read_filter(tracker: Tracker, query: str) -> Findings:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = list(each_run(tracker.client, [tracker.experiment_id], query))
+        pages = each_run(tracker.client, [tracker.experiment_id], query)
+        # A run that begins meanwhile moves others to later pages.
+        found = {run.info.run_id: run for run in pages}.values()
     except MlflowException as error:
         raise UserError(
             f"filter={query}: {str(error).splitlines()[0]}; right: as in MLflow's search, for "

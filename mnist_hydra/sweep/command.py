@@ -220,14 +220,14 @@ def begin_sweep(command: Command, tracker: Tracker) -> Run:
         tracker.experiment_id,
         command.identity,
         name=command.config.sweep.name or "sweep over " + ", ".join(mine),
-        tags=hide_all(provenance.tags() | parts | command.ranking),
+        tags=hide_all(provenance.tags() | parts | command.ranking | _axes_tag(mine)),
         trials=command.total(()),
         anew=command.config.sweep.fresh,
     )
     _check_base(command, parent)
     axes = list(dict.fromkeys([*_axes(parent), *mine]))
     run_id = parent.info.run_id
-    tracker.set_tags(run_id, command.ranking | {tag.AXES: json.dumps(axes)[:PART]})
+    tracker.set_tags(run_id, command.ranking | _axes_tag(axes))
     view = pages.trials_view(run_id, command.objective, axes)
     tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + run_id, view)
     return parent
@@ -248,6 +248,10 @@ def _base(parent: Run) -> dict[str, str]:
     in_order = sorted(parts, key=lambda key: int(key.removeprefix(tag.BASE)))
     settings: dict[str, str] = json.loads("".join(tags[key] for key in in_order) or "{}")
     return settings
+
+
+def _axes_tag(keys: list[str]) -> dict[str, str]:
+    return {tag.AXES: json.dumps(keys)[:PART]}
 
 
 def _axes(parent: Run) -> list[str]:

@@ -75,8 +75,6 @@ class CommandLauncher(Launcher):
     """Where the output of workers on this machine is kept."""
     on_this_machine = False
     """Whether the workers run on the sweeper's machine and use its devices."""
-    shares_disk = False
-    """Whether `output_dir` is the same folder on all machines."""
 
     def __init__(self, workers: Count | None, restarts: Number) -> None:
         self.workers, self.restarts = workers, restarts
@@ -304,26 +302,6 @@ def check_shared_store(launcher: Launcher, name: str, tracking_uri: str | None) 
         "file of tracking=local; right: tracking=server tracking.uri=http://HOST:5000 with a "
         "server that all of them reach, or hydra/launcher=joblib on this machine alone"
     )
-
-
-def check_shared_artifacts(launcher: Launcher, name: str, where: str | None) -> None:
-    """Check that trials on other machines reach the sweep's plan and the checkpoints.
-
-    Args:
-        name: the launcher's, as typed.
-        where: the address of the experiment's artifacts; `None` leaves that to a server.
-
-    Raises:
-        UserError: it is a folder of this machine.
-    """
-    if not isinstance(launcher, CommandLauncher) or launcher.on_this_machine:
-        return
-    if store.is_folder(where) and not launcher.shares_disk:
-        raise UserError(
-            f"hydra/launcher={name} runs trials on other machines, which do not have the folder "
-            f"of the artifacts, {where}; right: tracking=server tracking.uri=http://HOST:5000 with "
-            "an MLflow server that keeps them (mlflow server --artifacts-destination ...)"
-        )
 
 
 def count_workers(launcher: Launcher, settings: SweepConfig) -> int:

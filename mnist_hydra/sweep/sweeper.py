@@ -39,7 +39,6 @@ from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, rea
 from mnist_hydra.sweep.show import Display, Follower
 from mnist_hydra.targets import folders_of, let_in
 from mnist_hydra.tracking import provenance, tag
-from mnist_hydra.tracking.store import read_address
 from mnist_hydra.tracking.tracker import (
     NothingRecorded,
     Tracker,
@@ -107,9 +106,6 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     view = View({})
     with suppress(NothingRecorded):  # a store that does not exist is not made yet
         tracker = Tracker(command.config, make=False)
-    uri, folder = command.config.tracking.uri, command.config.folder
-    where = tracker.artifacts if tracker else read_address(uri, folder).artifacts
-    launchers.check_shared_artifacts(launcher, chosen, where)
     if tracker is not None and (begun := find_sweep(command, tracker)) is not None:
         view = Ledger(tracker.client, begun.info.run_id).read()
     if command.config.sweep.dry_run:

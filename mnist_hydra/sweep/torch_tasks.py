@@ -73,11 +73,11 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
             cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
             for key in NO_EFFECT_ON_RESULT:
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
+            # Or leave it out: another process has trained it.
+            deliver_left(config, tracker, run_id, wait_s=LOCK_WAIT_S)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
             if trainer.position.epoch < trainer.config.epochs:
                 raise UserError("its last checkpoint is missing or damaged")
-            # Or leave it out: another process has trained it.
-            deliver_left(config, tracker, run_id, wait_s=LOCK_WAIT_S)
             spooled = spooled_run(config, run_id)
             with Spool(config.folder, spooled, lambda: tracker) as spool:
                 log_pictures_and_model(trainer, spool)

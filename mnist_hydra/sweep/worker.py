@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mnist_hydra.cli.commands import override_value, place_words, shell_command
+from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
@@ -48,12 +48,13 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
     Raises:
         SystemExit: this process was asked to stop, by a signal (128 + its number) or the end of its
-            standard input (as by SIGTERM): there may be trials left, as there are none at code 0.
+            standard input (as by SIGTERM), and there may be trials left. At code 0 there are none,
+            or the ledger asked it.
     """
     from mnist_hydra.build import prepare, say_once  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint
     from mnist_hydra.run import train_run
-    from mnist_hydra.tracking.spool import Spool, deliver_left, later, spooled_run
+    from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
 
     settings = config.sweep
     assert settings.parent is not None and settings.by is not None
@@ -73,15 +74,18 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
         ledger = Ledger(tracker.client, parent)
         return tracker, ledger, read_plan(tracker.read_text(parent, plan_file(sweeper)))
 
-    tracker, ledger, plan = wait_for_store(stop, begin)
+    try:
+        tracker, ledger, plan = wait_for_store(stop, begin)
+    except Exception as error:
+        if not (asked and is_away(error)):
+            raise
+        raise SystemExit(OF_SIGNAL + asked[0]) from None
     composer = Composer.here()
     search = None
     if plan.kind == "search":
         from mnist_hydra.sweep.search import Search
 
         search = Search(ledger, plan.arguments, composer, settings, config.seed)
-
-    waiting: list[str] = []
 
     def train(planned: Planned, run_id: str, watch: Watch) -> str:
         overrides = plan.arguments.overrides(planned.overrides)
@@ -95,11 +99,9 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             raise UserError(f"{planned.name} would be another training now: {what}; right: {right}")
 
         state = None
-        stuck = wait_for_store(
-            watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S
-        )
+        wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
         try:  # there may be one just now that the ledger did not know when it was read
-            state = later(wait_for_store(watch.stop, tracker.load_checkpoint, run_id), stuck)
+            state = wait_for_store(watch.stop, tracker.load_checkpoint, run_id)
         except DamagedCheckpoint as damage:
             log.warning("%s begins anew: %s", planned.name, damage)
         if state is not None and state["fingerprint"] != planned.fingerprint:
@@ -124,20 +126,13 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             watch.end_limit()
             spool.close(watch.stop)  # the ledger reads the run's metrics
         spool.raise_if_refused()
-        if spool.left and not spool.stuck:
-            return INTERRUPTED  # the next attempt delivers what is left
         if spool.left:
-            sync = shell_command("sync", place_words(config.composed))
-            notify(f"{planned.name} waits for the store with a part ({spool.away}); then: {sync}")
-            waiting.append(run_id)
+            return INTERRUPTED  # the next attempt delivers what is left
         return FINISHED if stopped is None else stopped.value
 
     with stopping_on_signals(ask_to_stop) if sweeper_stop is None else nullcontext():
         try:
             Worker(ledger, plan.trials, train, settings, stop, search).pull()
-            for run_id in waiting:  # perhaps the store takes it now
-                with suppress(Exception):
-                    deliver_left(config, tracker, run_id)
         except Exception as error:
             if not (is_away(error) and stop.is_set()):
                 raise

@@ -6,10 +6,8 @@ record; `position`, up to where that is delivered; and a folder for each record 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 import sys
 import zlib
@@ -17,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -63,8 +61,6 @@ class Record:
     file: str | None = None
     """Name of its file or folder, below the folder of its number."""
     sha256: str | None = None
-    put_last: bool = False
-    """Whether the store did not take it while it took others."""
 
     @property
     def is_product(self) -> bool:
@@ -74,10 +70,6 @@ class Record:
     def path(self, folder: Path) -> Path:
         """Where its file or folder is, in the spool at `folder`."""
         return folder / str(self.number) / str(self.file)
-
-    def title(self, folder: Path) -> str:
-        """What it is and where it lies, in the spool at `folder`."""
-        return f"{self.kind} {self.path(folder) if self.file else folder / JOURNAL}"
 
     def is_whole(self, folder: Path) -> bool:
         """Whether its file is there, and as it was written."""
@@ -97,21 +89,6 @@ def record_of(line: bytes) -> Record | None:
     return None if text is None else Record(**json.loads(text))
 
 
-def append(journal: IO[bytes], record: Record) -> None:
-    """Write a record at a journal's end, whole or not at all.
-
-    Args:
-        journal: open without a buffer.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    line, whole = line_of(record), journal.seek(0, os.SEEK_END)
-    if journal.write(line) != len(line):
-        journal.truncate(whole)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), journal.name)
-
-
 def undelivered(folder: Path) -> Iterator[tuple[Record | None, int]]:
     """The records of a spool that are not delivered, each with where its line ends, in bytes.
 
@@ -127,9 +104,8 @@ def undelivered(folder: Path) -> Iterator[tuple[Record | None, int]]:
 
 
 def records(folder: Path) -> list[Record]:
-    """The records of a spool that are not delivered and not damaged, as they were told."""
-    found = [record for record, _ in undelivered(folder) if record is not None]
-    return sorted(found, key=lambda record: record.number)
+    """The records of a spool that are not delivered and not damaged, in order."""
+    return [record for record, _ in undelivered(folder) if record is not None]
 
 
 def warn_of_lost_records(folder: Path, run: str) -> None:

@@ -15,7 +15,7 @@ from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, changes_result, fing
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import records, spools, warn_of_lost_records
-from mnist_hydra.tracking.spool import Spool, deliver_left, later, newest_checkpoint, spooled_run
+from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
 from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_not_moved, is_away
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def resumed_run(config: Config, overrides: list[str]) -> Resumed:
 
 def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
     tracker = Tracker(config, make=False)
-    stuck = deliver_left(config, tracker, name)
+    deliver_left(config, tracker, name)
     run = tracker.find_run(name)
     _refuse_what_is_no_run_of_its_own(tracker, run)
     if config.tracking.uri is None:
@@ -91,7 +91,7 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
             f"or the run's first command again, which begins anew"
         )
     try:
-        state = later(tracker.load_checkpoint(run_id), stuck)
+        state = tracker.load_checkpoint(run_id)
     except checkpoint.DamagedCheckpoint as damage:
         raise UserError(
             f"resume={name}: all its checkpoints are damaged ({damage}); {BEGIN_ANEW}"
@@ -111,7 +111,10 @@ def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | No
     """The run as its spool holds it; `None` if only the store can go on with it."""
     for folder, spooled in spools(config.folder, name):
         left = records(folder)
-        state = newest_checkpoint(folder)
+        # The newest first; of the others nothing is read.
+        whole = (r for r in reversed(left) if r.kind == "checkpoint" and r.is_whole(folder))
+        states = (checkpoint.load(r.path(folder), str(r.sha256)) for r in whole)
+        state = next(states, None)
         if spooled.config is None or (state is None and spooled.run_id is not None):
             return None  # the store has more of it
         if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):

@@ -5,13 +5,12 @@ once MLflow has them. So a store that is away costs a training nothing, and what
 outlives the process: `python -m mnist_hydra.sync`, or the run's next process, delivers it.
 To deliver a record twice changes nothing: MLflow keeps equal metrics, parameters and tags once, and
 artifacts by their name. The journal outlives a killed process, not a machine that loses its power;
-what that takes is in the checkpoint, whose metrics are told again. A record that the store alone
-does not take, such as a file that is too large for a proxy, goes to the end of the line: no other
-waits for it.
+what that takes is in the checkpoint, whose metrics are told again.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -19,16 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra.errors import ClaimLost, StoreAway, UserError, first_line
+from mnist_hydra.errors import ClaimLost, UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
-from mnist_hydra.tracking import journal, tag
+from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
 from mnist_hydra.tracking.store import is_busy, shown_address
 from mnist_hydra.tracking.tracker import Tracker, is_away
@@ -52,14 +50,7 @@ after which another process takes one over (`ledger.owner.SILENT_S`).
 """
 LOCK_WAIT_S = 10.0
 
-Passed: TypeAlias = dict[int, Exception]
-"""Why records have gone to the end of the line since all were last tried, by their numbers."""
-
 log = logging.getLogger(__name__)
-
-
-class Stuck(StoreAway):
-    """The store takes none of the records that are left, though it takes others."""
 
 
 def deliver_next(
@@ -67,7 +58,6 @@ def deliver_next(
     tracker: Tracker,
     run_id: str,
     recorded: Collection[int] = (),
-    passed: Passed | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Deliver the next record of a spool; false if there is none.
@@ -76,12 +66,7 @@ def deliver_next(
 
     Args:
         recorded: epochs that MLflow knows already, perhaps trained again elsewhere.
-        passed: see `put_last`.
         check: called before a record is delivered; what it raises keeps that back.
-
-    Raises:
-        Stuck: all that is left is among `passed`.
-        Exception: MLflow's, if the store does not take the record.
     """
     record, end = next(journal.undelivered(folder), (None, 0))
     if end == 0:
@@ -89,45 +74,11 @@ def deliver_next(
     if record is None:
         where = folder / journal.JOURNAL
         journal.say(f"a record of run {run_id} is damaged and is left out ({where})")
-    elif passed and record.number in passed:
-        why = first_line(passed[record.number])
-        raise Stuck(f"it takes others, but not {record.title(folder)}: {why}")
     else:
-        # Once its end has arrived a run has ended by ourselves, perhaps before what is put last.
-        if record.kind != "end" and not record.put_last:
+        if record.kind != "end":  # once that has arrived its run has ended, by ourselves
             check()
         _deliver(record, folder, tracker, run_id, recorded)
     _pass_by(folder, record, end)
-    return True
-
-
-def put_last(
-    folder: Path,
-    tracker: Tracker,
-    run_id: str,
-    error: Exception,
-    passed: Passed,
-    write_down: Callable[[Record], None],
-) -> bool:
-    """Put the next record at the end of the line if it alone is what the store does not take;
-    whether that was done.
-
-    Args:
-        error: what came of delivering it.
-        passed: gets its number.
-        write_down: writes a record at the journal's end.
-    """
-    if isinstance(error, Stuck) or is_busy(error) or not is_away(error):
-        return False
-    try:
-        record, end = next(journal.undelivered(folder))
-        assert record is not None
-        tracker.set_tags(run_id, {tag.PROBE: str(time.time_ns())})
-        write_down(replace(record, put_last=True))
-        journal.set_position(folder, end)
-    except Exception:
-        return False
-    passed[record.number] = error
     return True
 
 
@@ -191,7 +142,6 @@ def deliver_all(
 
     Raises:
         UserError: its run is still at work, or MLflow refuses a record; what is left stays.
-        Stuck: all is delivered but for records that the store does not take; those stay.
         Exception: MLflow's, if the store does not take one; what is left stays.
     """
     try:
@@ -203,23 +153,15 @@ def deliver_all(
             run_id = tracker.create_run(spooled)
             journal.write_run(folder, replace(spooled, run_id=run_id))
             left = journal.records(folder)
-            own = all(record.is_product or record.put_last for record in left)
+            own = all(record.is_product or record.kind == "end" for record in left)
             if not own and tracker.has_finished(run_id):
                 old = f"{len(left)} records of before are left out"
                 journal.say(f"run {run_id} has finished: {old}")
                 journal.remove(folder)
                 return 0, run_id
-            delivered, recorded, passed = 0, tracker.epochs_recorded(run_id), Passed()
-            with open(folder / journal.JOURNAL, "ab", buffering=0) as file:
-                write_down = partial(journal.append, file)
-                while True:
-                    try:
-                        if not deliver_next(folder, tracker, run_id, recorded, passed):
-                            break
-                        delivered += 1
-                    except Exception as error:
-                        if not put_last(folder, tracker, run_id, error, passed, write_down):
-                            raise
+            delivered, recorded = 0, tracker.epochs_recorded(run_id)
+            while deliver_next(folder, tracker, run_id, recorded):
+                delivered += 1
             journal.remove(folder)
             return delivered, run_id
     except Timeout:
@@ -233,42 +175,17 @@ def deliver_all(
         ) from None
 
 
-def deliver_left(
-    place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0
-) -> dict[str, Any] | None:
-    """Deliver what a dead process of a run could not; what is stuck stays for the run's next one.
+def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
+    """Deliver what a dead process of a run could not.
 
     Args:
         wait_s: for another process that delivers it just now.
 
-    Returns:
-        The newest checkpoint among what is stuck.
-
     Raises:
         Exception: MLflow's, if the store does not take it.
     """
-    stuck = None
     for folder, spooled in journal.spools(place.folder, run):
-        try:
-            deliver_all(folder, spooled, tracker, wait_s=wait_s)
-        except Stuck:
-            stuck = newest_checkpoint(folder)
-    return stuck
-
-
-def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint in a spool; of those before nothing is read."""
-    from mnist_hydra import checkpoint
-
-    for record in reversed(journal.records(folder)):
-        if record.kind == "checkpoint" and record.is_whole(folder):
-            return checkpoint.load(record.path(folder), str(record.sha256))
-    return None
-
-
-def later(*states: dict[str, Any] | None) -> dict[str, Any] | None:
-    """That of some checkpoints which is of the latest step; `None` for none."""
-    return max(filter(None, states), key=lambda state: int(state["steps"]), default=None)
+        deliver_all(folder, spooled, tracker, wait_s=wait_s)
 
 
 def spooled_run(place: Place, run_id: str, config: str | None = None) -> SpooledRun:
@@ -315,8 +232,6 @@ class Spool:
         """What MLflow refused for good, first."""
         self.away: str | None = None
         """Why the store takes nothing now; `None` while it does."""
-        self.stuck = False
-        """Whether that is so of the records that are left alone, and no metrics are among them."""
         self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
         """How long the store may take nothing at the end, and when it last took something."""
         self._open_tracker, self._reopen = open_tracker, reopen
@@ -448,21 +363,23 @@ class Spool:
         self._write_down(Record(next(self._numbers), kind, data))
 
     def _write_down(self, record: Record) -> None:
+        line = journal.line_of(record)
         with self._changed:
-            journal.append(self._journal, record)
+            whole = self._journal.tell()
+            if self._journal.write(line) != len(line):
+                self._journal.truncate(whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
             self._changed.notify_all()
 
     def _deliver(self) -> None:
         try:
             self._deliver_until_closed()
-        except Exception as error:  # such as no memory; what is left is on the disk
-            self.away = type(error).__name__
         finally:
             if self._given_up:  # a request that nobody waited for has ended
                 self._lock.release()
 
     def _deliver_until_closed(self) -> None:
-        wait_s, passed = FIRST_WAIT_S, Passed()
+        wait_s = FIRST_WAIT_S
         recorded: Collection[int] = ()
         while not self._given_up:
             try:
@@ -470,15 +387,11 @@ class Spool:
                     recorded = self._open()
                 assert self.tracker is not None
                 delivered = deliver_next(
-                    self.folder,
-                    self.tracker,
-                    self.run.id,
-                    recorded,
-                    passed,
-                    self._check_after_silence,
+                    self.folder, self.tracker, self.run.id, recorded, self._check_after_silence
                 )
-                self._heard_at = time.time()
-                self.away, self.stuck, wait_s = None, False, FIRST_WAIT_S
+                if delivered:
+                    self._heard_at = time.time()
+                self.away, wait_s = None, FIRST_WAIT_S
                 self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
                 with self._changed:
                     if not delivered and not self._pending():
@@ -488,29 +401,18 @@ class Spool:
             except Exception as error:
                 # If a checkpoint waits here for a store that was never opened, try on, whatever the
                 # error: a name that is not found, a password that is not taken.
-                if not is_away(error) and not (self.tracker is None and self._checkpoints):
+                passes = is_away(error) or isinstance(error, MemoryError)
+                if not passes and not (self.tracker is None and self._checkpoints):
                     self.refusal = self.refusal or error
                     if self.tracker is None:
                         return
                     skip_next(self.folder)
                     continue
-                if self.tracker is not None and put_last(
-                    self.folder, self.tracker, self.run.id, error, passed, self._write_down
-                ):
-                    continue
-                self._takes_nothing(error)
+                self.away = first_line(error)
+                self._patience_s = PATIENCE_S if is_busy(error) else PATIENCE_AWAY_S
                 with self._changed:
                     self._changed.wait(wait_s)
-                passed.clear()
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-
-    def _takes_nothing(self, error: Exception) -> None:
-        if self._given_up:  # then nothing can be written down, either
-            return
-        left = journal.records(self.folder) if isinstance(error, Stuck) else []
-        self.stuck = bool(left) and all(record.kind != "metrics" for record in left)
-        self.away = first_line(error)
-        self._patience_s = PATIENCE_S if is_busy(error) else PATIENCE_AWAY_S
 
     def _open(self) -> Collection[int]:
         """Open the store, find or make the run; returns the epochs that MLflow knows of it."""
@@ -530,6 +432,8 @@ class Spool:
         """Ask whose run it is before the first record, and after a while in which it may have been
         taken over. The time of day goes on while the machine sleeps.
         """
+        if isinstance(self.refusal, ClaimLost):
+            raise self.refusal
         if abs(time.time() - self._heard_at) > CHECK_AFTER_S:
             self._check()
 
@@ -561,8 +465,7 @@ class Spool:
         """Wait until all is delivered or the store takes no more; what is left stays.
 
         Args:
-            stop: wait on and on, until it is set; only then patience has an end. For what is
-                stuck nobody waits.
+            stop: wait on and on, until it is set; only then patience has an end.
         """
         if self._closed:
             return
@@ -572,7 +475,7 @@ class Spool:
         began, said = time.monotonic(), False
         while self._thread.is_alive():
             self._thread.join(0.05)
-            if stop is not None and not stop.is_set() and not self.stuck:
+            if stop is not None and not stop.is_set():
                 began = time.monotonic()
                 if self.away is not None and not said:
                     log.warning("waiting for the store, which does not answer: %s", self.away)
@@ -581,10 +484,8 @@ class Spool:
             if self._thread.is_alive() and took_nothing_s > self._patience_s:
                 break
         self._closed = True
-        with self._changed:
-            self._journal.close()
-            self._given_up = self._thread.is_alive()
-            self._changed.notify_all()
+        self._journal.close()
+        self._given_up = self._thread.is_alive()
         if not self._given_up:
             never_begun = self.tracker is None and not self._checkpoints
             if self.left == 0 or (self.refusal is not None and never_begun):

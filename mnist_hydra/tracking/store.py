@@ -173,11 +173,6 @@ def _wrong(shown: str, why: str) -> UserError:
     return UserError(f"tracking.uri={shown} is no address of a store ({why}); right: {RIGHT}")
 
 
-def is_folder(artifacts: str | None) -> bool:
-    """Whether that is the address of a folder, which other machines do not have."""
-    return artifacts is not None and urlsplit(artifacts).scheme == "file"
-
-
 def shown_address(uri: str | None) -> str | None:
     """An address without its password; `None` for the store below `output_dir`."""
     return None if uri is None else read_address(uri, Path.cwd()).shown

@@ -20,8 +20,6 @@ trial its sweep's plan has them.
 KEY = HIDDEN + "key"
 """A run's own name in this program, by which it is found where MLflow's id was not known yet."""
 CHECKPOINT = HIDDEN + "checkpoint"
-PROBE = HIDDEN + "probe"
-"""When it was last tried whether the store takes anything; in nanoseconds, so always another."""
 COMMAND = "command"
 COMMIT = "mlflow.source.git.commit"
 DIRTY = HIDDEN + "git_dirty"

@@ -56,6 +56,8 @@ LASTING = (
     *("NoSuchBucket", "ContainerNotFound", "Forbidden", "DefaultCredentials"),
 )
 """What their errors say where to ask again is of no use."""
+TOO_LARGE = ("413 Client Error", "error code 413")
+"""What MLflow's client says of a proxy that does not let through what is so large."""
 
 
 class NothingRecorded(UserError):
@@ -97,8 +99,6 @@ class Tracker:
         self.client: MlflowClient = store.open_store(self.store)
         experiment = find_experiment(self.client, name, self.store.artifacts, make=make)
         self.experiment_id = str(experiment.experiment_id)
-        self.artifacts = str(experiment.artifact_location)
-        """The address of what holds a folder for each run."""
         if place.tracking.uri is None:
             check_not_moved(name, experiment.artifact_location, place.folder)
 
@@ -106,17 +106,15 @@ class Tracker:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if spooled.run_id is not None:
             return spooled.run_id
-        if found := self._runs_with_key(spooled.key):
-            return str(found[0].info.run_id)
-        tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
-        name = None if spooled.name is None else tag.run_name(hide(spooled.name))
-        fitting = tag.fitting(tags)
-        run = self.client.create_run(self.experiment_id, spooled.start_ms, fitting, name)
+        if not self._runs_with_key(spooled.key):
+            tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
+            name = None if spooled.name is None else tag.run_name(hide(spooled.name))
+            self.client.create_run(self.experiment_id, spooled.start_ms, tag.fitting(tags), name)
         # MLflow's client repeats a request that was not answered, and that may have made one, too.
-        for other in self._runs_with_key(spooled.key):
-            if other.info.run_id != run.info.run_id:
-                self.client.delete_run(other.info.run_id)
-        return str(run.info.run_id)
+        first, *others = self._runs_with_key(spooled.key)
+        for other in others:
+            self.client.delete_run(other.info.run_id)
+        return str(first.info.run_id)
 
     def find_run(self, run_id: str, key: str = "resume") -> Run:
         """The run of that id, or of the key that it had before it got one.
@@ -347,16 +345,18 @@ def read_checkpoint_tag(text: str) -> dict[str, Any] | None:
 
 def is_away(error: BaseException) -> bool:
     """Whether an error says that the store does not take anything now, and may do so later: it
-    does not answer, is locked, has no space or wants a password, or this process has no memory.
+    does not answer, is locked, has no space or wants a password.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    if any(words in str(error) for words in TOO_LARGE):
+        return False
     if isinstance(error, MlflowException):
         return error.error_code not in FINAL_CODES
     if type(error).__module__.startswith(CLOUDS):
         return not any(word in f"{type(error).__name__}: {error}" for word in LASTING)
-    return isinstance(error, StoreAway | OSError | MemoryError | SQLAlchemyError | sqlite3.Error)
+    return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
 
 
 def check_store(place: Place) -> None:

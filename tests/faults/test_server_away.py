@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import LoggedModelStatus
 
 from tests.commands import Commands, Done
 from tests.faults.faulty_sweep import FaultySweep, finish
@@ -237,50 +237,36 @@ def test_a_server_that_is_killed_and_started_again_has_it_all(
         assert_whole(training, address)
 
 
-@pytest.mark.parametrize(
-    "what", ["/last.pt", pytest.param("/slot-0.pt", marks=pytest.mark.long)]
-)
-def test_a_file_that_a_proxy_refuses_holds_up_nothing_else_of_a_run(
-    what: str, commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+def test_a_file_that_a_proxy_refuses_ends_a_run_with_one_line(
+    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
 ) -> None:
-    proxy.refuses = what
+    proxy.refuses = "/slot-0.pt"
     training = Training(tmp_path, mnist, proxy.address)
-    assert training.finish() == 0, training.said
-    assert "it takes others, but not " in training.said and "413 Client Error" in training.said
+    assert training.finish() == 1, training.said
+    (line,) = [line for line in training.said.splitlines() if "413 Client Error" in line]
+    assert line.startswith("run ") and " failed: " in line
     client = MlflowClient(mlflow_address)
     experiment = client.get_experiment_by_name(training.name)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED" and "test/acc_last" in run.data.metrics
-    assert len(client.list_artifacts(run.info.run_id, "pictures")) == 4
-    assert training.sync(commands).code == 1, "it is refused still"
-    proxy.come_back()
-    assert training.sync(commands).code == 0
-    assert_whole(training, mlflow_address)
+    assert run.info.status == "FAILED" and "host" in run.data.tags
 
 
-def test_a_file_that_a_proxy_refuses_holds_up_no_trial(
-    commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+def test_trials_whose_files_a_proxy_refuses_fail_and_are_finished_once_it_takes_them(
+    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
 ) -> None:
     proxy.refuses = "/last.pt"
     words = ["seed=1,2", "tracking=server", f"tracking.uri={proxy.address}"]
     sweep = FaultySweep(tmp_path, mnist, "refused-by-proxy", words)
     code, said = finish(sweep.start())
-    assert code == 0 and "2 of 2 trials done" in said, said
-    (line,) = [line for line in said.splitlines() if line.startswith("seed=1 waits")]
-    assert re.search(r"but not file /\S+/last\.pt: 413 Client Error.*mnist_hydra\.sync", line)
-    client = MlflowClient(mlflow_address)
-    trials = sweep.trials(client)
-    assert not any(file_of(client, run, "checkpoints/last.pt") for run in trials)
+    assert code == 1 and "413 Client Error" in said, said
     proxy.come_back()
-    assert commands.run_module("sync", cwd=tmp_path).code == 0
-    assert all(file_of(client, run, "checkpoints/last.pt") for run in trials)
-
-
-def file_of(client: MlflowClient, run: Run, name: str) -> bool:
-    """Whether a run has an artifact."""
-    folder = client.list_artifacts(run.info.run_id, str(Path(name).parent))
-    return name in {file.path for file in folder}
+    code, said = finish(sweep.start())
+    assert code == 0 and "2 of 2 trials done" in said, said
+    client = MlflowClient(mlflow_address)
+    for run in sweep.trials(client):
+        files = client.list_artifacts(run.info.run_id, "checkpoints")
+        assert "checkpoints/last.pt" in {file.path for file in files}
 
 
 def test_a_run_killed_while_its_server_is_away_goes_on_before_that_is_back(

@@ -199,7 +199,9 @@ def test_what_torch_would_run_of_a_programs_text_is_named(model: Path, how: str)
 
 
 @pytest.mark.parametrize(
-    "name", ["model/data/aotinductor/model/evil.so", "model/models/model.json", "model/extra/x"]
+    "name",
+    ["model/data/aotinductor/model/evil.so", "model/models/model.json", "model/extra/x"]
+    + ["model/data/weights/WEIGHT_0", "model/data/weights/weight_x.pt", "model/models/other.json"],
 )
 def test_a_program_with_compiled_code_or_a_file_twice_is_refused(model: Path, name: str) -> None:
     with zipfile.ZipFile(model / "data" / "model.pt2", "a") as archive:
@@ -216,6 +218,8 @@ def test_a_program_with_compiled_code_or_a_file_twice_is_refused(model: Path, na
         {"guards_code": ["L['images'].size()[0] >= 2", "L['args'][0][0].shape[0] % 2 == 0"]},
         {"target": "torch.ops.aten._assert_tensor_metadata.default"},
         {"target": None, "kind": 1},
+        {"out_spec": '[1, {"type": "builtins.tuple", "context": "null", "children_spec": []}]'},
+        {"path_name": "weight_12", "use_pickle": False, "name": "layers.0.weight"},
     ],
 )
 def test_what_a_plain_program_says_is_let_in(plain: dict[str, Any], tmp_path: Path) -> None:
@@ -241,6 +245,11 @@ def test_what_a_plain_program_says_is_let_in(plain: dict[str, Any], tmp_path: Pa
         {"expr_str": "1" * 60 + "!"},
         {"expr_str": "s11" * 60 + "!"},
         {"guards_code": ["1" * 60 + "!"]},
+        {"guards_code": ["1<<99999999999"]},
+        {"out_spec": '[1, {"type": "collections.defaultdict", "context": {"module": "evil"}}]'},
+        {"out_spec": '[1, {"context": "{\\u005f_enum__: true}"}]'},
+        {"path_name": "WEIGHT_0"},
+        {"use_pickle": True},
         {"as_operator": "torch.ops.aten.add.Tensor"},
     ],
 )
@@ -249,3 +258,18 @@ def test_what_no_plain_program_says_is_refused(evil: dict[str, Any], tmp_path: P
         archive.writestr("model/models/model.json", json.dumps({"nodes": [evil]}))
     found = copy_plain(tmp_path / "model.pt2", tmp_path / "copy.pt2")
     assert str(found).startswith(next(iter(evil)))
+
+
+@pytest.mark.parametrize("name", ["images=__import__('os')", 'x", None) or print("'])
+def test_what_torch_would_write_into_code_is_a_name(name: str, tmp_path: Path) -> None:
+    for text in ({"name": name}, {name: 1}, [name]):
+        with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+            archive.writestr("model/models/model.json", json.dumps({"nodes": [text]}))
+        assert copy_plain(tmp_path / "model.pt2", tmp_path / "copy.pt2") == name
+
+
+def test_a_packed_file_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data/weights/weight_0", bytes(60_000_000))
+    found = copy_plain(tmp_path / "model.pt2", tmp_path / "copy.pt2")
+    assert found == "the file model/data/weights/weight_0"

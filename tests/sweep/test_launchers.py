@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,7 +27,6 @@ from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import (
-    check_shared_artifacts,
     count_workers,
     last_line,
     make_launcher,
@@ -277,30 +275,6 @@ def test_an_address_that_is_a_bare_number_or_a_flag_is_refused_in_one_line(
     context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
     with pytest.raises(UserError, match=f"hydra.launcher.address={what}"):
         count_workers(make_launcher(context, lambda cfg: None, config), SweepConfig())
-
-
-@pytest.mark.parametrize(
-    ("words", "where", "right"),
-    [
-        ("ray hydra.launcher.address=head:6379", "file:///driver/artifacts", False),
-        ("ray hydra.launcher.address=head:6379", "s3://bucket/artifacts", True),
-        ("ray hydra.launcher.address=head:6379", None, True),
-        ("ray hydra.launcher.address=local", "file:///driver/artifacts", True),
-        ("joblib", "file:///driver/artifacts", True),
-        ("slurm", "file:///shared/artifacts", True),
-    ],
-)
-def test_artifacts_in_a_folder_of_this_machine_are_refused_where_workers_are_on_others(
-    launcher: Any, words: str, where: str | None, right: bool
-) -> None:
-    chosen = [f"hydra/launcher={words.split()[0]}", *words.split()[1:]]
-    config = compose("config", chosen, return_hydra_config=True)
-    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
-    made = make_launcher(context, lambda cfg: None, config)
-    with nullcontext() if right else pytest.raises(UserError) as refused:
-        check_shared_artifacts(made, "ray", where)
-    if not right:
-        assert "file:///driver/artifacts; right: tracking=server" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["joblib", "ray"])
