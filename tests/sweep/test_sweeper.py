@@ -37,6 +37,7 @@ from mnist_hydra.errors import StoreAway
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.sweep import attempt
+from mnist_hydra.targets import LET_IN
 from mnist_hydra.tracking import journal, spool, tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
 from tests.sweep_entries import claims, entries
@@ -168,8 +169,10 @@ def write_moody(place: Path) -> Path:
 
 
 @pytest.fixture
-def moody(tmp_path: Path) -> str:
+def moody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder with a model of one's own, to be given as `--config-dir`."""
+    monkeypatch.setattr(LET_IN, "folders", [])  # without those of commands of this process before
+    monkeypatch.delitem(sys.modules, "moody", raising=False)
     return f"--config-dir={write_moody(tmp_path)}"
 
 
