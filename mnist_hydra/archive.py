@@ -37,13 +37,14 @@ GUARD = re.compile(
 """Neither knows powers or shifts: `9**9**9` takes for ever. Each text is read in one way alone, so
 that no long one takes for ever to refuse."""
 OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims)\.(?!\w*__|from_file\b)\w+\.(?!\w*__)\w+|torch\.sym_\w+"
-    r"|torch\.ops\.higher_order\.(cond|scan|map_impl|while_loop|wrap_with_set_grad_enabled)"
+    r"torch\.ops\.(aten|prims)\.(__(and|or|xor)__|(?!\w*__|from_file\b)\w+)\.(?!\w*__)\w+"
+    r"|torch\.sym_\w+|torch\.ops\.higher_order\.(cond|scan|map_impl|while_loop"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|and_|or_|eq|ne|ge|gt|le|lt)"
 )
 TREE = re.compile(r'(?!.*(defaultdict|__enum__))\[1, [\w{}\[\]":, .]*\]')
 """What a program takes and returns, without a backslash, by which JSON could hide a word."""
-NAME = re.compile(r"[\w., >-]*")
+NAME = re.compile(r"[\w., >/+:-]*")
 """All else that is text."""
 
 

@@ -80,6 +80,9 @@ def run_alone(config: Config, overrides: list[str], flags: list[str]) -> float |
                 failure = error
                 _record_failure(spool)
     failure = failure or spool.refusal
+    if failure is not None and spool.left and spool.tracker is not None:
+        with suppress(Exception):  # its own end waits behind what is refused
+            spool.tracker.end(spool.run.id, "FAILED")
     if spool.left:
         _say_what_is_left(config, spool)
     if isinstance(failure, UserError):

@@ -49,7 +49,7 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
     Raises:
         SystemExit: this process was asked to stop, by a signal (128 + its number) or the end of its
             standard input (as by SIGTERM), and there may be trials left. At code 0 there are none,
-            or the ledger asked it.
+            or the ledger asked it, or a launcher of others runs it, which takes no exit code.
     """
     from mnist_hydra.build import prepare, say_once  # torch, as whoever trains needs it
     from mnist_hydra.checkpoint import DamagedCheckpoint

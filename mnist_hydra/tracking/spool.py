@@ -29,7 +29,7 @@ from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
 from mnist_hydra.tracking.store import is_busy, shown_address
-from mnist_hydra.tracking.tracker import Tracker, is_away
+from mnist_hydra.tracking.tracker import Tracker, is_away, is_for_later
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,7 +120,7 @@ def _deliver(
         try:
             tracker.log_model(run_id, path, data)
         except Exception as error:
-            if is_away(error):
+            if is_away(error) or is_for_later(error):
                 raise
             why = hide_in_error(first_line(error))
             journal.say(f"no exported model of run {run_id}: {why}")
@@ -169,9 +169,11 @@ def deliver_all(
     except Exception as error:
         if isinstance(error, UserError) or is_away(error):
             raise
+        right = f"restore the run if it was deleted, or delete {folder}"
+        if is_for_later(error):
+            right = "more memory, or a higher limit of the proxy before the server; then again"
         raise UserError(
-            f"MLflow refuses what run {spooled.id} has left ({first_line(error)}); "
-            f"right: restore the run if it was deleted, or delete {folder}"
+            f"MLflow refuses what run {spooled.id} has left ({first_line(error)}); right: {right}"
         ) from None
 
 
@@ -365,7 +367,7 @@ class Spool:
     def _write_down(self, record: Record) -> None:
         line = journal.line_of(record)
         with self._changed:
-            whole = self._journal.tell()
+            whole = self._journal.seek(0, os.SEEK_END)
             if self._journal.write(line) != len(line):
                 self._journal.truncate(whole)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -401,10 +403,12 @@ class Spool:
             except Exception as error:
                 # If a checkpoint waits here for a store that was never opened, try on, whatever the
                 # error: a name that is not found, a password that is not taken.
-                passes = is_away(error) or isinstance(error, MemoryError)
-                if not passes and not (self.tracker is None and self._checkpoints):
+                if not is_away(error) and not (self.tracker is None and self._checkpoints):
                     self.refusal = self.refusal or error
                     if self.tracker is None:
+                        return
+                    if is_for_later(error):  # what is left stays
+                        self.away = first_line(error)
                         return
                     skip_next(self.folder)
                     continue

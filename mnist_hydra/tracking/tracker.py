@@ -350,13 +350,20 @@ def is_away(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    if any(words in str(error) for words in TOO_LARGE):
+    if is_for_later(error):
         return False
     if isinstance(error, MlflowException):
         return error.error_code not in FINAL_CODES
     if type(error).__module__.startswith(CLOUDS):
         return not any(word in f"{type(error).__name__}: {error}" for word in LASTING)
     return isinstance(error, StoreAway | OSError | SQLAlchemyError | sqlite3.Error)
+
+
+def is_for_later(error: BaseException) -> bool:
+    """Whether a record may be taken once somebody has changed something: the limit of a proxy before
+    the server, or this process's memory. The store is not away then.
+    """
+    return isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE)
 
 
 def check_store(place: Place) -> None:

@@ -237,19 +237,27 @@ def test_a_server_that_is_killed_and_started_again_has_it_all(
         assert_whole(training, address)
 
 
-def test_a_file_that_a_proxy_refuses_ends_a_run_with_one_line(
-    tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
+@pytest.mark.parametrize("what", ["/slot-0.pt", "/last.pt"])
+def test_a_file_that_a_proxy_refuses_ends_a_run_and_waits_for_it_with_all_behind(
+    what: str, commands: Commands, tmp_path: Path, mnist: Path, proxy: Proxy, mlflow_address: str
 ) -> None:
-    proxy.refuses = "/slot-0.pt"
+    proxy.refuses = what
     training = Training(tmp_path, mnist, proxy.address)
     assert training.finish() == 1, training.said
-    (line,) = [line for line in training.said.splitlines() if "413 Client Error" in line]
-    assert line.startswith("run ") and " failed: " in line
+    assert " failed: HTTPError: 413 Client Error" in training.said
     client = MlflowClient(mlflow_address)
     experiment = client.get_experiment_by_name(training.name)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FAILED" and "host" in run.data.tags
+    assert run.info.status == "FAILED"
+    assert "a higher limit of the proxy" in training.sync(commands).err
+    proxy.come_back()
+    assert training.sync(commands).code == 0
+    folder = "checkpoints"
+    there = {file.path for file in client.list_artifacts(run.info.run_id, folder)}
+    assert f"{folder}{what}" in there
+    if what == "/last.pt":  # it was trained to its end
+        assert_whole(training, mlflow_address)
 
 
 def test_trials_whose_files_a_proxy_refuses_fail_and_are_finished_once_it_takes_them(

@@ -762,16 +762,22 @@ def test_pictures_and_model_of_a_finished_run_are_delivered_by_hand(
     assert the_run(made)[0].list_artifacts(run_id, "pictures")
 
 
-def test_a_process_without_memory_leaves_no_record_out(made: Path) -> None:
-    errors = [MemoryError()]
-
-    class Full(Tracker):
+@pytest.mark.parametrize("error", [MemoryError(), OSError("413 Client Error: too large")])
+def test_what_is_refused_until_something_is_changed_stays_with_all_behind_it(
+    made: Path, error: Exception
+) -> None:
+    class Refusing(Tracker):
         def log_epochs(self, run_id: str, history: list[dict[str, Any]]) -> None:
-            if errors:
-                raise errors.pop()
-            super().log_epochs(run_id, history)
+            raise error
 
-    with Spool(made, SPOOLED, lambda: Full(place(made))) as spool:
+    with Spool(made, SPOOLED, lambda: Refusing(place(made))) as spool:
         spool.log_epochs([epoch(1)])
-    assert spool.refusal is None and spool.left == 0
-    assert the_run(made)[1].data.metrics["train/loss"] == 1
+        spool.set_tags({"behind": "it"})
+    assert spool.refusal is error and spool.left == 2
+    tracker, run_id = Tracker(place(made)), spool.run.id
+    with pytest.raises(UserError, match="right: more memory, or a higher limit of the proxy"):
+        spools.deliver_left(place(made), Refusing(place(made)), run_id)
+    spools.deliver_left(place(made), tracker, run_id)
+    run = the_run(made)[1]
+    assert run.data.metrics["train/loss"] == 1 and run.data.tags["behind"] == "it"
+    assert not (made / "spool").exists()
