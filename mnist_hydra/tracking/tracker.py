@@ -360,8 +360,8 @@ def is_away(error: BaseException) -> bool:
 
 
 def is_for_later(error: BaseException) -> bool:
-    """Whether a record may be taken once somebody has changed something: the limit of a proxy before
-    the server, or this process's memory. The store is not away then.
+    """Whether a record may be taken once somebody has changed something: the limit of a proxy
+    before the server, or this process's memory. The store is not away then.
     """
     return isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE)
 
