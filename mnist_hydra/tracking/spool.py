@@ -173,7 +173,7 @@ def deliver_all(
         if is_for_later(error):
             right = "more memory, or a higher limit of the proxy before the server; then again"
         raise UserError(
-            f"MLflow refuses what run {spooled.id} has left ({first_line(error)}); right: {right}"
+            f"MLflow refuses what run {spooled.id} has left; right: {right} ({first_line(error)})"
         ) from None
 
 
