@@ -77,10 +77,12 @@ def copy_plain(archive: Path, copy: Path) -> str | None:
         zipfile.BadZipFile: it is no archive.
     """
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(copy, "w") as new:
+        seen = set[str]()
         for one in old.infolist():
             name, is_packed = one.filename, one.compress_type != zipfile.ZIP_STORED
-            if not RECORD.fullmatch(name) or name in new.namelist() or is_packed:  # none by torch
+            if not RECORD.fullmatch(name) or name in seen or is_packed:  # none by torch
                 return f"the file {name}"
+            seen.add(name)
             record = old.read(one)
             with suppress(ValueError):  # no JSON, or no text
                 for found in _evaluated(json.loads(record)):

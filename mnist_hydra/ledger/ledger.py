@@ -184,7 +184,7 @@ class Ledger:
                 self._read_page(self._page_of(claim_key(trial.fingerprint, 1)))
                 now = self._trials.get(trial.fingerprint)  # perhaps begun again meanwhile
                 if now is not None and now.run_id == run_id and now.state != RUNNING:
-                    self.close(run_id, now.state, now.error, self._last_epoch_ms(run_id))
+                    self.close(run, now.state, now.error, self._last_epoch_ms(run_id))
 
     def write_once(self, key: str, text: str) -> bool:
         """Write an entry that nobody has written; whether the one that stands is the same.
@@ -304,17 +304,18 @@ class Ledger:
         last_ms = self._last_epoch_ms(trial.run_id) if went_on else None
         at_ms = last_ms if last_ms is not None and last_ms < began_ms else None
         # Also where it stands already: then this is asked again, since the store was away here.
-        self.close(trial.run_id, state, error, at_ms)
+        self.close(run, state, error, at_ms)
         return True
 
-    def close(self, run_id: str, state: str, error: str = "", at_ms: int | None = None) -> None:
+    def close(self, run: Run, state: str, error: str = "", at_ms: int | None = None) -> None:
         """Set status, tags and end time (now, or `at_ms`) of a trial's run as its attempt ended."""
         from mlflow.exceptions import MlflowException
 
+        run_id = run.info.run_id
         tags = {tag.STATE: state} | ({tag.ERROR: error} if error else {})
         tag_run(self.client, run_id, tags)
-        if not error:  # that of an attempt before misleads here; its entry keeps it
-            with suppress(MlflowException):  # there is none
+        if not error and tag.ERROR in run.data.tags:  # of an attempt before, whose entry keeps it
+            with suppress(MlflowException):  # somebody else has removed it
                 self.client.delete_tag(run_id, tag.ERROR)
         self.client.set_terminated(run_id, STATUS.get(state, "KILLED"), at_ms)
 

@@ -73,7 +73,8 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
             cfg = OmegaConf.create(tracker.read_text(run_id, "config.yaml"))
             for key in NO_EFFECT_ON_RESULT:
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
-            # Or leave it out: another process has trained it.
+            # What an earlier process of the run has left here; or it is left out, where another one
+            # has finished the run.
             deliver_left(config, tracker, run_id, wait_s=LOCK_WAIT_S)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
             if trainer.position.epoch < trainer.config.epochs:

@@ -106,12 +106,14 @@ class Tracker:
         """The MLflow run of a spool: found, or started now; returns its id."""
         if spooled.run_id is not None:
             return spooled.run_id
-        if not self._runs_with_key(spooled.key):
+        found = self._runs_with_key(spooled.key)
+        if not found:
             tags = hide_all({**spooled.tags, tag.KEY: spooled.key})
             name = None if spooled.name is None else tag.run_name(hide(spooled.name))
             self.client.create_run(self.experiment_id, spooled.start_ms, tag.fitting(tags), name)
+            found = self._runs_with_key(spooled.key)
         # MLflow's client repeats a request that was not answered, and that may have made one, too.
-        first, *others = self._runs_with_key(spooled.key)
+        first, *others = found
         for other in others:
             self.client.delete_run(other.info.run_id)
         return str(first.info.run_id)

@@ -267,7 +267,7 @@ def test_an_attempt_whose_run_another_closed_late_is_shown_as_running_again(
     first = claimed(ledger, owner)
     ledger.end(first, "failed")
     second = claimed(ledger, owner, ledger.read().trials["a"])
-    ledger.close(first.run_id, "failed")  # late
+    ledger.close(ledger.client.get_run(first.run_id), "failed")  # late
     assert ledger.beat(second, 1)
     run = ledger.client.get_run(second.run_id)
     assert (run.info.status, run.data.tags["state"]) == ("RUNNING", "running")
