@@ -234,8 +234,10 @@ class Spool:
         """What MLflow refused for good, first."""
         self.away: str | None = None
         """Why the store takes nothing now; `None` while it does."""
-        self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
-        """How long the store may take nothing at the end, and when it last took something."""
+        self._is_busy = False
+        """Whether that is because another process writes to it."""
+        self._taken_at = time.monotonic()
+        """When the store last took something, or had nothing to take."""
         self._open_tracker, self._reopen = open_tracker, reopen
         self._check, self._heard_at = check or self._check_finished, 0.0
         """Whether the run is still this process's own, and when the store last took a record."""
@@ -279,6 +281,11 @@ class Spool:
     def left(self) -> int:
         """How many records are not delivered yet."""
         return sum(1 for _ in journal.undelivered(self.folder))
+
+    @property
+    def _is_gone(self) -> bool:
+        """Whether the store is away, and not only busy."""
+        return self.away is not None and not self._is_busy
 
     def raise_if_refused(self) -> None:
         """Raise what MLflow refuses for good, such as to write to a run that was deleted."""
@@ -393,8 +400,8 @@ class Spool:
                 )
                 if delivered:
                     self._heard_at = time.time()
-                self.away, wait_s = None, FIRST_WAIT_S
-                self._patience_s, self._taken_at = PATIENCE_S, time.monotonic()
+                self.away, self._is_busy, wait_s = None, False, FIRST_WAIT_S
+                self._taken_at = time.monotonic()
                 with self._changed:
                     if not delivered and not self._pending():
                         if self._closing:
@@ -413,7 +420,7 @@ class Spool:
                     skip_next(self.folder)
                     continue
                 self.away = first_line(error)
-                self._patience_s = PATIENCE_S if is_busy(error) else PATIENCE_AWAY_S
+                self._is_busy = is_busy(error)
                 with self._changed:
                     self._changed.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -451,17 +458,17 @@ class Spool:
         return journal.position(self.folder) < path.stat().st_size
 
     def wait(self, is_enough: Callable[[], bool]) -> None:
-        """Wait until all that is written down is delivered; not for a store that is away, or that
-        has taken nothing for `PATIENCE_S`.
+        """Wait until all that is written down is delivered; not for a store that is away, and not
+        longer than `PATIENCE_S` for one that is busy or answers slowly.
 
         Args:
             is_enough: asked again and again: whether to wait no longer.
         """
         began = time.monotonic()
         while self._pending() and self._thread.is_alive():
-            took_nothing_s = time.monotonic() - max(began, self._taken_at)
-            is_silent = self.away is not None or took_nothing_s > PATIENCE_S
-            if is_silent or self.refusal is not None or is_enough():
+            since = max(began, self._taken_at) if self.away is None else self._taken_at
+            is_silent = time.monotonic() - since > PATIENCE_S
+            if is_silent or self._is_gone or self.refusal is not None or is_enough():
                 return
             time.sleep(0.005)
 
@@ -485,7 +492,8 @@ class Spool:
                     log.warning("waiting for the store, which does not answer: %s", self.away)
                     said = True
             took_nothing_s = time.monotonic() - max(began, self._taken_at)
-            if self._thread.is_alive() and took_nothing_s > self._patience_s:
+            patience_s = PATIENCE_AWAY_S if self._is_gone else PATIENCE_S
+            if self._thread.is_alive() and took_nothing_s > patience_s:
                 break
         self._closed = True
         self._journal.close()

@@ -586,6 +586,41 @@ def test_a_store_that_is_busy_or_slow_gets_all_before_the_run_ends(
     assert {f"tag{number}" for number in range(8)} <= the_run(made)[1].data.tags.keys()
 
 
+def test_a_trial_waits_until_a_busy_store_has_its_checkpoint_and_not_for_one_that_is_away(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, away = sqlite3.OperationalError("database is locked"), OSError("nobody answers")
+    error: list[Exception] = []
+
+    class Troubled(Tracker):
+        def log_checkpoint(self, run_id: str, path: Path, about: Mapping[str, Any]) -> None:
+            for each in error:
+                raise each
+            super().log_checkpoint(run_id, path, about)
+
+    monkeypatch.setattr(spools, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(spools, "FIRST_WAIT_S", 0.1)
+    with Spool(made, SPOOLED, lambda: Troubled(place(made))) as spool:
+        spool.wait(lambda: False)
+        error[:] = [busy]
+        threading.Timer(1.5, error.clear).start()
+        spool.save_checkpoint(state(1))
+        spool.wait(lambda: False)
+        assert spool.left == 0
+        error[:] = [away]
+        spool.save_checkpoint(state(2))
+        spool.wait(lambda: False)
+        assert spool.left == 1 and spool.away == "nobody answers"
+        error[:] = [busy]
+        while spool.away != "database is locked":
+            time.sleep(0.01)
+        monkeypatch.setattr(spools, "PATIENCE_S", 0.1)
+        spool.wait(lambda: False)  # it has taken nothing for long
+        assert spool.left == 1
+        error.clear()
+    assert spool.left == 0
+
+
 def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothing_was(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
