@@ -164,8 +164,8 @@ def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
 def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Build the scheduler; what follows from the run itself is filled in where the class takes it.
 
-    `total_steps` and `T_max` are the run's steps, `max_lr` its learning rate, `max_momentum` its
-    momentum, and `base_momentum` is never above that.
+    `total_steps`, `T_max` and `total_iters` are the run's steps, `max_lr` its learning rate,
+    `max_momentum` its momentum, and `base_momentum` is never above that.
     """
     kind = targets.resolve_class(config.scheduler.target, LRScheduler, "scheduler._target_")
     arguments = dict(config.scheduler.arguments)
@@ -173,6 +173,7 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     follows: dict[str, Any] = {
         "total_steps": steps,
         "T_max": steps,
+        "total_iters": steps,
         "max_lr": config.lr,
         "cycle_momentum": momentum is not None,
     }

@@ -292,8 +292,10 @@ def flatten(config: Config) -> dict[str, str]:
     places = ("tracking", "output_dir", "data.root", "data.offline", "data.sha256")
     settings = _as_dict(config, without=("sweep", "resume", "trusted", *places))
     for group in ("model", "optimizer", "scheduler"):
-        arguments = settings[group].pop("arguments")
-        del settings[group]["target"]  # told by the name; Compare would show both
+        arguments, target = settings[group].pop("arguments"), settings[group].pop("target")
+        told_by_name = target.rpartition(".")[2].lower().startswith(settings[group]["name"].lower())
+        if not told_by_name:  # else Compare would show both
+            settings[group]["target"] = target
         settings[group] |= {k: v for k, v in arguments.items() if k not in AT_THE_ROOT}
     settings["aug"] = {
         key: json.dumps(value) if isinstance(value, list) else value

@@ -37,6 +37,10 @@ class StoreAway(UserError):
     """The tracking store does not answer now; later it may."""
 
 
+class InUse(UserError):
+    """Another process has a run's spool."""
+
+
 class ClaimLost(UserError):
     """Another process has taken a run over, or finished it: nothing more may be written to it."""
 

@@ -156,7 +156,11 @@ def read_pictures(path: Path, side: int) -> Iterator[tuple[str, Grey]]:
     except Exception as error:  # whatever Pillow raises for a damaged file
         raise Unreadable(f"{path}: no image ({first_line(error)})") from None
     for number, grey in enumerate(images):
-        yield f"{path}#{number}" if is_idx(path) else str(path), fit(grey, side)
+        if not is_idx(path):
+            yield str(path), fit(grey, side)
+        else:  # which has them as a model takes them, where they are of its size
+            whole = grey.shape == (side, side)
+            yield f"{path}#{number}", grey if whole else fit(grey, side)
 
 
 def is_idx(path: Path) -> bool:

@@ -55,8 +55,15 @@ def hide_in_error(text: str) -> str:
 
 
 def hide(text: str) -> str:
-    """The same text as it may be recorded: no password of an address, none of MLflow's own."""
-    return without_password(_without_values(text, HIDDEN_VARIABLES))
+    """The same text as it may be recorded: no password of an address, none of MLflow's own, and no
+    character that a store cannot hold, such as a file's name may have.
+    """
+    return storable(without_password(_without_values(text, HIDDEN_VARIABLES)))
+
+
+def storable(text: str) -> str:
+    """The same text; what is no Unicode, and NUL, which PostgreSQL refuses, as escape sequences."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _without_values(text: str, variables: Iterable[str]) -> str:

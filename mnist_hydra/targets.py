@@ -147,7 +147,7 @@ def _insist_on_let_in(module: str, setting: str) -> None:
     if spec is None or spec.origin is None:
         raise UserError(
             f"{setting}: the module {top} is not let in; right: one of {', '.join(KNOWN)}, a "
-            f"Python file beside the YAML of --config-dir, or trusted=[{top}] on the command line"
+            f"Python file beside the YAML of --config-dir, or 'trusted=[{top}]' on the command line"
         )
     first = None
     with suppress(ValueError):  # `__main__` has none

@@ -222,11 +222,12 @@ class Trainer:
         losses: list[float] = position.losses.tolist()
         for step, loss in enumerate(losses):
             if not math.isfinite(loss):
+                finer = "" if self.runtime.precision == "fp32" else ", or precision=fp32"
                 raise NonFiniteLoss(
                     f"the loss is {loss} in epoch {position.epoch + 1}, step {step + 1} of "
                     f"{self.steps_per_epoch}, with lr={self.config.lr:g} "
                     f"(now {self.optimizer.param_groups[0]['lr']:.3g}); "
-                    f"right: a smaller lr, or precision=fp32"
+                    f"right: a smaller lr{finer}"
                 )
         sizes = [self.config.batch_size] * len(losses)
         sizes[-1] = images - sum(sizes[:-1])

@@ -42,7 +42,9 @@ def ui(cfg: DictConfig) -> int:
         print(tracker.store.shown + page)
         return 0
     # As after Ctrl-C: the server, whose process it started, ends with this one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
+            signal.signal(number, signal.default_int_handler)
     uri = tracker.client.tracking_uri
     with suppress(KeyboardInterrupt), server(uri, cfg.port) as (process, address):
         print(f"{address}{page}\nCtrl-C ends it", flush=True)

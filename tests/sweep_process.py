@@ -54,9 +54,9 @@ def plan(*overrides: str) -> list[Planned]:
 class TinyTrial:
     """Does what its override says, epoch by epoch, and writes down in a file what it did.
 
-    `do=train`, `do=raise`, `do=raise-once`, `do=exit`, `do=die` (kill -9 in epoch 2),
-    `do=stay` (until told to stop), `do=deliver` (trained, and waits for the store),
-    `do=hang` (in Python), `do=hang-hard` (where no signal helps).
+    `do=train`, `do=raise`, `do=raise-once`, `do=raise-bytes` (with what no store holds), `do=exit`,
+    `do=die` (kill -9 in epoch 2), `do=stay` (until told to stop), `do=deliver` (trained, and waits
+    for the store), `do=hang` (in Python), `do=hang-hard` (where no signal helps).
     """
 
     def __init__(self, client: MlflowClient, journal: Path, epochs: int) -> None:
@@ -101,6 +101,8 @@ class TinyTrial:
     def _misbehave(self, what: str, epoch: int, again: bool) -> None:
         if what == "raise" or (what == "raise-once" and not again):
             raise RuntimeError("as it was told to")
+        if what == "raise-bytes":
+            raise RuntimeError("a file's name \udcff, and \0")
         if what == "exit":
             raise SystemExit(3)
         if what == "die" and epoch == 2:

@@ -214,6 +214,23 @@ def test_a_scheduler_that_takes_no_base_momentum_is_not_given_one_in_silence(mni
         build.prepare(of_ones_own(mnist, "+scheduler.base_momentum=0.5"))
 
 
+@pytest.mark.parametrize("kind", ["ConstantLR", "PolynomialLR"])
+def test_what_a_scheduler_does_for_some_steps_it_does_for_all_of_the_run(
+    mnist: Path, kind: str
+) -> None:
+    words = ["scheduler=constant", f"scheduler._target_=torch.optim.lr_scheduler.{kind}"]
+    words.append("scheduler.factor=0.5" if kind == "ConstantLR" else "~scheduler.factor")
+    data = (f"data.root={mnist}", "data.limit=1280", "batch_size=64", "epochs=2", "lr=0.01")
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        config = settle(compose("config", overrides=["threads=1", *data, *words]))
+    trainer = build.prepare(config)
+    trained(trainer)
+    rates = [row["lr"] for row in trainer.position.history]
+    assert rates == pytest.approx([0.005 if kind == "ConstantLR" else 0.01, 0.005])
+    last = trainer.optimizer.param_groups[0]["lr"]  # after the last step
+    assert last == pytest.approx(0.01 if kind == "ConstantLR" else 0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "device", "fused"),
     [("SGD", "mps", True), ("AdamW", "cuda", True), ("Adagrad", "cpu", True)]

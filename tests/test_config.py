@@ -178,6 +178,12 @@ def test_every_setting_becomes_a_parameter_once_and_what_lies_where_none() -> No
     assert all(isinstance(value, str) for value in flat.values())
 
 
+def test_a_class_that_the_name_of_its_entry_does_not_tell_is_a_parameter() -> None:
+    assert not [name for name in flatten(settled()) if name.endswith("target")]
+    other = flatten(settled("optimizer._target_=torch.optim.RMSprop"))
+    assert other["optimizer.name"] == "sgd" and other["optimizer.target"] == "torch.optim.RMSprop"
+
+
 def test_the_configuration_alone_imports_nothing_heavy() -> None:
     imported = imported_by("import mnist_hydra.config, mnist_hydra.train")
     assert not {"torch", "mlflow", "albumentations", "torchvision"} & imported

@@ -99,6 +99,10 @@ def test_an_error_names_the_variable_and_not_what_it_holds(monkeypatch: pytest.M
     assert said == "bad token ${oc.env:MY_TOKEN}, not read, http://me@h"
 
 
+def test_what_is_recorded_is_text_that_every_store_holds() -> None:
+    assert hide("caf\u00e9 \udcff\0") == "caf\u00e9 \\udcff\\0"
+
+
 @pytest.mark.parametrize("password", [SECRET, "a/b", "a@b:c", "a b", "a'\"b", "[::1", "a\nb"])
 def test_an_address_that_cannot_be_read_is_shown_without_its_password(password: str) -> None:
     assert address_without_password(f"http://me:{password}@h:x/") == "http://me@h:x/"

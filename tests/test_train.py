@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -616,7 +617,9 @@ def test_a_run_that_was_deleted_is_not_resumed_before_it_is_restored(
         assert call(f"resume={run_id}", monkeypatch=monkeypatch) == 2
     finally:
         store.restore_run(run_id)
-    assert f"right: `mlflow runs restore --run-id {run_id}` first" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    [restore] = re.findall(r"right: `MLFLOW_TRACKING_URI=(.*) mlflow runs restore --run-id", said)
+    assert restore == store.tracking_uri and f"--run-id {run_id}` first" in said
 
 
 def test_sixteen_first_starts_at_once_all_open_the_store(tmp_path: Path) -> None:

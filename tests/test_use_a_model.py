@@ -377,6 +377,15 @@ def test_an_idx_file_of_no_whole_image_is_one_line(
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(file), "error"]
 
 
+def test_what_an_idx_file_holds_in_a_models_size_is_taken_as_it_is(tmp_path: Path) -> None:
+    bag = np.full((28, 28), 180, np.uint8)  # its border is ink
+    bag[:4, :6] = 0
+    file = tmp_path / "bag-idx3-ubyte"
+    file.write_bytes(struct.pack(">4I", 0x803, 1, 28, 28) + bag.tobytes())
+    [(name, taken)] = predict.read_pictures(file, 28)
+    assert name == f"{file}#0" and (taken == bag).all()
+
+
 @SWEPT
 def test_long_work_shows_a_bar_on_a_terminal_and_never_in_the_csv(
     swept: Path, champion: str, own: list[int], tmp_path: Path, mnist: Path

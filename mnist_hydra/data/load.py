@@ -106,7 +106,7 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
         try:
             paths, digests = _verify(raw, config, cache)
         except UserError as error:
-            mend = "put a good copy there, or leave data.root= out"
+            mend = "put a good copy there, or leave data.root= out, or data.sha256=null to take it"
             if raw == cache:
                 mend = f"delete {cache}, and it is fetched anew"
             raise UserError(f"{error}; {mend}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -57,9 +58,14 @@ class JoblibLauncher(CommandLauncher):
             place = placement(number, self._count, gpus=self.gpus, cores=usable_cores())
             log = self._log(number)
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as file:
-                self._begins[number] = file.tell()
-                started[number] = start_process([*head, *rest], file, place)
+            try:
+                with log.open("ab") as file:
+                    self._begins[number] = file.tell()
+                    started[number] = start_process([*head, *rest], file, place)
+            except OSError as error:  # those that run do all of the work
+                if not started:
+                    raise
+                print(f"worker {number} cannot be started: {error.strerror}", file=sys.stderr)
         return started
 
     def ended(self, number: int, handle: subprocess.Popen[bytes]) -> Ended | None:

@@ -225,7 +225,7 @@ def check_address(address: str) -> None:
         UserError: no Ray cluster is there, or it refuses.
     """
     where = f"hydra.launcher.address={address}"
-    mend = "start one with 'ray start --head', or a local one with hydra.launcher.address=null"
+    mend = "start one with 'ray start --head', or a local one with hydra.launcher.address=local"
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:

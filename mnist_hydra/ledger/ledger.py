@@ -44,8 +44,15 @@ from mnist_hydra.ledger.trial import (
     replay,
     trial_of,
 )
+from mnist_hydra.secrets import storable
 from mnist_hydra.tracking import tag
-from mnist_hydra.tracking.tracker import each_run, is_away, read_checkpoint_tag, tag_run
+from mnist_hydra.tracking.tracker import (
+    each_run,
+    is_away,
+    read_checkpoint_tag,
+    restore_command,
+    tag_run,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,7 +128,7 @@ class Ledger:
     def __init__(self, client: MlflowClient, parent_id: str) -> None:
         parent = existing_run(client, parent_id)
         if parent is None:
-            raise _deleted(parent_id)
+            raise _deleted(client, parent_id)
         self.client = client
         self.parent_id = parent_id
         self.experiment_id: str = parent.info.experiment_id
@@ -312,7 +319,7 @@ class Ledger:
         from mlflow.exceptions import MlflowException
 
         run_id = run.info.run_id
-        tags = {tag.STATE: state} | ({tag.ERROR: error} if error else {})
+        tags = {tag.STATE: state} | ({tag.ERROR: storable(error)} if error else {})
         tag_run(self.client, run_id, tags)
         if not error and tag.ERROR in run.data.tags:  # of an attempt before, whose entry keeps it
             with suppress(MlflowException):  # somebody else has removed it
@@ -357,7 +364,7 @@ class Ledger:
         if first:
             self._deleted = {run.info.run_id for run in self._children(deleted=True)}
         elif existing_run(self.client, self.parent_id) is None:
-            raise _deleted(self.parent_id)
+            raise _deleted(self.client, self.parent_id)
         started = time.monotonic()
         for page in self._pages:
             self._read_page(page)
@@ -373,8 +380,8 @@ class Ledger:
         if run is None:
             raise UserError(
                 f"the entries of this sweep (run {page}) were deleted in MLflow; "
-                "right: restore it with `mlflow runs restore` (its experiment with `mlflow "
-                "experiments restore`), or begin the sweep anew with sweep.fresh=true"
+                f"right: restore it with `{restore_command(self.client, page)}` (its experiment "
+                "with `mlflow experiments restore`), or begin the sweep anew with sweep.fresh=true"
             )
         there: Mapping[str, str] = run.data.params
         self._take_in(there)
@@ -459,10 +466,10 @@ class Ledger:
         return each_run(self.client, [self.experiment_id], which, deleted=deleted)
 
 
-def _deleted(parent_id: str) -> UserError:
+def _deleted(client: MlflowClient, parent_id: str) -> UserError:
     return UserError(
         f"this sweep (run {parent_id}) was deleted in MLflow; right: the same command again, which "
-        "begins it anew, or `mlflow runs restore` before it"
+        f"begins it anew, or `{restore_command(client, parent_id)}` before it"
     )
 
 

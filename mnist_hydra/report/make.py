@@ -186,9 +186,10 @@ def _curves(tracker: Tracker, findings: Findings, chosen: Layout) -> list[plots.
 def rising_at(curves: Sequence[plots.Curve]) -> int | None:
     """The last epoch, where the accuracy still rises in it; `None` where it does not.
 
-    It does where of most curves every seed's last value is above the mean of the epoch before.
+    It does where of most curves every seed's last value is above the means of all epochs before.
     """
-    rising = [curve for curve in curves if curve.values[:, -1].min() > curve.values[:, -2].mean()]
+    before = [curve.values[:, :-1].mean(0).max() for curve in curves]
+    rising = [c for c, most in zip(curves, before, strict=True) if c.values[:, -1].min() > most]
     if 2 * len(rising) <= len(curves):
         return None
     return max(curve.epochs[-1] for curve in rising)

@@ -160,7 +160,8 @@ def main_effects(
         axes_ = canvas.axes_at(figure, 0.95 + place * (wide + gap), 0.45, wide, 1.95, sharey=first)
         canvas.name_axes(axes_, axis)
         means = [_shown(objective, found.mean) for found in values.values()]
-        errors = [_shown(objective, found.half_width or 0.0) for found in values.values()]
+        widths = [found.half_width for found in values.values()]
+        errors = [math.nan if half is None else _shown(objective, half) for half in widths]
         places = [float(v) for v in values] if axis in scales else range(len(values))
         if axis in scales or len(values) > MAX_CELLS:
             axes_.plot(places, means, "o", color=BLUE, markersize=3)

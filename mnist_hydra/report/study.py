@@ -42,15 +42,24 @@ def importances(findings: Findings) -> dict[str, float]:
         return {}
     if len(records) > MAX_TRIALS:
         records = random.Random(0).sample(records, MAX_TRIALS)
-    spaces = _spaces(findings, records)
-    if len(spaces) < 2:
+    values = {axis: in_order([r.values[axis] for r in records]) for axis in findings.results.swept}
+    places = {axis: found for axis, found in values.items() if len(found) > 1}
+    if len(places) < 2:
         return {}
     with _quiet():
         import optuna
+        from optuna.distributions import FloatDistribution
         from optuna.importance import FanovaImportanceEvaluator
 
+        # By their places, since a value weighs there as much as lies between its neighbours.
+        spaces: dict[str, BaseDistribution] = {
+            axis: FloatDistribution(-0.5, len(found) - 0.5) for axis, found in places.items()
+        }
         study = optuna.create_study()
-        study.add_trials(optuna_trials(findings, records, {}))
+        for record in records:
+            at = {axis: float(found.index(record.values[axis])) for axis, found in places.items()}
+            trial = optuna.create_trial(params=at, distributions=spaces, value=record.objective)
+            study.add_trial(trial)
         # not get_param_importances, which makes the shares sum to 1
         found = FanovaImportanceEvaluator(n_trees=TREES, seed=0).evaluate(study)
     return {axis: float(share) for axis, share in found.items()}

@@ -42,9 +42,10 @@ def mean_with_interval(metric: str, found: Summary) -> str:
 
 
 def short(setting: str) -> str:
-    """A value of an axis for people: of a number four digits that count."""
+    """A value of an axis for people: of a number that is not whole four digits that count."""
     found = number(setting)
-    return setting if found is None or len(setting) <= 6 else f"{found:.4g}"
+    whole = setting.lstrip("-").isdecimal()
+    return setting if found is None or whole or len(setting) <= 6 else f"{found:.4g}"
 
 
 def configuration(axes: Sequence[str], values: Sequence[str]) -> str:

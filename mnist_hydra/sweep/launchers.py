@@ -58,7 +58,8 @@ class Ended:
             return self.last_line
         if self.code >= 0:
             return f"exit code {self.code}: {self.last_line}".removesuffix(": ")
-        how = signal.Signals(-self.code).name
+        named = -self.code in set(signal.Signals)  # those of real time are not
+        how = signal.Signals(-self.code).name if named else f"signal {-self.code}"
         return f"{how}; it last wrote: {self.last_line}" if self.last_line else how
 
 
@@ -67,12 +68,12 @@ class CommandLauncher(Launcher):
 
     Args:
         workers: how many to run at most; `None` asks the engine.
-        restarts: how many dead workers are started again in a launch, per worker.
+        restarts: how many dead workers are started again in a launch, for each worker that it has.
     """
 
     config: DictConfig
     log_folder: str
-    """Where the output of workers on this machine is kept."""
+    """Where the output of workers is kept that are processes of this machine."""
     on_this_machine = False
     """Whether the workers run on the sweeper's machine and use its devices."""
 
@@ -99,7 +100,8 @@ class CommandLauncher(Launcher):
         jobs = dict(enumerate(job_overrides, start=initial_job_idx))
         ends = self._watch({number: self.command(job) for number, job in jobs.items()})
         over = self.stopping.is_set() or any(end.code == 0 for end in ends.values())
-        return [_returned(overrides, ends[number], over) for number, overrides in jobs.items()]
+        never = Ended(None, "it was not started")
+        return [_returned(job, ends.get(number, never), over) for number, job in jobs.items()]
 
     def _watch(self, commands: Mapping[int, tuple[list[str], list[str]]]) -> dict[int, Ended]:
         """Start the commands, and dead ones again; returns how each ended in the end."""

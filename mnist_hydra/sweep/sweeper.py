@@ -26,13 +26,14 @@ from rich.console import Console
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import settle
-from mnist_hydra.errors import Stopped, UserError, first_line
+from mnist_hydra.errors import Stopped, UserError, first_line, in_one_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.report import results
+from mnist_hydra.secrets import storable, without_password
 from mnist_hydra.stopping import OF_SIGNAL, on_signals
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
@@ -70,15 +71,15 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     except Exception as error:
         if not is_away(error):
             raise
-        code = _left_undone(error, FAILURE)
+        code = _left_undone(error, FAILURE, begun=False)
     if code != SUCCESS:
         raise SystemExit(code)
 
 
-def _left_undone(error: Exception, code: int) -> int:
+def _left_undone(error: Exception, code: int, *, begun: bool) -> int:
     """Say that the store is away, and with which command to go on; returns the exit code."""
     print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
-    print(f"go on with the same command:\n  {same_command()}", file=sys.stderr)
+    print(f"go on with the same command:\n  {same_command(begun=begun)}", file=sys.stderr)
     return code
 
 
@@ -118,9 +119,10 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     try:
         return sweep.run()
     except Exception as error:
-        if not (sweep.signals and is_away(error)):
+        if not is_away(error):
             raise
-        return _left_undone(error, OF_SIGNAL + sweep.signals[0])
+        code = OF_SIGNAL + sweep.signals[0] if sweep.signals else FAILURE
+        return _left_undone(error, code, begun=True)
 
 
 class Sweep:
@@ -255,7 +257,9 @@ class Sweep:
         """Launch workers and wait for them; returns what went wrong, if anything did."""
         if not self.plan_is_written:
             text = replace(self.command.plan, written_ms=int(time.time() * 1000)).text()
-            self.tracker.log_text(self.parent_id, text, plan_file(self.token))
+            # Not less what a short password of MLflow's may be by chance: part of a fingerprint.
+            text = storable(without_password(text))
+            self.tracker.client.log_text(self.parent_id, text, plan_file(self.token))
             self.tracker.client.update_run(self.parent_id, status="RUNNING")
             self.plan_is_written = True
         overrides = [
@@ -268,13 +272,13 @@ class Sweep:
             raise
         except Exception as error:  # an engine may raise anything; the ledger knows what is missing
             return f"the launcher failed: {type(error).__name__}: {error}"
-        for result in returned:
-            if result.status is JobStatus.FAILED:
-                problem = result._return_value
-                if isinstance(problem, UserError):
-                    raise problem
-                return f"a worker ended early: {type(problem).__name__}: {problem}"
-        return None
+        failed = [r._return_value for r in returned if r.status is JobStatus.FAILED]
+        if not failed:
+            return None
+        refused = [problem for problem in failed if isinstance(problem, UserError)]
+        if len(refused) == len(returned):
+            raise refused[0]
+        return f"a worker ended early: {in_one_line(failed[0])}"
 
     def _actions(self, view: View) -> dict[str, Action]:
         wanted = view.wanted(self.command.plan.trials)

@@ -7,6 +7,7 @@ imports torch itself.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -110,7 +111,8 @@ def run(task: Callable[..., Any], *arguments: Any, here: bool) -> Any:
         input=json.dumps(request | {"path": sys.path, "let_in": vars(LET_IN)}),
         check=False,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode == BAD_INPUT:
         raise UserError(done.stdout)
@@ -134,7 +136,9 @@ def kind_of(config: Config) -> str:
 
 def _main() -> None:
     collect_seldom()
-    answer_to, sys.stdout = sys.stdout, sys.stderr
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a user's own code prints, and what programs that it starts do
+    sys.stdout = sys.stderr
     request = json.loads(sys.stdin.read())
     sys.path[:] = request["path"]
     let_in(**request["let_in"])

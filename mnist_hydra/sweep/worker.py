@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mnist_hydra.cli.commands import override_value
 from mnist_hydra.config import Config, SweepConfig, fingerprint, settle
-from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.errors import InUse, UserError, first_line
 from mnist_hydra.ledger.ledger import Ledger, wait_for_store
 from mnist_hydra.ledger.next_action import Action, actions_of, attempt_order
 from mnist_hydra.ledger.owner import Observer, Owner, working
@@ -99,7 +99,8 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
             raise UserError(f"{planned.name} would be another training now: {what}; right: {right}")
 
         state = None
-        wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
+        with suppress(InUse):  # by a process that lost the trial and stands still
+            wait_for_store(watch.stop, deliver_left, config, tracker, run_id, wait_s=SYNC_WAIT_S)
         try:  # there may be one just now that the ledger did not know when it was read
             state = wait_for_store(watch.stop, tracker.load_checkpoint, run_id)
         except DamagedCheckpoint as damage:
@@ -119,11 +120,15 @@ def work(config: Config, sweeper_stop: threading.Event | None = None) -> None:
 
         watch.begin_limit()
         trainer = prepare(trial, state, notify)
-        spooled, check = spooled_run(config, run_id), watch.check_claim
-        with Spool(config.folder, spooled, lambda: tracker, check=check) as spool:
+        spooled = spooled_run(config, run_id, attempt=watch.trial.attempts[-1].number)
+        with Spool(config.folder, spooled, lambda: tracker, check=watch.check_claim) as spool:
             resumed = state is not None
-            stopped, _ = train_run(trainer, spool, watch, overrides, resumed=resumed, is_trial=True)
-            watch.end_limit()
+            try:
+                stopped, _ = train_run(
+                    trainer, spool, watch, overrides, resumed=resumed, is_trial=True
+                )
+            finally:
+                watch.end_limit()
             spool.close(watch.stop)  # the ledger reads the run's metrics
         spool.raise_if_refused()
         if spool.left:

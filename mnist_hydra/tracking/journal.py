@@ -31,7 +31,9 @@ class SpooledRun:
     """The MLflow run that a spool is of; it may not have been made yet."""
 
     key: str
-    """This program's own id of the run, 32 hexadecimal digits; MLflow's for a run that it has."""
+    """This program's own id of the run, 32 hexadecimal digits; MLflow's for a run that it has, with
+    the number of the attempt for a trial's.
+    """
     experiment: str
     name: str | None
     tags: Mapping[str, str]
@@ -145,6 +147,8 @@ def is_in_use(folder: Path) -> bool:
 
 def remove(folder: Path) -> None:
     """Remove a spool, and the folder of spools with the last one."""
+    with suppress(OSError):  # first, or who is killed here would leave one that nobody can read
+        (folder / JOURNAL).unlink()
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()

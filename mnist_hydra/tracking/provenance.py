@@ -32,7 +32,7 @@ def tags() -> dict[str, str]:
     shown = [f"{name} {_version(name)}" for name in SHOWN_LIBRARIES]
     ours = [f"mnist_hydra {mnist_hydra.__version__}", f"python {platform.python_version()}"]
     return git_state() | own_code() | {
-        tag.COMMAND: same_command("python"),
+        tag.COMMAND: same_command("python", begun=True),
         "host": platform.node(),
         "versions": ", ".join([*ours, *shown]),
         tag.VERSION: mnist_hydra.__version__,

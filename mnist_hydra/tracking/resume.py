@@ -16,7 +16,13 @@ from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import records, spools, warn_of_lost_records
 from mnist_hydra.tracking.spool import Spool, deliver_left, spooled_run
-from mnist_hydra.tracking.tracker import NothingRecorded, Tracker, check_not_moved, is_away
+from mnist_hydra.tracking.tracker import (
+    NothingRecorded,
+    Tracker,
+    check_not_moved,
+    is_away,
+    restore_command,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -167,7 +173,7 @@ def _refuse_what_is_no_run_of_its_own(tracker: Tracker, run: Run) -> None:
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
             f"resume={run_id}: that run was deleted in MLflow; right: "
-            f"`mlflow runs restore --run-id {run_id}` first, or another run"
+            f"`{restore_command(tracker.client, run_id)}` first, or another run"
         )
     sweep = tags.get(tag.PARENT) or (run_id if tag.SWEEP in tags else None)
     if sweep is not None:

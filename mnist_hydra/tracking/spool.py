@@ -17,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mnist_hydra.errors import ClaimLost, UserError, first_line
+from mnist_hydra.errors import ClaimLost, InUse, UserError, first_line
 from mnist_hydra.secrets import hide, hide_all, hide_in_error
 from mnist_hydra.tracking import journal
 from mnist_hydra.tracking.journal import Record, SpooledRun
@@ -141,7 +142,8 @@ def deliver_all(
         wait_s: for another process that delivers it, or whose run it is.
 
     Raises:
-        UserError: its run is still at work, or MLflow refuses a record; what is left stays.
+        InUse: its run is still at work.
+        UserError: MLflow refuses a record; what is left stays.
         Exception: MLflow's, if the store does not take one; what is left stays.
     """
     try:
@@ -178,26 +180,38 @@ def deliver_all(
 
 
 def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.0) -> None:
-    """Deliver what a dead process of a run could not.
+    """Deliver what dead processes of a run could not.
 
     Args:
         wait_s: for another process that delivers it just now.
 
     Raises:
+        InUse: another process has one of its spools; the others are delivered.
         Exception: MLflow's, if the store does not take it.
     """
+    in_use: InUse | None = None
     for folder, spooled in journal.spools(place.folder, run):
-        deliver_all(folder, spooled, tracker, wait_s=wait_s)
+        try:
+            deliver_all(folder, spooled, tracker, wait_s=wait_s)
+        except InUse as error:
+            in_use = error
+    if in_use is not None:
+        raise in_use
 
 
-def spooled_run(place: Place, run_id: str, config: str | None = None) -> SpooledRun:
+def spooled_run(
+    place: Place, run_id: str, config: str | None = None, attempt: int | None = None
+) -> SpooledRun:
     """A run that MLflow has, as a spool is of it.
 
     Args:
         config: see `SpooledRun`.
+        attempt: at a trial, whose spool is its own: that of a process that lost the trial, and
+            stands still, may stay locked.
     """
     store, experiment = shown_address(place.tracking.uri), place.tracking.experiment_name
-    return SpooledRun(run_id, experiment, None, {}, 0, store, run_id, config)
+    key = run_id if attempt is None else f"{run_id}-{attempt}"
+    return SpooledRun(key, experiment, None, {}, 0, store, run_id, config)
 
 
 class Spool:
@@ -400,13 +414,14 @@ class Spool:
                 )
                 if delivered:
                     self._heard_at = time.time()
-                self.away, self._is_busy, wait_s = None, False, FIRST_WAIT_S
+                self.away, wait_s = None, FIRST_WAIT_S
                 self._taken_at = time.monotonic()
                 with self._changed:
                     if not delivered and not self._pending():
                         if self._closing:
                             return
                         self._changed.wait(60)
+                        self._taken_at = time.monotonic()
             except Exception as error:
                 # If a checkpoint waits here for a store that was never opened, try on, whatever the
                 # error: a name that is not found, a password that is not taken.
@@ -419,8 +434,8 @@ class Spool:
                         return
                     skip_next(self.folder)
                     continue
-                self.away = first_line(error)
                 self._is_busy = is_busy(error)
+                self.away = first_line(error)
                 with self._changed:
                     self._changed.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -503,8 +518,10 @@ class Spool:
             if self.left == 0 or (self.refusal is not None and never_begun):
                 journal.remove(self.folder)
             self._lock.release()
+            with suppress(OSError):  # over NFS the folder stays as long as its lock is open
+                self.folder.rmdir()
 
 
-def _in_use(spooled: SpooledRun) -> UserError:
+def _in_use(spooled: SpooledRun) -> InUse:
     """The error of whoever wants a spool that another process has."""
-    return UserError(f"run {spooled.id} is at work in another process; right: wait for its end")
+    return InUse(f"run {spooled.id} is at work in another process; right: wait for its end")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 15.0
 STILL_S = 10.0
 """A half made store that has not changed for so long is nobody's."""
 DRIVERS = {"postgresql": "psycopg2", "mysql": "mysqldb", "mssql": "pyodbc"}
@@ -233,23 +234,25 @@ def _check_folder(key: str, folder: Path) -> None:
 
 
 def _check_server(store: Store) -> None:
-    """One short request first: MLflow's own client would try again for minutes.
+    """One request first: MLflow's own client would try again for minutes.
 
-    It is made as that client makes its own: with `requests`, and with the same variables.
+    It is made as that client makes its own: with `requests`, and with the same variables. It is for
+    something that the server guards: anybody may ask it for its health, by any name.
     """
     import requests
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     try:
         with requests.get(
-            f"{store.uri}/health",
+            f"{store.uri}/api/2.0/mlflow/experiments/search?max_results=1",
             headers=_authorization(store),
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S),
             verify=not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True),
             cert=os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"),
-            stream=True,  # what it says besides is of no interest
+            stream=True,
         ) as answer:
             said = f"HTTP {answer.status_code} {answer.reason}"
+            body = next(answer.iter_content(200), b"") if answer.status_code == 403 else b""
     except (OSError, ValueError) as error:
         reason: BaseException = error
         while type(reason).__module__.startswith(("requests", "urllib3")):  # who say it at length
@@ -261,6 +264,12 @@ def _check_server(store: Store) -> None:
         raise _away(store, reason) from None
     if answer.status_code >= 500:
         raise _away(store, said)
+    if b"Invalid Host" in body:
+        name = urlsplit(store.uri).netloc.rpartition("@")[2]
+        raise UserError(
+            f"tracking.uri={store.shown}: the server does not answer to that name ({said}); right: "
+            f"its address in a private network, or mlflow server --allowed-hosts '{name}'"
+        )
     if answer.status_code in (401, 403):
         raise UserError(
             f"tracking.uri={store.shown} lets nobody in ({said}); right: "

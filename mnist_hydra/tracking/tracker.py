@@ -497,11 +497,20 @@ def check_not_deleted(name: str, experiment_id: str, stage: str, uri: str) -> No
         UserError: it was deleted.
     """
     if stage == "deleted":
-        where = f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))}"
+        restore = _mlflow_command(uri, f"experiments restore -x {experiment_id}")
         raise UserError(
             f"tracking.experiment_name={name} was deleted in this store; right: another name, or "
-            f"restore it with `{where} mlflow experiments restore -x {experiment_id}`"
+            f"restore it with `{restore}`"
         )
+
+
+def restore_command(client: MlflowClient, run_id: str) -> str:
+    """MLflow's command that brings a deleted run back."""
+    return _mlflow_command(client.tracking_uri, f"runs restore --run-id {run_id}")
+
+
+def _mlflow_command(uri: str, words: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} mlflow {words}"
 
 
 def check_not_moved(name: str, artifacts: str, output_dir: Path) -> None:

@@ -198,9 +198,21 @@ def test_the_pages_end_with_ctrl_c_and_leave_no_process(
 ) -> None:
     address, end = opened
     end()
+    assert not listening(address)
+
+
+def test_the_pages_end_with_their_terminal(sweep: tuple[Path, str]) -> None:
+    folder, command = sweep
+    with pages(command, folder, ends_with=signal.SIGHUP) as address:
+        assert listening(address)
+    assert not listening(address)
+
+
+def listening(address: str) -> bool:
+    """Whether a process listens at the port of an address."""
     port = int(re.findall(r":(\d+)/", address)[0])
     held = [c for c in psutil.net_connections() if c.laddr and c.laddr.port == port]
-    assert not [c for c in held if c.status == psutil.CONN_LISTEN]
+    return any(c.status == psutil.CONN_LISTEN for c in held)
 
 
 def test_a_run_or_a_store_that_is_not_there_is_one_line(
@@ -267,8 +279,8 @@ def pictured(folder: Path, trials: list[Any]) -> Any:
 
 
 @contextmanager
-def pages(command: str, folder: Path) -> Iterator[str]:
-    """Run the printed command; yields the address that it prints, and ends it with Ctrl-C."""
+def pages(command: str, folder: Path, ends_with: int = signal.SIGINT) -> Iterator[str]:
+    """Run the printed command; yields the address that it prints, and ends it with a signal."""
     words = [sys.executable, *shlex.split(command)]
     with (folder / "ui.log").open("w") as log:
         process = subprocess.Popen(
@@ -279,7 +291,7 @@ def pages(command: str, folder: Path) -> Iterator[str]:
             text=True,
             bufsize=1,
             # Tests that are started in the background ignore Ctrl-C, and so would this.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(signal.signal, ends_with, signal.SIG_DFL),
         )
     assert process.stdout is not None
     try:
@@ -287,6 +299,6 @@ def pages(command: str, folder: Path) -> Iterator[str]:
         assert address.startswith("http://127.0.0.1:"), (folder / "ui.log").read_text()
         yield address
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ends_with)
         code = process.wait(30)
     assert code == 0, (folder / "ui.log").read_text()

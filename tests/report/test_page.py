@@ -13,6 +13,7 @@ from mnist_hydra.report import page, plots
 from mnist_hydra.report.questions import Layout
 from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import summary
+from mnist_hydra.report.wording import short
 
 STYLE = (files("mnist_hydra.report") / "page.html").read_text()
 PAPERS = re.findall("--paper: (#[0-9a-f]{6})", STYLE)
@@ -51,6 +52,18 @@ def test_the_ids_of_two_pictures_are_apart() -> None:
     figure = plots.main_effects(effects, {"lr": 0.9, "seed": 0.1}, "val/acc", {})
     drawn = [re.findall(' id="([^"]*)"', page.svg(figure, name)) for name in ("one", "two")]
     assert drawn[0] and not set(drawn[0]) & set(drawn[1])
+
+
+def test_a_value_with_one_seed_has_no_bar_of_no_length() -> None:
+    effects = {"lr": {"0.1": summary([0.9, 0.8]), "0.2": summary([0.7])}}
+    [bars] = plots.main_effects(effects, {}, "val/acc", {}).axes[0].containers
+    [drawn, none] = bars[2][0].get_segments()
+    assert len(drawn) == 2 and not len(none)
+
+
+@pytest.mark.parametrize("setting", ["1000001", "-1000002", "0.1", "model3"])
+def test_what_is_no_long_fraction_is_shown_as_it_is(setting: str) -> None:
+    assert short(setting) == setting and short("0.07312345") == "0.07312"
 
 
 @pytest.mark.parametrize("epochs, told", [(5, False), (6, True)])

@@ -836,6 +836,7 @@ def test_the_command_is_of_the_best_run_of_the_first_configuration_and_names_it(
         ([[0.8, 0.90], [0.82, 0.91]], 2),
         ([[0.8, 0.90], [0.82, 0.80]], None),
         ([[0.9, 0.9]], None),
+        ([[0.91, 0.9, 0.901]], None),
     ],
 )
 def test_whether_the_accuracy_still_rises_at_the_end(
@@ -1042,6 +1043,19 @@ def test_what_axes_do_only_together_is_in_the_share_of_none() -> None:
     assert set(found) == {"lr", "dropout"} and sum(found.values()) < 0.5
 
 
+def test_each_value_weighs_as_much_in_an_axis_share_wherever_it_lies() -> None:
+    means = {"0.0001": 0.5, "0.01": 0.9, "1.0": 0.9}
+    records = [
+        TrialRecord({"lr": lr, "dropout": p}, [], "finished", mean + shift, f"{lr}{p}{s}", seed=s)
+        for lr, mean in means.items()
+        for p, shift in (("0.0", 0.01), ("0.1", -0.01))
+        for s in "12"
+    ]
+    results = ranked(records, ["lr", "dropout"], "val/acc")
+    found = importances(Findings("", tuple(records), results, len(records)))
+    assert found["lr"] > 0.9 > 0.1 > found["dropout"]
+
+
 def test_of_one_axis_alone_no_share_is_said() -> None:
     values = [(f"0.{n}", n % 3 / 3) for n in range(1, 13)]
     records = [TrialRecord({"lr": lr}, [], "finished", score, lr) for lr, score in values]
@@ -1125,6 +1139,7 @@ def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
     changes = ["lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"]
     changes += ["data.mean=0.5", "data.std=0.5", "+optimizer.nesterov=true", "+model.width=8"]
+    changes += ["optimizer._target_=torch.optim.RMSprop"]
     if recipe == "exp1":
         changes += ["scheduler.factor=0.5", "+scheduler.total_iters=1"]
     else:

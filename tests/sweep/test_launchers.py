@@ -22,11 +22,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from hydra_plugins.mnist_hydra import register_plugins
+from hydra_plugins.mnist_hydra import joblib_launcher, register_plugins
 from hydra_plugins.mnist_hydra.joblib_launcher import JoblibLauncher
 from mnist_hydra.config import SweepConfig
 from mnist_hydra.errors import UserError
 from mnist_hydra.sweep.launchers import (
+    Ended,
     count_workers,
     last_line,
     make_launcher,
@@ -126,6 +127,27 @@ def test_a_worker_that_cannot_be_started_again_costs_its_neighbour_nothing(
     assert neighbour.status is JobStatus.COMPLETED
     assert killed.status is JobStatus.UNKNOWN, "no trial was left, as the other one found"
     assert "worker 0 cannot be started: [Errno 11] Resource temporarily" in capfd.readouterr().err
+
+
+def test_workers_that_can_be_started_do_the_work_of_those_that_cannot(
+    launcher: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = [joblib_launcher.start_process]
+
+    def start(*arguments: Any) -> Any:
+        if not left:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return left.pop()(*arguments)
+
+    monkeypatch.setattr(joblib_launcher, "start_process", start)
+    started, never = launch(launcher(), "one", "two")
+    assert started.status is JobStatus.COMPLETED and never.status is JobStatus.UNKNOWN
+    assert "worker 1 cannot be started: Resource temporarily" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "said"), [(-9, "SIGKILL"), (-35, "signal 35")])
+def test_the_end_by_a_signal_is_said_whether_that_has_a_name_or_not(code: int, said: str) -> None:
+    assert str(Ended(code)) == said
 
 
 def test_a_worker_whose_log_was_deleted_is_started_again_as_any_other(

@@ -27,13 +27,14 @@ import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from mnist_hydra import run as recording
 from mnist_hydra import train
 from mnist_hydra.data import idx
-from mnist_hydra.errors import StoreAway
+from mnist_hydra.errors import StoreAway, UserError
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import myself, new_token
 from mnist_hydra.sweep import attempt
@@ -955,6 +956,28 @@ def test_a_launcher_that_raises_when_all_trials_are_done_costs_none(
     done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
     assert "the launcher failed: OSError: the cluster is on fire" in done.err
     assert done.code == 0 and "2 of 2 trials done" in done.err
+
+
+def test_one_worker_that_cannot_begin_costs_the_others_nothing(
+    tiny: str, tmp_path: Path, flaky: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(self: Flaky, job_overrides: Any, initial_job_idx: int) -> Any:
+        refused = JobReturn(overrides=[], status=JobStatus.FAILED)
+        refused.return_value = UserError("output_dir=there cannot be written")
+        return [refused, *BasicLauncher.launch(self, job_overrides, initial_job_idx)]
+
+    monkeypatch.setattr(Flaky, "launch", launch)
+    done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert done.code == 0 and "2 of 2 trials done" in done.err, done.err
+    assert "a worker ended early: UserError: output_dir=there cannot be written" in done.err
+
+
+def test_a_plan_is_whole_though_a_password_is_a_part_of_it(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "seed")
+    done = run(tiny, *QUICK, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert done.code == 0 and "2 of 2 trials done" in done.err, done.err
 
 
 def test_a_launcher_that_always_raises_ends_the_command_and_says_why(

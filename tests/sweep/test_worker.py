@@ -313,6 +313,22 @@ def test_a_failure_leaves_its_traceback_and_log_and_holds_up_nobody(
     assert [name for name, _, _ in sweep.journaled()][1:4] == ["do=train"] * 3
 
 
+def test_an_error_of_which_no_store_holds_every_character_is_recorded_and_holds_up_nobody(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    sweep.pull(plan("do=raise-bytes", "do=train"), retries=0)
+    trials = sweep.trials()
+    failed = trials["do=raise-bytes"]
+    shown = "RuntimeError: a file's name \\udcff, and \\0"
+    assert failed.state == "failed" and shown in failed.error
+    run = sweep.client.get_run(failed.run_id)
+    assert run.info.status == "FAILED" and shown in run.data.tags[tag.ERROR]
+    name = "failures/attempt-1/traceback.txt"
+    kept = sweep.client.download_artifacts(failed.run_id, name, tmp_path)
+    assert shown in Path(kept).read_text()
+    assert trials["do=train"].state == "finished"
+
+
 def test_a_failed_trial_is_tried_again_and_its_error_forgotten_when_it_works(
     sweep: Sweep,
 ) -> None:

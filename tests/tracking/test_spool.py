@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mnist_hydra import checkpoint
 from mnist_hydra.checkpoint import DamagedCheckpoint
 from mnist_hydra.config import Place, TrackingConfig, settle
-from mnist_hydra.errors import ClaimLost, UserError
+from mnist_hydra.errors import ClaimLost, InUse, UserError
 from mnist_hydra.exported import find_model
 from mnist_hydra.ledger.ledger import Ledger
 from mnist_hydra.ledger.owner import myself
@@ -36,7 +37,7 @@ from mnist_hydra.tracking import journal
 from mnist_hydra.tracking import spool as spools
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.journal import Record, SpooledRun, line_of, record_of
-from mnist_hydra.tracking.spool import Spool
+from mnist_hydra.tracking.spool import Spool, spooled_run
 from mnist_hydra.tracking.store import sqlite_uri
 from mnist_hydra.tracking.tracker import Tracker, is_away
 from tests.commands import Commands
@@ -598,12 +599,13 @@ def test_a_trial_waits_until_a_busy_store_has_its_checkpoint_and_not_for_one_tha
                 raise each
             super().log_checkpoint(run_id, path, about)
 
-    monkeypatch.setattr(spools, "PATIENCE_S", 5.0)
+    monkeypatch.setattr(spools, "PATIENCE_S", 2.0)
     monkeypatch.setattr(spools, "FIRST_WAIT_S", 0.1)
     with Spool(made, SPOOLED, lambda: Troubled(place(made))) as spool:
         spool.wait(lambda: False)
+        time.sleep(2.5)  # in which there is nothing to take
         error[:] = [busy]
-        threading.Timer(1.5, error.clear).start()
+        threading.Timer(1.0, error.clear).start()
         spool.save_checkpoint(state(1))
         spool.wait(lambda: False)
         assert spool.left == 0
@@ -619,6 +621,34 @@ def test_a_trial_waits_until_a_busy_store_has_its_checkpoint_and_not_for_one_tha
         assert spool.left == 1
         error.clear()
     assert spool.left == 0
+
+
+def test_each_attempt_at_a_trial_has_a_spool_that_no_earlier_one_keeps_locked(made: Path) -> None:
+    tracker = Tracker(place(made))
+    run_id = tracker.create_run(SPOOLED)
+    first, second = (spooled_run(place(made), run_id, attempt=n) for n in (1, 2))
+    with locked(made), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spools, "PATIENCE_S", 0.1)
+        with Spool(made, second, lambda: Tracker(place(made))) as left:
+            left.set_tags({"of": "the second"})
+    left._thread.join(60)  # it lets go of its spool after its last try
+    with Spool(made, first, lambda: tracker):
+        with pytest.raises(InUse, match="at work in another process"):
+            spools.deliver_left(place(made), tracker, run_id)
+        assert tracker.client.get_run(run_id).data.tags["of"] == "the second"
+        with Spool(made, spooled_run(place(made), run_id, attempt=3), lambda: tracker) as spool:
+            spool.set_tags({"of": "the third"})
+    assert tracker.client.get_run(run_id).data.tags["of"] == "the third"
+
+
+def test_a_spool_that_was_left_half_removed_is_said_to_nobody(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with opened(made) as spool:
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # it is killed here
+    assert spool.folder.exists()
+    (spool.folder / "run.json").unlink()
+    assert journal.spools(made) == [] and capfd.readouterr().err == ""
 
 
 def test_what_was_trained_stays_when_the_store_refuses_later_and_goes_when_nothing_was(

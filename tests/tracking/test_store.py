@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from filelock import FileLock
+from mlflow.server.security_utils import INVALID_HOST_MSG
 from mlflow.store.db import utils
 
 from mnist_hydra.config import Place, TrackingConfig
@@ -412,12 +413,38 @@ def test_a_sqlite_store_of_ones_own_keeps_its_artifacts_below_the_output_folder(
     assert tracker.store.kind == "sqlite"
 
 
+class Strict(BaseHTTPRequestHandler):
+    """Answers as MLflow's server does to whoever calls it by a name that it does not go by."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 403)
+        self.end_headers()
+        self.wfile.write(INVALID_HOST_MSG.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_does_not_go_by_that_name_is_said_to_with_what_lets_it(
+    tmp_path: Path,
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Strict)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    at = f"127.0.0.1:{server.server_port}"
+    try:
+        with pytest.raises(UserError, match=f"to that name .*mlflow server --allowed-hosts '{at}'"):
+            check_store(place(tmp_path, f"http://{at}"))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 class Healthy(BaseHTTPRequestHandler):
-    """Answers as MLflow's server does to whoever asks for its health, with the right password."""
+    """Answers as MLflow's server does, to whoever has the right password."""
 
     def do_GET(self) -> None:
         known = self.headers["Authorization"] in (None, "Basic bWU6czNjcjN0")
-        self.send_response(200 if known and self.path == "/health" else 401)
+        self.send_response(200 if known and self.path.startswith("/api/2.0/mlflow/") else 401)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
