@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, PolynomialLR
 
 from mnist_hydra import checkpoint, runtime, targets
 from mnist_hydra.augment.pipeline import build_augmentation
@@ -173,7 +173,6 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     follows: dict[str, Any] = {
         "total_steps": steps,
         "T_max": steps,
-        "total_iters": steps,
         "max_lr": config.lr,
         "cycle_momentum": momentum is not None,
     }
@@ -183,6 +182,8 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
         if not isinstance(base_momentum, int | float):
             raise wrong_value("scheduler.base_momentum", base_momentum, "a number")
         follows |= {"max_momentum": momentum, "base_momentum": min(base_momentum, momentum)}
+    if issubclass(kind, ConstantLR | PolynomialLR):  # by default they end after five steps
+        follows["total_iters"] = steps
     given = {
         name: value
         for name, value in follows.items()

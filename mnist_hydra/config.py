@@ -25,6 +25,14 @@ from mnist_hydra.typed import Limits, Pattern, check_setting, read_settings
 
 GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking")
 AT_THE_ROOT = ("lr", "dropout", "momentum", "weight_decay")
+CLASSES_OF_NAMES = {
+    **{f"model{n}": f"mnist_hydra.models.Model{n}" for n in (1, 2, 3)},
+    **{"sgd": "torch.optim.SGD", "adamw": "torch.optim.AdamW"},
+    "onecycle": "torch.optim.lr_scheduler.OneCycleLR",
+    "constant": "torch.optim.lr_scheduler.ConstantLR",
+    "cosine": "torch.optim.lr_scheduler.CosineAnnealingLR",
+}
+"""The class of each entry that comes with this project, as its file in `conf` names it."""
 """Settings of a model or an optimizer that have a short name at the root."""
 NO_EFFECT_ON_RESULT = (
     "device",
@@ -293,9 +301,8 @@ def flatten(config: Config) -> dict[str, str]:
     settings = _as_dict(config, without=("sweep", "resume", "trusted", *places))
     for group in ("model", "optimizer", "scheduler"):
         arguments, target = settings[group].pop("arguments"), settings[group].pop("target")
-        told_by_name = target.rpartition(".")[2].lower().startswith(settings[group]["name"].lower())
-        if not told_by_name:  # else Compare would show both
-            settings[group]["target"] = target
+        if CLASSES_OF_NAMES.get(settings[group]["name"]) != target:  # else Compare would show both
+            settings[group]["_target_"] = target
         settings[group] |= {k: v for k, v in arguments.items() if k not in AT_THE_ROOT}
     settings["aug"] = {
         key: json.dumps(value) if isinstance(value, list) else value

@@ -105,7 +105,7 @@ def _new_run(config: Config, overrides: list[str], flags: list[str]) -> Spool:
         check_store(config)
     except StoreAway as away:
         print(f"{away}; training goes on, and is recorded once it answers", file=sys.stderr)
-    waiting = [spooled for folder, spooled in spools(config.folder) if not is_in_use(folder)]
+    waiting = {spooled.id for folder, spooled in spools(config.folder) if not is_in_use(folder)}
     if waiting:
         print(
             f"{_count(len(waiting), 'earlier run')} below {config.output_dir} not wholly recorded; "

@@ -13,6 +13,8 @@ from typing import Any
 HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
 """Characters of a value that is looked for in a text: shorter ones are in too many words."""
+LONG = 8
+"""Characters of a value that is looked for within a word, such as a fingerprint, too."""
 OF_ENVIRONMENT = r"\$\{\s*oc\.env\s*:\s*"
 """How a reference to a variable of the environment begins."""
 READ: set[str] = set()
@@ -69,9 +71,13 @@ def storable(text: str) -> str:
 def _without_values(text: str, variables: Iterable[str]) -> str:
     for name in variables:
         value = os.environ.get(name, "")
-        if len(value) >= SHORTEST:
-            for form in (value, " ".join(value.split())):  # the second as an error's line has it
-                text = text.replace(form, f"${{oc.env:{name}}}")
+        if len(value) < SHORTEST:
+            continue
+        for form in (value, " ".join(value.split())):  # the second as an error's line has it
+            found = re.escape(form)
+            if len(form) < LONG:
+                found = rf"(?<![0-9A-Za-z]){found}(?![0-9A-Za-z])"
+            text = re.sub(found, f"${{oc.env:{name}}}", text)
     return text
 
 

@@ -17,8 +17,8 @@ from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.secrets import hide_in_error
 from mnist_hydra.tracking import tag
-from mnist_hydra.tracking.journal import SpooledRun, spools
-from mnist_hydra.tracking.spool import deliver_all
+from mnist_hydra.tracking.journal import SpooledRun, is_in_use, spools
+from mnist_hydra.tracking.spool import deliver_all, in_use
 from mnist_hydra.tracking.store import shown_address
 from mnist_hydra.tracking.tracker import Tracker
 
@@ -41,6 +41,8 @@ def sync(cfg: DictConfig) -> int:
     found = spools(given.folder)
     for folder, spooled in found:
         try:
+            if any(is_in_use(other) for other, of in found if of.id == spooled.id):
+                raise in_use(spooled)  # perhaps in another attempt at the trial
             said = _deliver(folder, spooled, given)
         except Exception as error:
             stays += 1

@@ -106,7 +106,9 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
         try:
             paths, digests = _verify(raw, config, cache)
         except UserError as error:
-            mend = "put a good copy there, or leave data.root= out, or data.sha256=null to take it"
+            mend = "put a good copy there, or leave data.root= out"
+            if config.sha256 is not None:
+                mend += ", or take files of your own with data.sha256=null"
             if raw == cache:
                 mend = f"delete {cache}, and it is fetched anew"
             raise UserError(f"{error}; {mend}") from error

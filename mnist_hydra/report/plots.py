@@ -75,8 +75,8 @@ def range_of_the_end(curves: Sequence[Curve]) -> tuple[float, float] | None:
 def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str) -> Figure:
     """Draw the mean objective over the two axes that matter most, a panel for a third one's values.
 
-    What is on no axis is averaged, and the subtitle says so. A search's trials, and those of axes
-    of many values, are points.
+    What is on no axis is averaged, over the values that every place was tried with if there are
+    any, and the subtitle says so. A search's trials, and those of axes of many values, are points.
 
     Args:
         scores: of all configurations.
@@ -90,9 +90,14 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     inside: dict[str | None, Cells] = {panel: {} for panel in panels}
     x, y = axes.index(chosen.columns), axes.index(chosen.rows)
     at = None if chosen.panels is None else axes.index(chosen.panels)
+    tried: dict[tuple[str | None, str, str], dict[tuple[str, ...], float]] = {}
     for point, mean in means.items():
+        others = tuple(value for i, value in enumerate(point) if i not in (x, y, at))
         panel = None if at is None else point[at]
-        inside[panel].setdefault((point[x], point[y]), []).append(mean)
+        tried.setdefault((panel, point[x], point[y]), {})[others] = mean
+    shared = set.intersection(*map(set, tried.values()))
+    for (panel, *place), by_others in tried.items():
+        inside[panel][place[0], place[1]] = [by_others[each] for each in shared or by_others]
     colours = Normalize(min(means.values()), max(means.values()))
     by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
     as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS

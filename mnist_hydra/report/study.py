@@ -42,8 +42,8 @@ def importances(findings: Findings) -> dict[str, float]:
         return {}
     if len(records) > MAX_TRIALS:
         records = random.Random(0).sample(records, MAX_TRIALS)
-    values = {axis: in_order([r.values[axis] for r in records]) for axis in findings.results.swept}
-    places = {axis: found for axis, found in values.items() if len(found) > 1}
+    swept = {axis: {record.values[axis] for record in records} for axis in findings.results.swept}
+    places = {axis: in_order(sorted(found)) for axis, found in swept.items() if len(found) > 1}
     if len(places) < 2:
         return {}
     with _quiet():

@@ -26,14 +26,13 @@ from rich.console import Console
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import settle
-from mnist_hydra.errors import Stopped, UserError, first_line, in_one_line
+from mnist_hydra.errors import Stopped, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.report import results
-from mnist_hydra.secrets import storable, without_password
 from mnist_hydra.stopping import OF_SIGNAL, on_signals
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
@@ -257,9 +256,7 @@ class Sweep:
         """Launch workers and wait for them; returns what went wrong, if anything did."""
         if not self.plan_is_written:
             text = replace(self.command.plan, written_ms=int(time.time() * 1000)).text()
-            # Not less what a short password of MLflow's may be by chance: part of a fingerprint.
-            text = storable(without_password(text))
-            self.tracker.client.log_text(self.parent_id, text, plan_file(self.token))
+            self.tracker.log_text(self.parent_id, text, plan_file(self.token))
             self.tracker.client.update_run(self.parent_id, status="RUNNING")
             self.plan_is_written = True
         overrides = [
@@ -278,7 +275,9 @@ class Sweep:
         refused = [problem for problem in failed if isinstance(problem, UserError)]
         if len(refused) == len(returned):
             raise refused[0]
-        return f"a worker ended early: {in_one_line(failed[0])}"
+        if refused:
+            return f"a worker could not begin: {refused[0]}"
+        return f"a worker ended early: {type(failed[0]).__name__}: {failed[0]}"
 
     def _actions(self, view: View) -> dict[str, Action]:
         wanted = view.wanted(self.command.plan.trials)

@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_hydra.cli.entry import collect_seldom, leaving_promptly
 from mnist_hydra.config import NO_EFFECT_ON_RESULT, Config, settle
-from mnist_hydra.errors import BAD_INPUT, Stopped, UserError, in_one_line
+from mnist_hydra.errors import BAD_INPUT, InUse, Stopped, UserError, in_one_line
 from mnist_hydra.sweep.launchers import Ended, last_line
 from mnist_hydra.targets import LET_IN, let_in
 
@@ -76,7 +77,8 @@ def complete(raw: Mapping[str, Any], run_ids: Sequence[str]) -> dict[str, str]:
                 OmegaConf.update(cfg, key, OmegaConf.select(here, key), merge=False)
             # What an earlier process of the run has left here; or it is left out, where another one
             # has finished the run.
-            deliver_left(config, tracker, run_id, wait_s=LOCK_WAIT_S)
+            with suppress(InUse):  # by a process that lost the trial and stands still
+                deliver_left(config, tracker, run_id, wait_s=LOCK_WAIT_S)
             trainer = prepare(settle(cast(DictConfig, cfg)), tracker.load_checkpoint(run_id))
             if trainer.position.epoch < trainer.config.epochs:
                 raise UserError("its last checkpoint is missing or damaged")
@@ -136,7 +138,7 @@ def kind_of(config: Config) -> str:
 
 def _main() -> None:
     collect_seldom()
-    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)  # what a user's own code prints, and what programs that it starts do
     sys.stdout = sys.stderr
     request = json.loads(sys.stdin.read())

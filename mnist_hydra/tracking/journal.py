@@ -135,7 +135,8 @@ def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, Spooled
             say(f"{folder / RUN_FILE} is damaged; right: delete {folder}, whose run is not known")
         elif run in (None, spooled.key, spooled.run_id):
             found.append((folder, spooled))
-    return sorted(found, key=lambda spool: spool[1].start_ms)
+    by_attempt = sorted(found, key=lambda spool: (len(spool[1].key), spool[1].key))
+    return sorted(by_attempt, key=lambda spool: spool[1].start_ms)
 
 
 def is_in_use(folder: Path) -> bool:

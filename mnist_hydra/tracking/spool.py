@@ -167,7 +167,7 @@ def deliver_all(
             journal.remove(folder)
             return delivered, run_id
     except Timeout:
-        raise _in_use(spooled) from None
+        raise in_use(spooled) from None
     except Exception as error:
         if isinstance(error, UserError) or is_away(error):
             raise
@@ -189,14 +189,14 @@ def deliver_left(place: Place, tracker: Tracker, run: str, *, wait_s: float = 0.
         InUse: another process has one of its spools; the others are delivered.
         Exception: MLflow's, if the store does not take it.
     """
-    in_use: InUse | None = None
+    busy: InUse | None = None
     for folder, spooled in journal.spools(place.folder, run):
         try:
             deliver_all(folder, spooled, tracker, wait_s=wait_s)
         except InUse as error:
-            in_use = error
-    if in_use is not None:
-        raise in_use
+            busy = error
+    if busy is not None:
+        raise busy
 
 
 def spooled_run(
@@ -278,7 +278,7 @@ class Spool:
             if journal.position(self.folder) > size:  # a loss of power has taken the journal's end
                 journal.set_position(self.folder, size)
         except Timeout:
-            raise _in_use(self.run) from None
+            raise in_use(self.run) from None
         except OSError as error:
             self._lock.release()
             raise UserError(
@@ -522,6 +522,6 @@ class Spool:
                 self.folder.rmdir()
 
 
-def _in_use(spooled: SpooledRun) -> InUse:
+def in_use(spooled: SpooledRun) -> InUse:
     """The error of whoever wants a spool that another process has."""
     return InUse(f"run {spooled.id} is at work in another process; right: wait for its end")

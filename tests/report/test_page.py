@@ -54,6 +54,21 @@ def test_the_ids_of_two_pictures_are_apart() -> None:
     assert drawn[0] and not set(drawn[0]) & set(drawn[1])
 
 
+def test_a_cell_whose_bad_trial_failed_looks_no_better_for_that() -> None:
+    reached = {"0.9": 0.9, "0.95": 0.5}
+    scores = {
+        (lr, dropout, momentum): {"1": reached[momentum]}
+        for lr in ("0.1", "0.3")
+        for dropout in ("0.0", "0.1")
+        for momentum in reached
+        if (lr, dropout, momentum) != ("0.3", "0.0", "0.95")
+    }
+    values = {"lr": ("0.1", "0.3"), "dropout": ("0.0", "0.1"), "momentum": ("0.9", "0.95")}
+    layout = Layout(values, "lr", "dropout", None, ("momentum",), {})
+    drawn = plots.heat_map(scores, tuple(values), layout, "val/acc").axes[0]
+    assert {text.get_text() for text in drawn.texts} == {"90.00"}
+
+
 def test_a_value_with_one_seed_has_no_bar_of_no_length() -> None:
     effects = {"lr": {"0.1": summary([0.9, 0.8]), "0.2": summary([0.7])}}
     [bars] = plots.main_effects(effects, {}, "val/acc", {}).axes[0].containers

@@ -1139,7 +1139,7 @@ def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
     changes = ["lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"]
     changes += ["data.mean=0.5", "data.std=0.5", "+optimizer.nesterov=true", "+model.width=8"]
-    changes += ["optimizer._target_=torch.optim.RMSprop"]
+    changes += ["optimizer._target_=torch.optim.RMSprop", "model._target_=mine.Model1"]
     if recipe == "exp1":
         changes += ["scheduler.factor=0.5", "+scheduler.total_iters=1"]
     else:

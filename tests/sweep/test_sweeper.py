@@ -969,14 +969,19 @@ def test_one_worker_that_cannot_begin_costs_the_others_nothing(
     monkeypatch.setattr(Flaky, "launch", launch)
     done = run(tiny, *QUICK, flaky, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
     assert done.code == 0 and "2 of 2 trials done" in done.err, done.err
-    assert "a worker ended early: UserError: output_dir=there cannot be written" in done.err
+    assert "a worker could not begin: output_dir=there cannot be written" in done.err
 
 
 def test_a_plan_is_whole_though_a_password_is_a_part_of_it(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "seed")
-    done = run(tiny, *QUICK, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    listed = run(tiny, *QUICK, "seed=1,2", "sweep.keep=0", NO_REPORT, cwd=tmp_path)
+    assert listed.code == 0, listed.err
+    _, trials = runs(tmp_path)
+    fingerprint = next(iter(trials.values())).data.tags[tag.FINGERPRINT]
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", fingerprint[6:10])
+    words = ["seed=1,2", "sweep.keep=0", NO_REPORT, "sweep.fresh=true"]
+    done = run(tiny, *QUICK, *words, cwd=tmp_path)
     assert done.code == 0 and "2 of 2 trials done" in done.err, done.err
 
 

@@ -599,11 +599,10 @@ def test_a_trial_waits_until_a_busy_store_has_its_checkpoint_and_not_for_one_tha
                 raise each
             super().log_checkpoint(run_id, path, about)
 
-    monkeypatch.setattr(spools, "PATIENCE_S", 2.0)
-    monkeypatch.setattr(spools, "FIRST_WAIT_S", 0.1)
+    monkeypatch.setattr(spools, "LONGEST_WAIT_S", 0.1)
     with Spool(made, SPOOLED, lambda: Troubled(place(made))) as spool:
         spool.wait(lambda: False)
-        time.sleep(2.5)  # in which there is nothing to take
+        spool._taken_at -= 100  # since then there was nothing to take
         error[:] = [busy]
         threading.Timer(1.0, error.clear).start()
         spool.save_checkpoint(state(1))
@@ -616,7 +615,7 @@ def test_a_trial_waits_until_a_busy_store_has_its_checkpoint_and_not_for_one_tha
         error[:] = [busy]
         while spool.away != "database is locked":
             time.sleep(0.01)
-        monkeypatch.setattr(spools, "PATIENCE_S", 0.1)
+        spool._taken_at -= 100
         spool.wait(lambda: False)  # it has taken nothing for long
         assert spool.left == 1
         error.clear()
