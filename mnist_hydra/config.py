@@ -202,7 +202,11 @@ def settle(cfg: DictConfig) -> Config:
         UserError: naming the key, the value that was got and what would be right.
     """
     raw: dict[str, Any] = resolved(cfg)
-    raw.pop("experiment", None)
+    if raw.pop("experiment", None):
+        raise UserError(
+            "what this experiment sets stands below experiment, where nothing reads it; right: "
+            "`# @package _global_` as the first line of its file"
+        )
     for group in GROUPS:
         if not isinstance(raw.get(group), dict):
             raise wrong_value(group, raw.get(group), f"an entry of the group conf/{group}")

@@ -250,5 +250,12 @@ def test_a_home_that_no_shell_has_put_in_is_the_home(monkeypatch: pytest.MonkeyP
     assert settled("output_dir='~/x'").folder == Path("/home/me/x")
 
 
+def test_an_experiment_whose_keys_nothing_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "big.yaml").write_text("lr: 0.3\n")
+    with pytest.raises(UserError, match="below experiment, .* right: `# @package _global_`"):
+        settled(f"hydra.searchpath=[{tmp_path}]", "experiment=big")
+
+
 def test_a_setting_may_refer_to_another() -> None:
     assert settled("sweep.name='s-${seed}'", "seed=3").sweep.name == "s-3"

@@ -444,7 +444,7 @@ def test_a_misspelt_key_of_a_users_own_model_is_named_with_the_nearest(
         ("optimizer.lr=0.3", "'optimizer.lr' (did you mean lr?)"),
         ("scheduler={a:1}", "'scheduler' by keys that it does not have"),
         ("~tracking.uri", "~tracking.uri deletes what is null or not there; right: without it"),
-        ("optimizer.betas=0.9", "'optimizer.betas' (a key of optimizer=adamw)"),
+        ("optimizer.betas=0.9", "'optimizer.betas' (a key of optimizer=adamw); right: optimizer="),
         ("experiment=null", "experiment=null names no entry of a group; right: "),
         ("model=3", "model=3 names no entry of a group; right: "),
         ("lr=[1", "lr=[1: "),

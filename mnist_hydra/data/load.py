@@ -108,7 +108,7 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
         except UserError as error:
             mend = "put a good copy there, or leave data.root= out"
             if config.sha256 is not None:
-                mend += ", or take files of your own with data.sha256=null"
+                mend += ", or data.sha256=null for files of your own"
             if raw == cache:
                 mend = f"delete {cache}, and it is fetched anew"
             raise UserError(f"{error}; {mend}") from error

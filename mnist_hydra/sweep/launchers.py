@@ -149,6 +149,7 @@ class CommandLauncher(Launcher):
         words = ["-m", "mnist_hydra.train", *config_words(hydra)]
         replaced = ("hydra.mode=", "hydra.searchpath=")
         kept = [o for o in hydra.overrides.hydra if not o.lstrip("+").startswith(replaced)]
+        kept.append("hydra.mode=RUN")  # a file may make a sweep of every command
         return words, [*kept, *overrides, "++sweep.ends_with_stdin=true"]
 
     @abstractmethod

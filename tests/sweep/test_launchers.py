@@ -259,7 +259,8 @@ def test_a_worker_gets_hydras_own_flags_and_settings_of_the_command_line(tmp_pat
         *("-m", "mnist_hydra.train", "--config-dir", str(tmp_path)),
         "hydra.searchpath=[/more]",
     ]
-    assert rest == ["hydra/launcher=joblib", "seed=1", "++sweep.ends_with_stdin=true"]
+    mode = "hydra.mode=RUN"
+    assert rest == ["hydra/launcher=joblib", mode, "seed=1", "++sweep.ends_with_stdin=true"]
 
 
 @pytest.mark.parametrize(

@@ -701,13 +701,17 @@ SPREAD = pytest.mark.xdist_group("spread")  # they share a sweep
 @pytest.fixture(scope="module")
 def spread(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """The folder of a sweep under joblib that has ended, of a model of one's own in a relative
-    `--config-dir`, and what the command printed, with what its process imported.
+    `--config-dir`, whose experiment makes a sweep of it, and what the command printed, with what
+    its process imported.
     """
     folder = tmp_path_factory.mktemp("spread")
     write_moody(folder)
-    words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train", "--multirun"]
+    (folder / "mine" / "experiment").mkdir()
+    swept = "# @package _global_\nhydra: {mode: MULTIRUN}\n"
+    (folder / "mine" / "experiment" / "swept.yaml").write_text(swept)
+    words = [sys.executable, "-X", "importtime", "-m", "mnist_hydra.train"]
     words += ["--config-dir=mine", tiny, *QUICK, "model=moody", "hydra/launcher=joblib"]
-    words += ["seed=1,2,3", "sweep.keep=1", "device=cpu"]
+    words += ["experiment=swept", "seed=1,2,3", "sweep.keep=1", "device=cpu"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     return folder, Done(done.returncode, done.stdout, done.stderr)
 

@@ -640,6 +640,25 @@ def test_each_attempt_at_a_trial_has_a_spool_that_no_earlier_one_keeps_locked(ma
     assert tracker.client.get_run(run_id).data.tags["of"] == "the third"
 
 
+def test_no_other_attempts_records_are_delivered_while_one_is_at_work(
+    made: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> Tracker:
+        raise ConnectionError("away")
+
+    run_id = Tracker(place(made)).create_run(SPOOLED)
+    first, second = (spooled_run(place(made), run_id, attempt=n) for n in (1, 2))
+    monkeypatch.setattr(spools, "PATIENCE_AWAY_S", 0.1)
+    with Spool(made, first, away) as left:
+        left.set_tags({"of": "the first"})
+    left._thread.join(60)
+    with Spool(made, second, lambda: Tracker(place(made))):
+        done = commands.run_module("sync", f"output_dir={made}", cwd=made)
+    assert done.code == 1 and done.err.count("is at work in another process") == 2
+    done = commands.run_module("sync", f"output_dir={made}", cwd=made)
+    assert done.code == 0 and f"run {run_id}: 1 records delivered" in done.out, done.said
+
+
 def test_a_spool_that_was_left_half_removed_is_said_to_nobody(
     made: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
