@@ -255,7 +255,8 @@ class _Recorder(Listener):
         self.spool.raise_if_refused()
         self.spool.save_checkpoint(state | {"fingerprint": fingerprint(self.trainer.config)})
         if self.is_trial:
-            self.spool.wait(lambda: self.hooks.should_stop() is not None)
+            with self.hooks.waiting():
+                self.spool.wait(lambda: self.hooks.should_stop() is not None)
 
     def after_epoch(self, epoch: int, metrics: dict[str, float]) -> StopReason | None:
         self.spool.raise_if_refused()

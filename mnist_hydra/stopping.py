@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from types import FrameType
 from typing import Any
@@ -37,6 +37,10 @@ class Hooks:
         the last one that counts for nothing.
         """
         return None
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """A context in which the training waits for its store, which is no part of its time."""
+        return nullcontext()
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class TinyTrial:
 
     `do=train`, `do=raise`, `do=raise-once`, `do=raise-bytes` (with what no store holds), `do=exit`,
     `do=die` (kill -9 in epoch 2), `do=stay` (until told to stop), `do=deliver` (trained, and waits
-    for the store), `do=hang` (in Python), `do=hang-hard` (where no signal helps).
+    for the store), `do=wait` (for the store, a second an epoch), `do=hang` (in Python),
+    `do=hang-hard` (where no signal helps).
     """
 
     def __init__(self, client: MlflowClient, journal: Path, epochs: int) -> None:
@@ -80,7 +81,7 @@ class TinyTrial:
         print(f"from epoch {first}")
         for epoch in range(first, self._epochs + 1):
             self._note(f"{planned.name} {epoch}")
-            self._misbehave(what, epoch, again)
+            self._misbehave(what, epoch, again, watch)
             stopped = watch.should_stop()
             while what == "stay" and stopped is None:
                 time.sleep(0.01)
@@ -98,9 +99,13 @@ class TinyTrial:
                 return stopped.value
         return "finished"
 
-    def _misbehave(self, what: str, epoch: int, again: bool) -> None:
+    def _misbehave(self, what: str, epoch: int, again: bool, watch: Watch) -> None:
         if what == "raise" or (what == "raise-once" and not again):
             raise RuntimeError("as it was told to")
+        if what == "wait":  # for the store, once an epoch
+            with watch.waiting():
+                time.sleep(1.0)
+                assert watch.should_stop() is None
         if what == "raise-bytes":
             raise RuntimeError("a file's name \udcff, and \0")
         if what == "exit":

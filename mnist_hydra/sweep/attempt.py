@@ -183,6 +183,16 @@ class Watch(Hooks):
             self._watchdog.daemon = True
             self._watchdog.start()
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        used_s = time.monotonic() - cast(float, self._limit_from)
+        self.end_limit()
+        try:
+            yield
+        finally:
+            self.begin_limit()
+            self._limit_from = time.monotonic() - used_s
+
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._beating.join()  # no heartbeat may be written after the attempt's end
@@ -190,6 +200,7 @@ class Watch(Hooks):
 
     def end_limit(self) -> None:
         """From here on it may take as long as it takes, such as to wait for the store."""
+        self._limit_from = None
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._alarm_before is not None:

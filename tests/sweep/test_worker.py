@@ -282,7 +282,8 @@ def test_the_time_limit_is_the_trainings_not_the_stores(
 ) -> None:
     monkeypatch.setattr(attempt, "GRACE_S", 0.2)
     sweep.pull(plan("do=deliver"), trial_timeout_s=0.3, retries=0)
-    assert sweep.trials()["do=deliver"].state == "finished"
+    sweep.pull(plan("do=deliver", "do=wait"), trial_timeout_s=2.5, retries=0)
+    assert {trial.state for trial in sweep.trials().values()} == {"finished"}
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
