@@ -58,7 +58,7 @@ def prepare(
     if fused is None:
         replay = can_be_replayed(parts.model, parts.optimizer)
         where = runtime.choose(config, machine, recorded, kernel=False, replay=replay)
-        parts.model.to(memory_format=torch.channels_last)
+        _prefer_channels_last(config, parts, where.device)
     trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:
         right = "the code that it began with; or begin anew, in a sweep with sweep.fresh=true"
@@ -139,6 +139,18 @@ def _dataset(settings: str, cache_dir: Path) -> Dataset:
     dataset = load_dataset(DataConfig(**json.loads(settings)), cache_dir)
     print(f"data: {dataset.source}", file=sys.stderr)
     return dataset
+
+
+def _prefer_channels_last(config: Config, parts: Parts, device: str) -> None:
+    """Lay the weights out as convolutions are fastest, if the model can work with that.
+
+    Some cannot: a `view` of what a convolution returns, or weights of five dimensions.
+    """
+    try:
+        parts.model.to(memory_format=torch.channels_last)
+        _insist_on_log_probabilities(config, parts.model, parts.dataset, device)
+    except (RuntimeError, UserError):
+        parts.model.to(memory_format=torch.contiguous_format)
 
 
 def is_fused(kind: type[Optimizer], device: str) -> bool:

@@ -99,6 +99,39 @@ class Frozen(Lazy):
         return scores
 
 
+class Convolutions(nn.Module):
+    """Two layers of them, and the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, stride=3), nn.Conv2d(4, 8, 3, stride=3))
+        self.scores = nn.Linear(72, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.scores(self.layers(images).flatten(1))
+        return scores.log_softmax(1)
+
+
+class Viewed(Convolutions):
+    """Takes it that the channels lie one after another."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen = self.layers(images)
+        scores: torch.Tensor = self.scores(seen.view(seen.size(0), -1))
+        return scores.log_softmax(1)
+
+
+class Deep(Convolutions):
+    """Has weights of five dimensions behind those of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv3d(1, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.deep(images[:, None])[:, 0])
+
+
 class Noted(torch.optim.SGD):
     """Keeps a number of NumPy's."""
 
@@ -247,3 +280,21 @@ def test_a_checkpoint_that_does_not_fit_the_code_is_refused(mnist: Path) -> None
     trained(build.prepare(of_ones_own(mnist)), stopped)
     with pytest.raises(UserError, match="does not fit the code.*size mismatch.*right: the code"):
         build.prepare(of_ones_own(mnist, "+model.width=5"), stopped.state)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "channels_last"), [("Convolutions", True), ("Viewed", False), ("Deep", False)]
+)
+def test_a_model_that_works_with_channels_first_alone_is_trained_so(
+    mnist: Path, kind: str, channels_last: bool, precision: str
+) -> None:
+    model = f"model._target_={__name__}.{kind}"
+    trainer = build.prepare(of_ones_own(mnist, model, f"precision={precision}"))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    after = trained(trainer)
+    assert all(not torch.equal(before[name], weights) for name, weights in after.items())
+    assert isinstance(trainer.model, Convolutions)
+    weights = trainer.model.layers[1].weight
+    assert isinstance(weights, torch.Tensor)
+    assert weights.is_contiguous(memory_format=torch.channels_last) == channels_last
