@@ -167,7 +167,7 @@ def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
     arguments, parameters = dict(config.optimizer.arguments), list(model.parameters())
     if kind.__module__.startswith("torch.optim"):
         others = ("foreach", "differentiable")  # the two that fused refuses beside it
-        if all(is_fused(kind, one.device.type) for one in parameters):
+        if all(one.is_floating_point() and is_fused(kind, one.device.type) for one in parameters):
             arguments.setdefault("fused", not any(arguments.get(name) for name in others))
         kind = runtime.without_dynamo(kind)
     return targets.construct(kind, arguments, "optimizer", params=parameters)

@@ -132,6 +132,17 @@ class Deep(Convolutions):
         return super().forward(self.deep(images[:, None])[:, 0])
 
 
+class Turned(Lazy):
+    """Has a complex parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.ones(28, 28, dtype=torch.complex64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward((images * self.turn).real)
+
+
 class Noted(torch.optim.SGD):
     """Keeps a number of NumPy's."""
 
@@ -298,3 +309,15 @@ def test_a_model_that_works_with_channels_first_alone_is_trained_so(
     weights = trainer.model.layers[1].weight
     assert isinstance(weights, torch.Tensor)
     assert weights.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_complex_parameter_is_trained_by_an_optimizer_that_is_not_fused(
+    mnist: Path, kind: str
+) -> None:
+    words = [f"model._target_={__name__}.Turned", f"optimizer._target_=torch.optim.{kind}"]
+    words += ["~optimizer.momentum"] if kind == "AdamW" else []
+    trainer = build.prepare(of_ones_own(mnist, *words))
+    assert isinstance(trainer.model, Turned)
+    trained(trainer)
+    assert not torch.equal(trainer.model.turn, torch.ones(28, 28, dtype=torch.complex64))
