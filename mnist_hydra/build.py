@@ -91,7 +91,8 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
         )
     _insist_on_log_probabilities(config, model, dataset, where.device)
     _insist_on_storable(f"model={config.model.target}", model.state_dict())
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    trained = next((one for one in model.parameters() if one.requires_grad), None)
+    if trained is None:
         raise UserError(
             f"model={config.model.target} has no parameter to train; right: at least one with "
             "requires_grad=True"
@@ -101,7 +102,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
-    _try_schedule(config, steps)
+    _try_schedule(config, trained, steps)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 
@@ -208,14 +209,17 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     return targets.construct(kind, arguments, "scheduler", optimizer=optimizer, **given)
 
 
-def _try_schedule(config: Config, steps: int) -> None:
+def _try_schedule(config: Config, like: torch.Tensor, steps: int) -> None:
     """Let the optimizer and the scheduler take the run's steps, 20,000 at most, with no model.
+
+    Args:
+        like: a parameter of the model; some optimizers take those of two dimensions alone.
 
     Raises:
         UserError: one of them fails, a learning rate is none, or a state cannot be kept.
     """
-    alone = torch.nn.ParameterList([torch.zeros(1)])
-    alone[0].grad = torch.zeros(1)
+    alone = torch.nn.ParameterList([torch.zeros(like.shape, dtype=like.dtype)])
+    alone[0].grad = torch.zeros_like(alone[0])
     optimizer = _optimizer(config, alone)
     scheduler = _scheduler(config, optimizer, steps)
     with targets.blaming(f"optimizer={config.optimizer.target}", "one that steps by itself"):

@@ -143,6 +143,18 @@ class Turned(Lazy):
         return super().forward((images * self.turn).real)
 
 
+class Flat(nn.Module):
+    """One matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(784, 10, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.scores(images.flatten(1))
+        return scores.log_softmax(1)
+
+
 class Noted(torch.optim.SGD):
     """Keeps a number of NumPy's."""
 
@@ -321,3 +333,11 @@ def test_a_complex_parameter_is_trained_by_an_optimizer_that_is_not_fused(
     assert isinstance(trainer.model, Turned)
     trained(trainer)
     assert not torch.equal(trainer.model.turn, torch.ones(28, 28, dtype=torch.complex64))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="before torch 2.9")
+def test_an_optimizer_of_matrices_trains_a_model_of_matrices(mnist: Path) -> None:
+    muon = "optimizer._target_=torch.optim.Muon"
+    trained(build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Flat", muon)))
+    with pytest.raises(UserError, match="^optimizer: Muon: .*2D parameters"):
+        build.prepare(of_ones_own(mnist, muon))
