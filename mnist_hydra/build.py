@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, PolynomialLR
 
 from mnist_hydra import checkpoint, runtime, targets
 from mnist_hydra.augment.pipeline import build_augmentation
-from mnist_hydra.config import Config, DataConfig
+from mnist_hydra.config import Component, Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
@@ -78,7 +78,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     random.seed(config.seed)  # this and NumPy's: a user's own code may draw from them
     np.random.seed(config.seed % 2**32)
     model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
-    model = targets.construct(model_class, config.model.arguments, "model")
+    model = targets.construct(model_class, _arguments(config, "model", model_class), "model")
     model.to(where.device)
     data = json.dumps(asdict(config.data), sort_keys=True)
     dataset = _dataset(data, config.cache_dir)
@@ -154,6 +154,13 @@ def _prefer_channels_last(config: Config, parts: Parts, device: str) -> None:
         parts.model.to(memory_format=torch.contiguous_format)
 
 
+def _arguments(config: Config, group: str, kind: type) -> dict[str, Any]:
+    """A component's arguments: the name that its entry gives is one, if the class takes it."""
+    component: Component = getattr(config, group)
+    is_given = config.composed[group].get("name") is not None and targets.accepts(kind, "name")
+    return component.arguments | ({"name": component.name} if is_given else {})
+
+
 def is_fused(kind: type[Optimizer], device: str) -> bool:
     """Whether an optimizer of torch's has a fused step on a kind of device, since torch 2.6.
 
@@ -165,7 +172,7 @@ def is_fused(kind: type[Optimizer], device: str) -> bool:
 
 def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
     kind = targets.resolve_class(config.optimizer.target, Optimizer, "optimizer._target_")
-    arguments, parameters = dict(config.optimizer.arguments), list(model.parameters())
+    arguments, parameters = _arguments(config, "optimizer", kind), list(model.parameters())
     if kind.__module__.startswith("torch.optim"):
         others = ("foreach", "differentiable")  # the two that fused refuses beside it
         if all(one.is_floating_point() and is_fused(kind, one.device.type) for one in parameters):
@@ -181,7 +188,7 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     `max_momentum` its momentum, and `base_momentum` is never above that.
     """
     kind = targets.resolve_class(config.scheduler.target, LRScheduler, "scheduler._target_")
-    arguments = dict(config.scheduler.arguments)
+    arguments = _arguments(config, "scheduler", kind)
     momentum = config.momentum
     follows: dict[str, Any] = {
         "total_steps": steps,

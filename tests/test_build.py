@@ -155,6 +155,14 @@ class Flat(nn.Module):
         return scores.log_softmax(1)
 
 
+class Named(Lazy):
+    """Makes what it is called."""
+
+    def __init__(self, name: str = "narrow") -> None:
+        super().__init__()
+        self.made = name
+
+
 class Noted(torch.optim.SGD):
     """Keeps a number of NumPy's."""
 
@@ -341,3 +349,11 @@ def test_an_optimizer_of_matrices_trains_a_model_of_matrices(mnist: Path) -> Non
     trained(build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Flat", muon)))
     with pytest.raises(UserError, match="^optimizer: Muon: .*2D parameters"):
         build.prepare(of_ones_own(mnist, muon))
+
+
+@pytest.mark.parametrize(("word", "made"), [("model.name=wide", "wide"), ("~model.name", "narrow")])
+def test_a_name_is_an_argument_too_where_the_class_takes_one(
+    mnist: Path, word: str, made: str
+) -> None:
+    model = build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Named", word)).model
+    assert isinstance(model, Named) and model.made == made
