@@ -410,8 +410,10 @@ def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
     betas = optimizer.get("betas")
     if "momentum" in optimizer or "betas" not in optimizer:
         return _settle_value("momentum", root, optimizer, "optimizer")
-    if not isinstance(betas, list) or len(betas) != 2:
-        raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")
+    is_torchs = str(optimizer.get("_target_")).startswith("torch.")  # which may drop a third
+    if not isinstance(betas, list) or not betas or (is_torchs and len(betas) != 2):
+        right = "two numbers, such as [0.9,0.999], or as many as an optimizer of your own takes"
+        raise wrong_value("optimizer.betas", betas, right)
     betas = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
     if root is not None:
         betas[0] = check_setting("momentum", root, Fraction | None)

@@ -75,6 +75,12 @@ def test_an_entry_without_a_name_is_called_by_its_class() -> None:
         settled(*own)
 
 
+def test_the_momentum_is_the_first_of_as_many_betas_as_an_optimizer_has() -> None:
+    own = ("optimizer=adamw", "optimizer._target_=a.Mine", "optimizer.betas=[0.9,0.999,0.9999]")
+    config = settled(*own, "momentum=0.8")
+    assert config.optimizer.arguments["betas"] == [0.8, 0.999, 0.9999] and config.momentum == 0.8
+
+
 def test_a_momentum_of_0_is_a_beta_that_torch_takes() -> None:
     betas = settled("optimizer=adamw", "momentum=0").optimizer.arguments["betas"]
     assert betas == [0, 0.999] and {type(beta) for beta in betas} == {float}
@@ -226,6 +232,8 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("+model.table={a@k:1}", "model.table.a@k is no name that MLflow keeps"),
         ("+optimizer.betas=0.9 ~optimizer.momentum", "optimizer.betas=0.9"),
         ("optimizer=adamw optimizer.betas=null", "optimizer.betas=null is not valid; right: two"),
+        ("optimizer=adamw optimizer.betas=[0.9,0.8,0.7]", "optimizer.betas=[0.9, 0.8, 0.7] is not"),
+        ("optimizer.betas=[] optimizer._target_=a.Mine optimizer=adamw", "optimizer.betas=[] is"),
         ("trusted=torch", "trusted=torch is not valid; right: a list"),
         ("epochs=true", "epochs=true"),
         ("dropout='a\nb'", "dropout=a b is not valid"),
