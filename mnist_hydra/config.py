@@ -287,7 +287,7 @@ def fingerprint(config: Config) -> str:
     count; an explicit value that equals the default counts as the default.
     """
     settings = _as_dict(config, without=NO_EFFECT_ON_RESULT)
-    canonical = json.dumps(_same_numbers(settings), sort_keys=True, default=str)
+    canonical = json.dumps(_in_one_form(settings), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -331,12 +331,13 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _same_numbers(value: Any) -> Any:
-    """The same nested value with 1.0 written as 1, so that equal numbers are equal text."""
+def _in_one_form(value: Any) -> Any:
+    """The same nested value, keys in order, first those that are numbers, and 1.0 written as 1."""
     if isinstance(value, Mapping):
-        return {key: _same_numbers(inner) for key, inner in value.items()}
+        keys = sorted(value, key=lambda key: (isinstance(key, str), key))
+        return {key: _in_one_form(value[key]) for key in keys}
     if isinstance(value, list | tuple):
-        return [_same_numbers(inner) for inner in value]
+        return [_in_one_form(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

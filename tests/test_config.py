@@ -184,6 +184,12 @@ def test_a_number_is_the_same_setting_however_it_is_written() -> None:
     assert fingerprint(settled("dropout=0")) == fingerprint(settled("dropout=0.0"))
 
 
+def test_the_keys_of_a_mapping_may_be_numbers_and_words_in_any_order() -> None:
+    tables = ("{1:16,b:2}", "{b:2,1:16}", "{1:16,c:2}")
+    one, same, other = (fingerprint(settled(f"+model.table={table}")) for table in tables)
+    assert one == same != other
+
+
 def test_every_setting_becomes_a_parameter_once_and_what_lies_where_none() -> None:
     flat = flatten(settled("model=model2", "lr=0.1", "output_dir=elsewhere", "data.root=there"))
     assert flat["lr"] == "0.1" and flat["scheduler.name"] == "onecycle"
