@@ -134,8 +134,9 @@ def kind_of(config: Config) -> str:
         [part.target, {k: v for k, v in part.arguments.items() if k not in CHECKED_NUMBERS}]
         for part in (config.model, config.optimizer, config.scheduler)
     ]
-    places = [config.device, config.precision, config.batch_size, vars(config.data)]
-    return json.dumps([arguments, config.aug, places], default=str)
+    places = [config.device, config.precision, vars(config.data)]
+    steps = [config.batch_size, config.epochs]  # what a scheduler may depend on
+    return json.dumps([arguments, config.aug, places, steps], default=str)
 
 
 def _main() -> None:
