@@ -177,11 +177,27 @@ class NotedInArrays(torch.optim.SGD):
         return super().step(closure)
 
 
+class Renamed(torch.optim.SGD):
+    def __init__(self, chosen: Any, lr: float, **others: Any) -> None:
+        super().__init__(chosen, lr, **others)
+
+
+class ByName(torch.optim.SGD):
+    def __init__(self, **by_name: Any) -> None:
+        super().__init__(**by_name)
+
+
 class Cosine(torch.optim.lr_scheduler.LRScheduler):
     """Learning rates as NumPy computes them."""
 
     def get_lr(self) -> list[Any]:
         return [lr * (1 + np.cos(self.last_epoch / 10)) for lr in self.base_lrs]
+
+
+class RenamedCosine(Cosine):
+    def __init__(self, of: torch.optim.Optimizer, total_steps: int) -> None:
+        super().__init__(of)
+        self.total = total_steps
 
 
 class InADeque(Cosine):
@@ -357,3 +373,16 @@ def test_a_name_is_an_argument_too_where_the_class_takes_one(
 ) -> None:
     model = build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Named", word)).model
     assert isinstance(model, Named) and model.made == made
+
+
+@pytest.mark.parametrize("kind", ["Renamed", "ByName"])
+def test_the_parameters_may_have_any_name_in_an_optimizer_of_ones_own(
+    mnist: Path, kind: str
+) -> None:
+    words = [f"optimizer._target_={__name__}.{kind}"]
+    words += [f"scheduler._target_={__name__}.RenamedCosine"]
+    trainer = build.prepare(of_ones_own(mnist, *words))
+    assert len(trainer.optimizer.param_groups[0]["params"]) == 4
+    assert isinstance(trainer.scheduler, RenamedCosine) and trainer.scheduler.total == 4
+    with pytest.raises(UserError, match="optimizer: .*'rate'; right: the arguments of"):
+        build.prepare(of_ones_own(mnist, *words, "+optimizer.rate=1"))
