@@ -397,7 +397,11 @@ def _called(group: dict[str, Any]) -> str:
 
 def _settle_value(key: str, root: Any, group: dict[str, Any], group_name: str) -> Any:
     if root is None:
-        return group.get(key)
+        value = group.get(key)
+        if isinstance(value, list | dict):
+            right = f"one number, as {key} at the root is, or another name for that argument"
+            raise wrong_value(f"{group_name}.{key}", value, right)
+        return value
     if key not in group:
         raise UserError(
             f"{key}={root}: {group_name}={_called(group)} takes no "

@@ -240,6 +240,8 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("optimizer=adamw optimizer.betas=null", "optimizer.betas=null is not valid; right: two"),
         ("optimizer=adamw optimizer.betas=[0.9,0.8,0.7]", "optimizer.betas=[0.9, 0.8, 0.7] is not"),
         ("optimizer.betas=[] optimizer._target_=a.Mine optimizer=adamw", "optimizer.betas=[] is"),
+        ("model.dropout=[0.1,0.2]", "model.dropout=[0.1, 0.2] is not valid; right: one number, as"),
+        ("optimizer.momentum={a:1}", "optimizer.momentum={'a': 1} is not valid; right: one number"),
         ("trusted=torch", "trusted=torch is not valid; right: a list"),
         ("epochs=true", "epochs=true"),
         ("dropout='a\nb'", "dropout=a b is not valid"),
