@@ -51,6 +51,14 @@ def prepare(
     machine, recorded = runtime.capability(config.device), (state or {}).get("runtime")
     where = runtime.choose(config, machine, recorded)
     parts = build(config, where)
+    data = parts.dataset.sha256
+    began_with = (state or {}).get("data_sha256", data)  # older checkpoints do not tell
+    if began_with != data:
+        raise UserError(
+            f"what is here ({parts.dataset.source}, SHA-256 {data[:12]}...) is not the data that "
+            f"the run began with ({began_with[:12]}...); right: the data that it began with, "
+            "which data.root= may name; or begin anew, in a sweep with sweep.fresh=true"
+        )
     fused = None
     if where.kernel:
         # Only now that nothing can be wrong any more: it is compiled the first time.

@@ -23,6 +23,7 @@ from mnist_hydra.runtime import Runtime
 from mnist_hydra.stopping import StopReason
 from mnist_hydra.targets import let_in
 from mnist_hydra.trainer import Listener, Trainer
+from tests.data.small import mini
 
 PLAIN = Runtime("cpu", "fp32", False, kernel=False, replay=False, threads=1, deterministic=True)
 KERNEL = replace(PLAIN, kernel=True)
@@ -386,3 +387,13 @@ def test_the_parameters_may_have_any_name_in_an_optimizer_of_ones_own(
     assert isinstance(trainer.scheduler, RenamedCosine) and trainer.scheduler.total == 4
     with pytest.raises(UserError, match="optimizer: .*'rate'; right: the arguments of"):
         build.prepare(of_ones_own(mnist, *words, "+optimizer.rate=1"))
+
+
+def test_a_run_does_not_go_on_with_other_data(mnist: Path, tmp_path: Path) -> None:
+    stopped = StopsAfter(1)
+    trained(build.prepare(of_ones_own(mnist, "data.sha256=null")), stopped)
+    mini(tmp_path / "MNIST" / "raw", train=700)
+    other = of_ones_own(tmp_path, "data.sha256=null")
+    with pytest.raises(UserError, match="is not the data .*right: the data .*sweep.fresh=true"):
+        build.prepare(other, stopped.state)
+    build.prepare(other, {k: v for k, v in stopped.state.items() if k != "data_sha256"})
