@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, PolynomialLR
 
 from mnist_hydra import checkpoint, runtime, targets
 from mnist_hydra.augment.pipeline import build_augmentation
-from mnist_hydra.config import Config, DataConfig
+from mnist_hydra.config import Component, Config, DataConfig
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
@@ -51,6 +51,14 @@ def prepare(
     machine, recorded = runtime.capability(config.device), (state or {}).get("runtime")
     where = runtime.choose(config, machine, recorded)
     parts = build(config, where)
+    data = parts.dataset.sha256
+    began_with = (state or {}).get("data_sha256", data)  # older checkpoints do not tell
+    if began_with != data:
+        raise UserError(
+            f"what is here ({parts.dataset.source}, SHA-256 {data[:12]}...) is not the data that "
+            f"the run began with ({began_with[:12]}...); right: the data that it began with, "
+            "which data.root= may name; or begin anew, in a sweep with sweep.fresh=true"
+        )
     fused = None
     if where.kernel:
         # Only now that nothing can be wrong any more: it is compiled the first time.
@@ -58,7 +66,7 @@ def prepare(
     if fused is None:
         replay = can_be_replayed(parts.model, parts.optimizer)
         where = runtime.choose(config, machine, recorded, kernel=False, replay=replay)
-        parts.model.to(memory_format=torch.channels_last)
+        _prefer_channels_last(config, parts, where.device)
     trainer = Trainer(config, where, runnable(parts.model, where, fused), parts)
     if state is not None:
         right = "the code that it began with; or begin anew, in a sweep with sweep.fresh=true"
@@ -78,7 +86,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     random.seed(config.seed)  # this and NumPy's: a user's own code may draw from them
     np.random.seed(config.seed % 2**32)
     model_class = targets.resolve_class(config.model.target, torch.nn.Module, "model._target_")
-    model = targets.construct(model_class, config.model.arguments, "model")
+    model = targets.construct(model_class, _arguments(config, "model", model_class), "model")
     model.to(where.device)
     data = json.dumps(asdict(config.data), sort_keys=True)
     dataset = _dataset(data, config.cache_dir)
@@ -91,7 +99,8 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
         )
     _insist_on_log_probabilities(config, model, dataset, where.device)
     _insist_on_storable(f"model={config.model.target}", model.state_dict())
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    trained = next((one for one in model.parameters() if one.requires_grad), None)
+    if trained is None:
         raise UserError(
             f"model={config.model.target} has no parameter to train; right: at least one with "
             "requires_grad=True"
@@ -101,7 +110,7 @@ def build(config: Config, where: runtime.Runtime) -> Parts:
     augmentation = build_augmentation(config.aug, sample=sample)
     steps = config.epochs * -(-len(dataset.train) // config.batch_size)
     scheduler = _scheduler(config, optimizer, steps)
-    _try_schedule(config, steps)
+    _try_schedule(config, trained, steps)
     return Parts(model, optimizer, scheduler, augmentation, dataset)
 
 
@@ -141,6 +150,25 @@ def _dataset(settings: str, cache_dir: Path) -> Dataset:
     return dataset
 
 
+def _prefer_channels_last(config: Config, parts: Parts, device: str) -> None:
+    """Lay the weights out as convolutions are fastest, if the model can work with that.
+
+    Some cannot: a `view` of what a convolution returns, or weights of five dimensions.
+    """
+    try:
+        parts.model.to(memory_format=torch.channels_last)
+        _insist_on_log_probabilities(config, parts.model, parts.dataset, device)
+    except (RuntimeError, UserError):
+        parts.model.to(memory_format=torch.contiguous_format)
+
+
+def _arguments(config: Config, group: str, kind: type) -> dict[str, Any]:
+    """A component's arguments: the name that its entry gives is one, if the class takes it."""
+    component: Component = getattr(config, group)
+    is_given = config.composed[group].get("name") is not None and targets.accepts(kind, "name")
+    return component.arguments | ({"name": component.name} if is_given else {})
+
+
 def is_fused(kind: type[Optimizer], device: str) -> bool:
     """Whether an optimizer of torch's has a fused step on a kind of device, since torch 2.6.
 
@@ -152,10 +180,10 @@ def is_fused(kind: type[Optimizer], device: str) -> bool:
 
 def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
     kind = targets.resolve_class(config.optimizer.target, Optimizer, "optimizer._target_")
-    arguments, parameters = dict(config.optimizer.arguments), list(model.parameters())
+    arguments, parameters = _arguments(config, "optimizer", kind), list(model.parameters())
     if kind.__module__.startswith("torch.optim"):
         others = ("foreach", "differentiable")  # the two that fused refuses beside it
-        if all(is_fused(kind, one.device.type) for one in parameters):
+        if all(one.is_floating_point() and is_fused(kind, one.device.type) for one in parameters):
             arguments.setdefault("fused", not any(arguments.get(name) for name in others))
         kind = runtime.without_dynamo(kind)
     return targets.construct(kind, arguments, "optimizer", params=parameters)
@@ -168,7 +196,7 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     `max_momentum` its momentum, and `base_momentum` is never above that.
     """
     kind = targets.resolve_class(config.scheduler.target, LRScheduler, "scheduler._target_")
-    arguments = dict(config.scheduler.arguments)
+    arguments = _arguments(config, "scheduler", kind)
     momentum = config.momentum
     follows: dict[str, Any] = {
         "total_steps": steps,
@@ -196,14 +224,17 @@ def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     return targets.construct(kind, arguments, "scheduler", optimizer=optimizer, **given)
 
 
-def _try_schedule(config: Config, steps: int) -> None:
+def _try_schedule(config: Config, like: torch.Tensor, steps: int) -> None:
     """Let the optimizer and the scheduler take the run's steps, 20,000 at most, with no model.
+
+    Args:
+        like: a parameter of the model; some optimizers take those of two dimensions alone.
 
     Raises:
         UserError: one of them fails, a learning rate is none, or a state cannot be kept.
     """
-    alone = torch.nn.ParameterList([torch.zeros(1)])
-    alone[0].grad = torch.zeros(1)
+    alone = torch.nn.ParameterList([torch.zeros(like.shape, dtype=like.dtype)])
+    alone[0].grad = torch.zeros_like(alone[0])
     optimizer = _optimizer(config, alone)
     scheduler = _scheduler(config, optimizer, steps)
     with targets.blaming(f"optimizer={config.optimizer.target}", "one that steps by itself"):

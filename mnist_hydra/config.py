@@ -291,7 +291,7 @@ def fingerprint(config: Config) -> str:
     count; an explicit value that equals the default counts as the default.
     """
     settings = _as_dict(config, without=NO_EFFECT_ON_RESULT)
-    canonical = json.dumps(_same_numbers(settings), sort_keys=True, default=str)
+    canonical = json.dumps(_in_one_form(settings), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -335,12 +335,13 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _same_numbers(value: Any) -> Any:
-    """The same nested value with 1.0 written as 1, so that equal numbers are equal text."""
+def _in_one_form(value: Any) -> Any:
+    """The same nested value, keys in order, first those that are numbers, and 1.0 written as 1."""
     if isinstance(value, Mapping):
-        return {key: _same_numbers(inner) for key, inner in value.items()}
+        keys = sorted(value, key=lambda key: (isinstance(key, str), key))
+        return {key: _in_one_form(value[key]) for key in keys}
     if isinstance(value, list | tuple):
-        return [_same_numbers(inner) for inner in value]
+        return [_in_one_form(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -400,7 +401,11 @@ def _called(group: dict[str, Any]) -> str:
 
 def _settle_value(key: str, root: Any, group: dict[str, Any], group_name: str) -> Any:
     if root is None:
-        return group.get(key)
+        value = group.get(key)
+        if isinstance(value, list | dict):
+            right = f"one number, as {key} at the root is, or another name for that argument"
+            raise wrong_value(f"{group_name}.{key}", value, right)
+        return value
     if key not in group:
         raise UserError(
             f"{key}={root}: {group_name}={_called(group)} takes no "
@@ -414,8 +419,10 @@ def _settle_momentum(root: Any, optimizer: dict[str, Any]) -> Any:
     betas = optimizer.get("betas")
     if "momentum" in optimizer or "betas" not in optimizer:
         return _settle_value("momentum", root, optimizer, "optimizer")
-    if not isinstance(betas, list) or len(betas) != 2:
-        raise wrong_value("optimizer.betas", betas, "two numbers, such as [0.9,0.999]")
+    is_torchs = str(optimizer.get("_target_")).startswith("torch.")  # which may drop a third
+    if not isinstance(betas, list) or not betas or (is_torchs and len(betas) != 2):
+        right = "two numbers, such as [0.9,0.999], or as many as an optimizer of your own takes"
+        raise wrong_value("optimizer.betas", betas, right)
     betas = [check_setting("optimizer.betas", beta, Fraction) for beta in betas]
     if root is not None:
         betas[0] = check_setting("momentum", root, Fraction | None)

@@ -90,6 +90,8 @@ def resolve_class(path: str, base: type[T], key: str) -> type[T]:
 def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) -> T:
     """Make an instance of `kind` from configured arguments and those that the program gives.
 
+    The first of these is given by its place where the class has no such name for it.
+
     Raises:
         UserError: if the class does not take these arguments or refuses their values.
     """
@@ -99,8 +101,12 @@ def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) 
     got = ", ".join(f"{key}.{name}={shown(value)}" for name, value in arguments.items())
     right = f"the arguments of {kind.__module__}.{kind.__qualname__}, as keys of {key}"
     with blaming(f"{key}: {kind.__name__}", f"{right} (got {got or 'none'})"):
-        inspect.signature(kind).bind(**given, **arguments)
-        return kind(**given, **arguments)
+        try:
+            bound = inspect.signature(kind).bind(**given, **arguments)
+        except TypeError:
+            first = [given.pop(name) for name in [*given][:1]]
+            bound = inspect.signature(kind).bind(*first, **given, **arguments)
+        return kind(*bound.args, **bound.kwargs)
 
 
 @contextmanager

@@ -299,6 +299,7 @@ class Trainer:
                 "scaler": self.scaler.state_dict(),
                 "random": checkpoint.random_state(self.device),
                 "runtime": asdict(self.runtime),
+                "data_sha256": self.dataset.sha256,
                 "steps": self.steps,
                 **vars(self.position),
             }

@@ -23,6 +23,7 @@ from mnist_hydra.runtime import Runtime
 from mnist_hydra.stopping import StopReason
 from mnist_hydra.targets import let_in
 from mnist_hydra.trainer import Listener, Trainer
+from tests.data.small import mini
 
 PLAIN = Runtime("cpu", "fp32", False, kernel=False, replay=False, threads=1, deterministic=True)
 KERNEL = replace(PLAIN, kernel=True)
@@ -99,6 +100,70 @@ class Frozen(Lazy):
         return scores
 
 
+class Convolutions(nn.Module):
+    """Two layers of them, and the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, stride=3), nn.Conv2d(4, 8, 3, stride=3))
+        self.scores = nn.Linear(72, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.scores(self.layers(images).flatten(1))
+        return scores.log_softmax(1)
+
+
+class Viewed(Convolutions):
+    """Takes it that the channels lie one after another."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen = self.layers(images)
+        scores: torch.Tensor = self.scores(seen.view(seen.size(0), -1))
+        return scores.log_softmax(1)
+
+
+class Deep(Convolutions):
+    """Has weights of five dimensions behind those of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv3d(1, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.deep(images[:, None])[:, 0])
+
+
+class Turned(Lazy):
+    """Has a complex parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.ones(28, 28, dtype=torch.complex64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward((images * self.turn).real)
+
+
+class Flat(nn.Module):
+    """One matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(784, 10, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.scores(images.flatten(1))
+        return scores.log_softmax(1)
+
+
+class Named(Lazy):
+    """Makes what it is called."""
+
+    def __init__(self, name: str = "narrow") -> None:
+        super().__init__()
+        self.made = name
+
+
 class Noted(torch.optim.SGD):
     """Keeps a number of NumPy's."""
 
@@ -113,11 +178,27 @@ class NotedInArrays(torch.optim.SGD):
         return super().step(closure)
 
 
+class Renamed(torch.optim.SGD):
+    def __init__(self, chosen: Any, lr: float, **others: Any) -> None:
+        super().__init__(chosen, lr, **others)
+
+
+class ByName(torch.optim.SGD):
+    def __init__(self, **by_name: Any) -> None:
+        super().__init__(**by_name)
+
+
 class Cosine(torch.optim.lr_scheduler.LRScheduler):
     """Learning rates as NumPy computes them."""
 
     def get_lr(self) -> list[Any]:
         return [lr * (1 + np.cos(self.last_epoch / 10)) for lr in self.base_lrs]
+
+
+class RenamedCosine(Cosine):
+    def __init__(self, of: torch.optim.Optimizer, total_steps: int) -> None:
+        super().__init__(of)
+        self.total = total_steps
 
 
 class InADeque(Cosine):
@@ -247,3 +328,72 @@ def test_a_checkpoint_that_does_not_fit_the_code_is_refused(mnist: Path) -> None
     trained(build.prepare(of_ones_own(mnist)), stopped)
     with pytest.raises(UserError, match="does not fit the code.*size mismatch.*right: the code"):
         build.prepare(of_ones_own(mnist, "+model.width=5"), stopped.state)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "channels_last"), [("Convolutions", True), ("Viewed", False), ("Deep", False)]
+)
+def test_a_model_that_works_with_channels_first_alone_is_trained_so(
+    mnist: Path, kind: str, channels_last: bool, precision: str
+) -> None:
+    model = f"model._target_={__name__}.{kind}"
+    trainer = build.prepare(of_ones_own(mnist, model, f"precision={precision}"))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    after = trained(trainer)
+    assert all(not torch.equal(before[name], weights) for name, weights in after.items())
+    assert isinstance(trainer.model, Convolutions)
+    weights = trainer.model.layers[1].weight
+    assert isinstance(weights, torch.Tensor)
+    assert weights.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_complex_parameter_is_trained_by_an_optimizer_that_is_not_fused(
+    mnist: Path, kind: str
+) -> None:
+    words = [f"model._target_={__name__}.Turned", f"optimizer._target_=torch.optim.{kind}"]
+    words += ["~optimizer.momentum"] if kind == "AdamW" else []
+    trainer = build.prepare(of_ones_own(mnist, *words))
+    assert isinstance(trainer.model, Turned)
+    trained(trainer)
+    assert not torch.equal(trainer.model.turn, torch.ones(28, 28, dtype=torch.complex64))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="before torch 2.9")
+def test_an_optimizer_of_matrices_trains_a_model_of_matrices(mnist: Path) -> None:
+    muon = "optimizer._target_=torch.optim.Muon"
+    trained(build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Flat", muon)))
+    with pytest.raises(UserError, match="^optimizer: Muon: .*2D parameters"):
+        build.prepare(of_ones_own(mnist, muon))
+
+
+@pytest.mark.parametrize(("word", "made"), [("model.name=wide", "wide"), ("~model.name", "narrow")])
+def test_a_name_is_an_argument_too_where_the_class_takes_one(
+    mnist: Path, word: str, made: str
+) -> None:
+    model = build.prepare(of_ones_own(mnist, f"model._target_={__name__}.Named", word)).model
+    assert isinstance(model, Named) and model.made == made
+
+
+@pytest.mark.parametrize("kind", ["Renamed", "ByName"])
+def test_the_parameters_may_have_any_name_in_an_optimizer_of_ones_own(
+    mnist: Path, kind: str
+) -> None:
+    words = [f"optimizer._target_={__name__}.{kind}"]
+    words += [f"scheduler._target_={__name__}.RenamedCosine"]
+    trainer = build.prepare(of_ones_own(mnist, *words))
+    assert len(trainer.optimizer.param_groups[0]["params"]) == 4
+    assert isinstance(trainer.scheduler, RenamedCosine) and trainer.scheduler.total == 4
+    with pytest.raises(UserError, match="optimizer: .*'rate'; right: the arguments of"):
+        build.prepare(of_ones_own(mnist, *words, "+optimizer.rate=1"))
+
+
+def test_a_run_does_not_go_on_with_other_data(mnist: Path, tmp_path: Path) -> None:
+    stopped = StopsAfter(1)
+    trained(build.prepare(of_ones_own(mnist, "data.sha256=null")), stopped)
+    mini(tmp_path / "MNIST" / "raw", train=700)
+    other = of_ones_own(tmp_path, "data.sha256=null")
+    with pytest.raises(UserError, match="is not the data .*right: the data .*sweep.fresh=true"):
+        build.prepare(other, stopped.state)
+    build.prepare(other, {k: v for k, v in stopped.state.items() if k != "data_sha256"})

@@ -75,6 +75,12 @@ def test_an_entry_without_a_name_is_called_by_its_class() -> None:
         settled(*own)
 
 
+def test_the_momentum_is_the_first_of_as_many_betas_as_an_optimizer_has() -> None:
+    own = ("optimizer=adamw", "optimizer._target_=a.Mine", "optimizer.betas=[0.9,0.999,0.9999]")
+    config = settled(*own, "momentum=0.8")
+    assert config.optimizer.arguments["betas"] == [0.8, 0.999, 0.9999] and config.momentum == 0.8
+
+
 def test_a_momentum_of_0_is_a_beta_that_torch_takes() -> None:
     betas = settled("optimizer=adamw", "momentum=0").optimizer.arguments["betas"]
     assert betas == [0, 0.999] and {type(beta) for beta in betas} == {float}
@@ -178,6 +184,12 @@ def test_a_number_is_the_same_setting_however_it_is_written() -> None:
     assert fingerprint(settled("dropout=0")) == fingerprint(settled("dropout=0.0"))
 
 
+def test_the_keys_of_a_mapping_may_be_numbers_and_words_in_any_order() -> None:
+    tables = ("{1:16,b:2}", "{b:2,1:16}", "{1:16,c:2}")
+    one, same, other = (fingerprint(settled(f"+model.table={table}")) for table in tables)
+    assert one == same != other
+
+
 def test_every_setting_becomes_a_parameter_once_and_what_lies_where_none() -> None:
     flat = flatten(settled("model=model2", "lr=0.1", "output_dir=elsewhere", "data.root=there"))
     assert flat["lr"] == "0.1" and flat["scheduler.name"] == "onecycle"
@@ -226,6 +238,10 @@ def test_the_configuration_alone_imports_nothing_heavy() -> None:
         ("+model.table={a@k:1}", "model.table.a@k is no name that MLflow keeps"),
         ("+optimizer.betas=0.9 ~optimizer.momentum", "optimizer.betas=0.9"),
         ("optimizer=adamw optimizer.betas=null", "optimizer.betas=null is not valid; right: two"),
+        ("optimizer=adamw optimizer.betas=[0.9,0.8,0.7]", "optimizer.betas=[0.9, 0.8, 0.7] is not"),
+        ("optimizer.betas=[] optimizer._target_=a.Mine optimizer=adamw", "optimizer.betas=[] is"),
+        ("model.dropout=[0.1,0.2]", "model.dropout=[0.1, 0.2] is not valid; right: one number, as"),
+        ("optimizer.momentum={a:1}", "optimizer.momentum={'a': 1} is not valid; right: one number"),
         ("trusted=torch", "trusted=torch is not valid; right: a list"),
         ("epochs=true", "epochs=true"),
         ("dropout='a\nb'", "dropout=a b is not valid"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mnist_hydra
 from mnist_hydra.cli.commands import same_command
+from mnist_hydra.errors import UserError
 from mnist_hydra.targets import LET_IN
 from mnist_hydra.tracking import tag
 
@@ -66,12 +67,23 @@ def record(**more: Any) -> dict[str, Any]:
 
 
 def origin(data: DataConfig) -> dict[str, str]:
-    """The `tag.ORIGIN` that a run would get now; of the data only if its hashes are known."""
-    from mnist_hydra.data.idx import FILES
+    """The `tag.ORIGIN` that a run would get now.
 
-    now = git_state() | own_code() | {tag.VERSION: mnist_hydra.__version__}
-    if data.sha256 is not None and all(name in data.sha256 for name in FILES):
-        digests = "".join(data.sha256[name] for name in FILES)
+    Of the data only if its hashes are known, or its files lie in `data.root`.
+    """
+    from mnist_hydra.data import idx
+
+    now, known = git_state() | own_code() | {tag.VERSION: mnist_hydra.__version__}, data.sha256
+    if known is None and data.root is not None:
+        raw = Path(data.root).expanduser().absolute() / data.dataset / "raw"
+        files = {name: raw / name for name in idx.FILES}
+        with suppress(UserError):  # one is missing or damaged
+            known = {
+                name: idx.sha256(path if path.is_file() else raw / f"{name}.gz")
+                for name, path in files.items()
+            }
+    if known is not None and all(name in known for name in idx.FILES):
+        digests = "".join(known[name] for name in idx.FILES)
         now[tag.DATA] = hashlib.sha256(digests.encode()).hexdigest()
     return now
 

@@ -139,6 +139,15 @@ def test_trials_that_differ_in_checked_numbers_alone_are_looked_at_once(composer
     ]
 
 
+def test_a_trial_of_other_epochs_is_looked_at_since_its_schedule_is_another(
+    composer: Composer,
+) -> None:
+    trials = trials_of(composer, "+scheduler.total_steps=118", "epochs=1,2", "lr=0.1,0.2")
+    assert [title for title, _ in trials.samples.values()] == [
+        f"epochs={epochs}, lr=0.1" for epochs in (1, 2)
+    ]
+
+
 def test_a_search_is_checked_at_each_value_and_end_of_each_axis(composer: Composer) -> None:
     axes = ("model=choice(model1,model2)", "lr=interval(0.1,0.2)", "seed=range(2)")
     arguments = arguments_of(composer, *axes)

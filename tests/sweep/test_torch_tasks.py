@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
@@ -25,12 +26,30 @@ class Loud(torch.nn.Module):
         return self.layers(images).log_softmax(1)
 
 
+class Keyed(Loud):
+    """Looks its width up by a number."""
+
+    def __init__(self, table: dict[int, int], rate: float, word: str) -> None:
+        super().__init__()
+        assert table[1] == 16 and rate == 1e-05 and word == "1e-05"
+
+
+def trials_of(*words: str) -> dict[str, Any]:
+    """One trial with these overrides, as a sweep hands it on."""
+    let_in([], [__name__])
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        cfg = compose("config", overrides=["~model.dropout", *words])
+    return {"one": OmegaConf.to_container(cfg, resolve=True)}
+
+
 def test_what_programs_print_that_a_models_code_starts_is_no_part_of_the_answer(
     mnist: Path,
 ) -> None:
-    let_in([], [__name__])
-    words = [f"data.root={mnist}", f"model._target_={__name__}.Loud", "~model.dropout"]
-    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
-        cfg = compose("config", overrides=words)
-    trials = {"one": OmegaConf.to_container(cfg, resolve=True)}
+    trials = trials_of(f"data.root={mnist}", f"model._target_={__name__}.Loud")
+    assert run(check_trials, trials, False, here=False) is None
+
+
+def test_settings_are_the_same_in_the_process_that_checks(mnist: Path) -> None:
+    words = [f"data.root={mnist}", f"model._target_={__name__}.Keyed", "+model.table={1:16}"]
+    trials = trials_of(*words, "+model.rate=1e-05", "+model.word='1e-05'")
     assert run(check_trials, trials, False, here=False) is None

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mnist_hydra import targets
+from mnist_hydra.data.load import load_dataset
 from mnist_hydra.tracking import provenance, tag
 from tests.commands import Commands
+from tests.data.small import FASHION, mini, zip_up
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
@@ -130,6 +134,20 @@ def test_the_hash_of_ones_own_code_follows_from_its_files_wherever_they_lie(
     assert of("second", **code, **{"notes.txt": "x", "no_package/c.py": "3"}) == first
     assert of("third", **code | {"package/inner/b.py": "3"}) != first
     assert of("no code", **{"notes.txt": "x"}) == {}
+
+
+def test_files_of_ones_own_are_known_by_their_content(tmp_path: Path) -> None:
+    config = replace(FASHION, root=str(tmp_path))
+    assert tag.DATA not in provenance.origin(config)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    mini(raw)
+    first = provenance.origin(config)[tag.DATA]
+    assert first == load_dataset(config, tmp_path).sha256
+    zip_up(raw)
+    assert provenance.origin(config)[tag.DATA] == first
+    shutil.rmtree(raw)
+    mini(raw, seed=1)
+    assert provenance.origin(config)[tag.DATA] != first
 
 
 def test_a_sweep_says_that_its_finished_trials_were_made_with_other_code_of_ones_own(
