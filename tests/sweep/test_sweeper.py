@@ -67,13 +67,13 @@ class Moody(Model1):
                 os.chdir("/")
                 sys.stdout.close()
             self.steps += 1
+            until = time.monotonic() + (0.2 if self.steps <= 4 else 600)
             if self.mood == "slow":  # after its first epoch it waits for the flag
-                until = time.monotonic() + (0.2 if self.steps <= 4 else 600)
                 while time.monotonic() < until and not os.path.exists(self.flag):
                     time.sleep(0.05)
             if self.mood == "sociable":  # it waits for a second process
                 open(f"{self.flag}-{os.getpid()}", "w").close()
-                while len(glob.glob(f"{self.flag}-*")) < 2:
+                while time.monotonic() < until + 300 and len(glob.glob(f"{self.flag}-*")) < 2:
                     time.sleep(0.05)
         return super().forward(images)
 '''
