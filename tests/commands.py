@@ -115,6 +115,20 @@ class Commands:
         self.process.wait(60)
 
 
+def read_until(text: str, stream: IO[str] | None) -> str:
+    """Read what a process writes until it has written `text`; what it wrote up to there.
+
+    What comes after stays for `communicate`, which knows nothing of what the stream has buffered.
+    """
+    assert stream is not None
+    said = b""
+    while text.encode() not in said:
+        byte = os.read(stream.fileno(), 1)
+        assert byte, f"it never said {text!r}:\n{said.decode()}"
+        said += byte
+    return said.decode()
+
+
 def _run(request: dict[str, Any], out: IO[bytes], err: IO[bytes]) -> None:
     """In the fork: become the command."""
     os.setsid()

@@ -4,6 +4,7 @@ folder for compiled kernels."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ ROOT = Path(__file__).parents[1]
 # As in the commands before torch is loaded, which nothing above does: in tests side by side
 # OpenMP's threads would spend half of all work on waiting actively.
 share_cores()
+
+# Started in the background of a script, the tests and all that they start would ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ class Terminal:
 
     def read(self) -> bool:
         """Take what the process writes next; false once it has closed the terminal."""
-        assert select.select([self.reader], [], [], 30)[0], f"nothing more after {self.written!r}"
+        assert select.select([self.reader], [], [], 120)[0], f"nothing more after {self.written!r}"
         try:
             data = os.read(self.reader, 65536)
         except OSError:  # how Linux says that the other side is closed
@@ -94,7 +94,7 @@ class Terminal:
 
     def read_until(self, pattern: str) -> None:
         """Wait until the text, colours left out, has the pattern in it."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not re.search(pattern, re.sub(r"\x1b\[[0-9;]*m", "", self.written)):
             assert self.read(), f"{pattern!r} was never written: {self.written!r}"
             assert time.monotonic() < deadline, f"{pattern!r} is not in {self.written!r}"
@@ -105,7 +105,7 @@ class Terminal:
     def end(self) -> int:
         while self.read():
             pass
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 def run_piped(code: str = CHILD, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -188,7 +188,7 @@ def test_a_terminal_that_hangs_up_does_not_stop_the_training(tmp_path: Path) -> 
         terminal.read_until("on stderr")
         terminal.hang_up()
         fifo.write_text("go on")
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(120) == 0
 
 
 def test_an_error_passes_through_and_the_bar_is_gone_before_its_traceback() -> None:
@@ -292,7 +292,7 @@ def test_a_reader_that_leaves_does_not_stop_the_training() -> None:
     child.stdin.close()
     said = child.stderr.read()
     child.stderr.close()
-    assert child.wait(30) == 0, said
+    assert child.wait(120) == 0, said
     assert said.endswith("finished\n") and "Error" not in said
 
 

@@ -13,7 +13,6 @@ import pty
 import random
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -48,7 +47,7 @@ from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import Tracker
 from tests.commands import Commands
 from tests.data.small import mini
-from tests.faults.postgres import mlflow_server
+from tests.faults.postgres import free_port, mlflow_server
 
 ROOT = Path(__file__).parents[1]
 SWEPT = pytest.mark.xdist_group("used_model")  # they share a sweep, and what forks commands
@@ -358,10 +357,20 @@ def test_ctrl_c_ends_a_command_with_no_word_and_the_code_of_that(
     command = subprocess.Popen(
         [sys.executable, *words], cwd=swept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    with open(tmp_path / "digit.png", "wb"):  # which waits until the command reads it
+    with open(until_it_reads(tmp_path / "digit.png", command), "wb"):
         command.send_signal(signal.SIGINT)
-        said, _ = command.communicate(timeout=60)
+        said, _ = command.communicate(timeout=180)
     assert (command.returncode, said) == (130, b"")
+
+
+def until_it_reads(fifo: Path, command: subprocess.Popen[bytes]) -> int:
+    """Wait until a command reads a named pipe; the descriptor of the other end."""
+    while True:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it
+            assert command.poll() is None, command.communicate()
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("size", [0, 16, 16 + 784])
@@ -699,9 +708,7 @@ def test_a_model_is_served_over_http_by_an_environment_without_this_project(
     swept: Path, own: list[int], tmp_path: Path, test_images: Pixels
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(SERVES_WITHOUT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | WHERE_A_GPU_IS | {
         "PYTHONPATH": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -26,8 +26,10 @@ from mnist_hydra.targets import folders_of
 LOCAL = "local"
 """The address of a cluster that is started for this process and ends with it."""
 ANSWER_WITHIN_S = 3.0  # to a TCP connection
-JOIN_WITHIN_S = 11.0  # by a driver; Ray's own client would try for two minutes
-JOIN = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+JOIN_WITHIN_S = 11  # by a driver that runs; Ray's own client would try for two minutes
+JOIN = """import ray, signal, sys
+signal.alarm(int(sys.argv[2]))  # which ends it, also where no Python runs
+ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"""
 OBJECT_STORE_BYTES = 100 * 2**20  # only commands and how they ended pass through it
 
 SUFFIXES = (".yaml", ".yml", ".py")
@@ -232,11 +234,10 @@ def check_address(address: str) -> None:
             socket.create_connection((host, int(port)), ANSWER_WITHIN_S).close()
         except (OSError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: no Ray cluster answers there ({error}); {mend}") from None
-    command = [sys.executable, "-c", JOIN, address]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=JOIN_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{where}: what listens there is no Ray cluster; {mend}") from None
-    except subprocess.CalledProcessError as error:
-        why = " ".join(error.stderr.strip().splitlines()[-1:])
-        raise UserError(f"{where}: Ray does not join it ({why}); {mend}") from None
+    command = [sys.executable, "-c", JOIN, address, str(JOIN_WITHIN_S)]
+    joining = subprocess.run(command, capture_output=True, text=True)
+    if joining.returncode == -signal.SIGALRM:
+        raise UserError(f"{where}: what listens there is no Ray cluster; {mend}")
+    if joining.returncode != 0:
+        why = " ".join(joining.stderr.strip().splitlines()[-1:])
+        raise UserError(f"{where}: Ray does not join it ({why}); {mend}")

@@ -23,7 +23,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
     home.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "tmpfs", home], check=True)
     yield home
-    subprocess.run(["umount", home], check=True)
+    subprocess.run(["umount", "-l", home], check=True)
 
 
 Train = Callable[[Path], list[str]]

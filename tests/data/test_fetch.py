@@ -8,6 +8,7 @@ import http.server
 import io
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -184,6 +185,7 @@ def test_processes_that_start_on_an_empty_folder_download_once_though_one_is_kil
     while not list(tmp_path.glob("MNIST/.fetch-*")):
         assert killed.poll() is None
         time.sleep(0.01)
+    killed.send_signal(signal.SIGSTOP)  # it goes no further, and keeps what it has locked
     waiting = [start(), start()]
     time.sleep(1)
     assert [process.poll() for process in waiting] == [None, None]

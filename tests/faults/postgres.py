@@ -6,6 +6,7 @@ It must never touch another cluster of the machine, nor be reached from outside.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -14,21 +15,26 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-BINARIES = Path("/usr/lib/postgresql/15/bin")
+BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))
 USER = "postgres"
 UP_WITHIN_S = 120.0
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port of loopback that nobody listens on now.
+
+    It is none of those that a system gives to whoever asks for any, Linux those from 32,768 on: its
+    server starts later, or again.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager
@@ -59,9 +65,10 @@ def postgres(folder: Path, port: int | None = None) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)  # it ends its sessions first
         try:
-            server.wait(20)
+            server.wait(120)
         except subprocess.TimeoutExpired:
             server.kill()
+            server.wait()
 
 
 @contextmanager
@@ -95,8 +102,9 @@ def mlflow_server(
         yield f"http://127.0.0.1:{port}"
     finally:
         process = psutil.Process(server.pid)
-        for each in [*process.children(recursive=True), process]:
-            each.kill()
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         server.wait()
 
 

@@ -9,6 +9,8 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.faults.postgres import free_port
+
 PASSED_ON = ("content-type", "content-length", "accept")
 
 
@@ -28,7 +30,7 @@ class Proxy:
         self.loses, self.loses_from = 0, b""
         """So many answers are lost, from the first request on that holds those bytes."""
         self._listening: ThreadingHTTPServer | None = None
-        self._port = 0
+        self._port = free_port()
 
     @property
     def address(self) -> str:
@@ -53,7 +55,6 @@ class Proxy:
         self.answers_500, self.waits_s, self.refuses = False, 0.0, ""
         if self._listening is None:
             self._listening = _Server(("127.0.0.1", self._port), _handler(self))
-            self._port = self._listening.server_port
             threading.Thread(target=self._listening.serve_forever, args=(0.05,)).start()
 
 

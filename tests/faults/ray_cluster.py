@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 PORT = 6379
-UP_WITHIN_S = 60.0
+UP_WITHIN_S = 300.0
 COUNT = """
 import ray
 ray.init("{address}", log_to_driver=False, logging_level="ERROR")
@@ -87,7 +88,7 @@ class RayCluster:
         while True:
             try:
                 answer = subprocess.run(
-                    ask, capture_output=True, text=True, timeout=15, env=environment
+                    ask, capture_output=True, text=True, timeout=60, env=environment
                 )
                 if answer.stdout.strip() == str(count):
                     return
@@ -108,12 +109,14 @@ class RayCluster:
     def kill_second_node(self) -> None:
         """What a power cut does to a machine."""
         for pid in self.processes_of_second_node():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def __exit__(self, *_: object) -> None:
         for started in reversed(self._started):
             if started.poll() is None:
                 process = psutil.Process(started.pid)
                 for each in [*process.children(recursive=True), process]:
-                    each.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
             started.wait()

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from tests.faults.postgres import free_port
+
 SCRIPT = Path(__file__).with_name("slurm.sh")
 
 
@@ -14,8 +16,12 @@ class Slurm:
 
     def __init__(self, folder: Path, *, cpus: int = 2) -> None:
         self.folder = folder
-        start = [str(SCRIPT), "start", str(folder), str(cpus)]
-        started = subprocess.run(start, capture_output=True, text=True, timeout=60)
+        start = [str(SCRIPT), "start", str(folder), str(cpus), str(free_port()), str(free_port())]
+        try:
+            started = subprocess.run(start, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired:
+            self.__exit__()
+            raise
         assert started.returncode == 0, started.stderr
         self.environment = {"SLURM_CONF": started.stdout.strip()}
 
@@ -39,4 +45,4 @@ class Slurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run([str(SCRIPT), "stop", str(self.folder)], check=True, timeout=60)
+        subprocess.run([str(SCRIPT), "stop", str(self.folder)], check=True, timeout=300)

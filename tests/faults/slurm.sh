@@ -2,7 +2,8 @@
 # Starts a real Slurm cluster of one node on loopback in a folder of its own, or stops it by its pids.
 # It must never touch another Slurm or munge of the machine, nor listen on any other interface.
 #
-#   slurm.sh start FOLDER CPUS    needs root and Debian's slurm-wlm and munge; prints SLURM_CONF's value
+#   slurm.sh start FOLDER CPUS PORT PORT    needs root and Debian's slurm-wlm and munge; prints
+#                                           SLURM_CONF's value
 #   slurm.sh stop FOLDER
 set -eu
 
@@ -55,17 +56,6 @@ node=$(hostname -s)
 mkdir -p "$folder/state" "$folder/spool"
 chmod 0755 "$folder"
 
-free_ports() {
-    python3 - <<'PY'
-import socket
-sockets = [socket.socket() for _ in range(2)]
-for s in sockets:
-    s.bind(("127.0.0.1", 0))
-print(*[s.getsockname()[1] for s in sockets])
-PY
-}
-set -- $(free_ports)
-
 head -c 1024 /dev/urandom > "$folder/munge.key"
 chmod 0400 "$folder/munge.key"
 munged --force --num-threads=2 --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
@@ -74,12 +64,13 @@ munged --force --num-threads=2 --key-file="$folder/munge.key" --socket="$folder/
 cat > "$folder/slurm.conf" <<CONF
 ClusterName=faults
 SlurmctldHost=$node(127.0.0.1)
-SlurmctldPort=$1
-SlurmdPort=$2
+SlurmctldPort=$4
+SlurmdPort=$5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
 # A job that is requeued waits until its credential has expired: two minutes by default.
-AuthInfo=socket=$folder/munge.socket,cred_expire=5
+AuthInfo=socket=$folder/munge.socket,cred_expire=10
+MessageTimeout=60
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -107,7 +98,7 @@ CONF
 export SLURM_CONF="$folder/slurm.conf"
 slurmctld
 slurmd -N "$node"
-for _ in $(seq 100); do
+for _ in $(seq 1000); do
     [ "$(sinfo -h -o %T 2>/dev/null)" = idle ] && { echo "$SLURM_CONF"; exit 0; }
     sleep 0.2
 done

@@ -15,7 +15,7 @@ from tests.commands import Commands
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.sweep_entries import claims
 
-SLOW = {"FAULTS_SLOW": "0.3"}
+SLOW = {"FAULTS_SLOW": "1"}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_sweep_that_is_deleted_while_it_runs_says_so_and_the_same_command_begi
     wait_for(lambda: any(sweep.faults.glob("slow-*")), going, 180)
     [parent] = [run for run in _runs(client, name) if "mlflow.parentRunId" not in run.data.tags]
     client.delete_run(parent.info.run_id)
-    code, said = finish(going, 60)
+    code, said = finish(going, 180)
     assert code == 2, said
     assert f"error: this sweep (run {parent.info.run_id}) was deleted in MLflow" in said
     assert "Traceback" not in said
@@ -62,6 +62,8 @@ def test_a_trial_that_is_deleted_while_it_runs_is_begun_anew(
     wait_for(lambda: any(sweep.faults.glob("slow-*")), going, 180)
     [trial] = [run for run in _runs(client, name) if "mlflow.parentRunId" in run.data.tags]
     client.delete_run(trial.info.run_id)
+    wait_for(lambda: len(_runs(client, name)) > 1, going, 180)  # its parent and another one
+    sweep.hurry()
     code, said = finish(going)
     assert code == 0, said
     assert "Traceback" not in said

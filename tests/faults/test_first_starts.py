@@ -35,8 +35,20 @@ def nothing_is_compiled(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _makes_the_store(command: Command) -> bool:
-    return any((command.folder / OUTPUTS).glob(".mlflow.db.*"))
+WAITS = """
+import os, time
+replace = os.replace
+def wait(beside, path):
+    if os.path.basename(path) == "mlflow.db":
+        time.sleep(600)
+    replace(beside, path)
+os.replace = wait
+"""
+"""A command waits before it gives the store that it has made its name."""
+
+
+def _has_made_the_store(command: Command) -> bool:
+    return any((command.folder / OUTPUTS).glob(".mlflow.db.[0-9a-f]*"))
 
 
 @pytest.mark.parametrize(
@@ -45,9 +57,10 @@ def _makes_the_store(command: Command) -> bool:
 def test_a_first_command_that_is_killed_ends_with_the_same_weights_the_next_time(
     number: int | None, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
 ) -> None:
-    command = start(tmp_path, *words)
+    command = start(tmp_path, *words, first=WAITS if number is None else "")
     if number is None:
-        command.wait_for(lambda: _makes_the_store(command))
+        command.wait_for(lambda: _has_made_the_store(command))
+        assert command.process.poll() is None
     else:
         with suppress(subprocess.TimeoutExpired):  # one moment in each share of the time
             command.process.wait((number + random.Random(number).random()) / KILLS * LASTS_S)

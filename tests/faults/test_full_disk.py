@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.commands import Commands
-from tests.faults.single_run import assert_equal, printed, start, the_runs, weights
+from tests.faults.single_run import WAITS, assert_equal, printed, start, the_runs, weights
 
 
 @pytest.fixture
@@ -55,12 +55,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     alone: dict[str, torch.Tensor],
 ) -> None:
     output_dir = small_disk / "outputs"
-    command = start(tmp_path, *words, f"output_dir={output_dir}")
+    command = start(tmp_path, *words, f"output_dir={output_dir}", first=WAITS)
+    command.wait_for_line(r"epoch +2/")
     if moment == "stopping after":
-        command.wait_for_line(r"epoch +2/")
         command.process.send_signal(signal.SIGTERM)
-    command.wait_for_line(moment)
+        command.go_on()
+        command.wait_for_line(moment)
     filler = fill(small_disk)
+    command.go_on()
     assert command.finish() != 0, command.said
     assert "Traceback" not in command.said
     if moment != "stopping after":

@@ -92,14 +92,15 @@ def test_on_ray_a_killed_node_costs_no_other_trial(
 def test_the_workers_of_a_killed_sweeper_write_a_checkpoint_and_end(
     tmp_path: Path, store: Path, mnist: Path, client: MlflowClient, commands: Commands
 ) -> None:
-    sweep = FaultySweep(tmp_path, mnist, "orphans", ["seed=1,2,3,4", f"output_dir={store}"])
+    axes = ["seed=1,2,3,4", f"output_dir={store}"]
+    sweep = FaultySweep(tmp_path, mnist, "orphans", axes, together=2)
     launcher = ["hydra/launcher=joblib", "sweep.workers=2"]
-    going = sweep.start(*launcher, environment={"FAULTS_SLOW": "0.5"})
+    going = sweep.start(*launcher, environment={"FAULTS_SLOW": "2"})
     wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, going, 180)
     workers = [int(path.name.removeprefix("slow-")) for path in sweep.faults.glob("slow-*")]
     going.kill()
     going.wait()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 150
     while any(map(is_alive, workers)):
         assert time.monotonic() < until, "a worker goes on without its sweeper"
         time.sleep(0.1)

@@ -81,7 +81,7 @@ def test_four_first_starts_at_once_on_an_empty_database_all_succeed(
         ]
         for process in at_once:
             process.start()
-        assert [ended(process) for process in at_once] == [0] * 4
+        assert [ended(process, 300) for process in at_once] == [0] * 4
 
 
 def test_a_database_whose_making_was_cut_off_is_made_whole(
@@ -97,6 +97,6 @@ def test_a_database_whose_making_was_cut_off_is_made_whole(
         opening = context.Process(target=_open, args=(database, str(tmp_path), alone))
         opening.start()
         try:
-            assert ended(opening) == 0
+            assert ended(opening, 300) == 0
         finally:
             opening.kill()

@@ -18,6 +18,7 @@ import torch
 from tests.commands import Commands
 from tests.faults.single_run import (
     OUTPUTS,
+    WAITS,
     Command,
     assert_equal,
     assert_finished,
@@ -41,7 +42,7 @@ def _is_writing_a_checkpoint(command: Command) -> bool:
 def test_a_run_killed_as_it_writes_a_checkpoint_ends_with_the_same_weights(
     commands: Commands, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
 ) -> None:
-    command = start(tmp_path, *words)
+    command = start(tmp_path, *words, first=WAITS)
     command.wait_for_line(r"epoch +2/")
     command.wait_for(lambda: _is_writing_a_checkpoint(command))
     kill(command)
@@ -92,9 +93,10 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on_to_the_same_weights(
     words: list[str],
     alone: dict[str, torch.Tensor],
 ) -> None:
-    command = start(tmp_path, *words)
+    command = start(tmp_path, *words, first=WAITS)
     command.wait_for_line(r"epoch +2/")
     command.process.send_signal(which)
+    command.go_on()
     assert command.finish() == 128 + which, command.said
     assert "Traceback" not in command.said
     _, (run,) = the_runs(tmp_path, OUTPUTS)
@@ -127,14 +129,16 @@ def test_the_checkpoint_of_a_stopped_run_is_there_within_two_seconds(
 def test_a_second_signal_leaves_at_once_and_says_how_to_go_on(
     commands: Commands, tmp_path: Path, words: list[str], alone: dict[str, torch.Tensor]
 ) -> None:
-    command = start(tmp_path, *words)
+    command = start(tmp_path, *words, first=WAITS)
     command.wait_for_line(r"epoch +2/")
-    with sqlite3.connect(tmp_path / OUTPUTS / "mlflow.db", isolation_level=None) as store:
+    database = tmp_path / OUTPUTS / "mlflow.db"
+    with sqlite3.connect(database, timeout=120, isolation_level=None) as store:
         store.execute("BEGIN EXCLUSIVE")  # so that it waits for the store before it leaves
         command.process.send_signal(signal.SIGTERM)
+        command.go_on()
         command.wait_for_line("once more to leave at once")
         command.process.send_signal(signal.SIGTERM)
-        assert command.process.wait(3) == 143, command.said
+        assert command.process.wait(20) == 143, command.said
         store.execute("ROLLBACK")
     store.close()
     command.finish()

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from hydra_plugins.mnist_hydra.slurm_launcher import ASK_EVERY_S
+from tests.commands import read_until
 from tests.faults.faulty_sweep import FaultySweep, finish, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import claims, ends
@@ -22,12 +23,13 @@ def test_a_preempted_job_goes_back_to_the_queue_and_its_trial_goes_on(
     tmp_path: Path, mnist: Path, client: MlflowClient, slurm: Slurm, on_server: list[str]
 ) -> None:
     sweep = FaultySweep(tmp_path, mnist, "preempted", ["seed=1,2", *on_server])
-    going = sweep.start(*LAUNCHER, environment={**slurm.environment, "FAULTS_SLOW": "0.3"})
+    going = sweep.start(*LAUNCHER, environment={**slurm.environment, "FAULTS_SLOW": "2"})
     wait_for(lambda: any(sweep.faults.glob("slow-*")), going, 180)
     [job] = slurm.queue()
     slurm.preempt(job)
     wait_for(lambda: len(list(sweep.faults.glob("slow-*"))) == 2, going, 180)
     assert slurm.queue() == [job], "the very same one"
+    sweep.hurry()
     code, said = finish(going)
     assert code == 0, said
     [preempted] = [run for run in sweep.trials(client) if len(claims(client, run)) == 2]
@@ -86,10 +88,11 @@ def test_what_slurm_keeps_a_job_waiting_for_is_said(
     sweep = FaultySweep(tmp_path, mnist, "too-large", ["seed=1,2", *on_server])
     too_many = "hydra.launcher.cpus_per_task=64"
     going = sweep.start(*LAUNCHER, too_many, environment=slurm.environment)
-    wait_for(lambda: bool(slurm.queue()), going, 180)
+    said = read_until("workers wait in Slurm's queue: ", going.stdout)
     time.sleep(3 * ASK_EVERY_S)
     going.send_signal(signal.SIGINT)
-    code, said = finish(going)
+    code, said_then = finish(going)
+    said += said_then
     assert code == 130 and slurm.queue() == [], said
     waits = [line for line in said.splitlines() if "workers wait in Slurm's queue: " in line]
     assert waits and len(set(waits)) == len(waits), said

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.commands import Commands
+from tests.faults.postgres import free_port
 
 pytestmark = pytest.mark.xdist_group("ui")  # they share a sweep
 PATIENCE_MS = 120_000
@@ -109,7 +109,8 @@ def test_a_person_finds_the_best_trial_compares_them_all_and_sees_its_pictures(
         page.get_by_text("Show more").click()
         picture = page.locator("img[src*='heat_map']")
         picture.wait_for()
-        assert picture.evaluate("image => image.naturalWidth") > 100
+        width = "document.querySelector(\"img[src*='heat_map']\").naturalWidth"
+        page.wait_for_function(f"{width} > 100")
         expect(page.get_by_role("table").get_by_text("model3").first).to_be_visible()
         keep(page, "parent")
 
@@ -160,9 +161,7 @@ def test_optuna_s_dashboard_shows_the_trials(
     words = [f"sweep={parent.info.run_id}", "optuna=study"]
     assert commands.run_module("report", *words, cwd=folder).code == 0
     start = "from optuna_dashboard._cli import main; main()"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with (folder / "dashboard.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-c", start, "study", "--host", "127.0.0.1", "--port", str(port)],
@@ -198,14 +197,14 @@ def test_the_pages_end_with_ctrl_c_and_leave_no_process(
 ) -> None:
     address, end = opened
     end()
-    assert not listening(address)
+    assert nobody_listens(address)
 
 
 def test_the_pages_end_with_their_terminal(sweep: tuple[Path, str]) -> None:
     folder, command = sweep
     with pages(command, folder, ends_with=signal.SIGHUP) as address:
         assert listening(address)
-    assert not listening(address)
+    assert nobody_listens(address)
 
 
 def listening(address: str) -> bool:
@@ -213,6 +212,14 @@ def listening(address: str) -> bool:
     port = int(re.findall(r":(\d+)/", address)[0])
     held = [c for c in psutil.net_connections() if c.laddr and c.laddr.port == port]
     return any(c.status == psutil.CONN_LISTEN for c in held)
+
+
+def nobody_listens(address: str) -> bool:
+    """Whether within a minute no process listens there any more."""
+    deadline = time.monotonic() + 60
+    while listening(address) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not listening(address)
 
 
 def test_a_run_or_a_store_that_is_not_there_is_one_line(
@@ -300,5 +307,5 @@ def pages(command: str, folder: Path, ends_with: int = signal.SIGINT) -> Iterato
         yield address
     finally:
         process.send_signal(ends_with)
-        code = process.wait(30)
+        code = process.wait(120)
     assert code == 0, (folder / "ui.log").read_text()

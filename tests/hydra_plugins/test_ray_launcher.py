@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.mnist_hydra import ray_launcher
-from hydra_plugins.mnist_hydra.ray_launcher import lack_of_cpus, moved, pack_folder, unpack_folder
+from hydra_plugins.mnist_hydra.ray_launcher import (
+    check_address,
+    lack_of_cpus,
+    moved,
+    pack_folder,
+    unpack_folder,
+)
 from mnist_hydra.errors import UserError
 
 
@@ -67,6 +73,22 @@ def test_a_folder_whose_name_begins_with_anothers_is_not_taken_for_it(second: st
         f"hydra.searchpath=[{second},/tmp/x/0]",
     ]
     assert moved(words, {}) == words
+
+
+def test_a_cluster_has_its_time_to_answer_however_long_ray_takes_to_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = tmp_path / "ray.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(ray_launcher, "JOIN_WITHIN_S", 1)
+    ray.write_text("import time\ntime.sleep(2)\ndef init(*_, **__): pass\n")
+    check_address("auto")
+    ray.write_text("import time\ndef init(*_, **__): time.sleep(600)\n")
+    with pytest.raises(UserError, match="address=auto: what listens there is no Ray cluster"):
+        check_address("auto")
+    ray.write_text("def init(*_, **__): raise ConnectionError('no version fits')\n")
+    with pytest.raises(UserError, match=r"does not join it \(ConnectionError: no version fits\)"):
+        check_address("auto")
 
 
 def test_a_worker_that_fits_on_no_machine_is_said_with_what_would_fit() -> None:

@@ -41,12 +41,13 @@ from mnist_hydra.sweep import attempt
 from mnist_hydra.targets import LET_IN
 from mnist_hydra.tracking import journal, spool, tag
 from mnist_hydra.tracking.tracker import MISTAKES_FILE, Tracker
+from tests.commands import read_until
 from tests.sweep_entries import claims, entries
 
 QUICK = ("data=fashion_mnist", "epochs=1", "batch_size=50", "threads=1", "model=model1")
 NO_REPORT = "sweep.report=false"
 MODEL = '''
-import os, signal, sys, time, torch
+import glob, os, signal, sys, time, torch
 from mnist_hydra.models import Model1
 
 class Moody(Model1):
@@ -54,7 +55,7 @@ class Moody(Model1):
 
     def __init__(self, dropout: float = 0.0, mood: str = "fine", flag: str = "") -> None:
         super().__init__(dropout)
-        self.mood, self.flag = mood, flag
+        self.mood, self.flag, self.steps = mood, flag, 0
         if mood == "deadly":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,8 +66,15 @@ class Moody(Model1):
             if self.mood == "restless":
                 os.chdir("/")
                 sys.stdout.close()
-            if self.mood == "slow":
-                time.sleep(0.2)
+            self.steps += 1
+            until = time.monotonic() + (0.2 if self.steps <= 4 else 600)
+            if self.mood == "slow":  # after its first epoch it waits for the flag
+                while time.monotonic() < until and not os.path.exists(self.flag):
+                    time.sleep(0.05)
+            if self.mood == "sociable":  # it waits for a second process
+                open(f"{self.flag}-{os.getpid()}", "w").close()
+                while time.monotonic() < until + 300 and len(glob.glob(f"{self.flag}-*")) < 2:
+                    time.sleep(0.05)
         return super().forward(images)
 '''
 
@@ -426,7 +434,7 @@ def test_what_a_dead_process_left_of_a_trial_does_not_go_into_the_one_that_anoth
 def test_a_trials_time_limit_is_for_its_training_alone(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit_s, close = 5.0, spool.Spool.close
+    limit_s, close = 7.0, spool.Spool.close
 
     def late(*_: Any, **__: Any) -> None:
         time.sleep(limit_s + 0.5)
@@ -439,7 +447,7 @@ def test_a_trials_time_limit_is_for_its_training_alone(
     monkeypatch.setattr(spool, "deliver_left", late)
     monkeypatch.setattr(spool.Spool, "close", close_late)
     limit = (f"sweep.trial_timeout_s={limit_s}", "sweep.retries=0", "sweep.keep=0", NO_REPORT)
-    done = run(tiny, *QUICK, "seed=1", *limit, cwd=tmp_path)
+    done = run(tiny, *QUICK, "compile=false", "seed=1", *limit, cwd=tmp_path)
     assert done.code == 0 and "1 of 1 trials done" in done.err, done.err
 
 
@@ -632,6 +640,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_printed_command_goes_on(
     going = start(*words, "sweep.fresh=true", *axes, cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
     going.send_signal(signal.SIGINT)
+    (tmp_path / "flag").touch()
     stopped_command = end(going)
     assert stopped_command.code == 130, stopped_command.err
     assert "Ctrl-C: running trials write a checkpoint" in stopped_command.err
@@ -666,13 +675,19 @@ def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
 ) -> None:
     words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "epochs=3", "sweep.keep=0")
     words += (NO_REPORT,)
+    is_over = threading.Event()
 
     def press_ctrl_c() -> None:
         wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
-        os.kill(os.getpid(), signal.SIGINT)
+        if not is_over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+        (tmp_path / "flag").touch()
 
     threading.Thread(target=press_ctrl_c, daemon=True).start()
-    assert run(*words, "seed=1,2", cwd=tmp_path).code == 130
+    try:
+        assert run(*words, "seed=1,2", cwd=tmp_path).code == 130
+    finally:
+        is_over.set()
     again = run(*words, "seed=1,2", cwd=tmp_path)
     assert again.code == 0, again.err
     assert "2 of 2 trials done" in again.err
@@ -681,7 +696,7 @@ def test_after_ctrl_c_the_next_sweep_of_the_same_process_trains(
 def test_a_second_process_joins_and_no_trial_is_trained_twice(
     tiny: str, tmp_path: Path, moody: str
 ) -> None:
-    words = (moody, tiny, *QUICK, "model=moody", "model.mood=slow", "sweep.keep=0", NO_REPORT)
+    words = (moody, tiny, *QUICK, "model=moody", "model.mood=sociable", "sweep.keep=0", NO_REPORT)
     axes = ("seed=1,2,3,4,5,6", "epochs=4")
     other = start(*words, *axes, cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/config.yaml")))
@@ -800,6 +815,7 @@ def test_a_worker_that_somebody_else_stops_is_started_again_and_goes_on(
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
     [worker] = psutil.Process(going.pid).children()
     worker.terminate()  # as earlyoom does
+    (tmp_path / "flag").touch()
     done = end(going)
     assert done.code == 0 and "1 of 1 trials done" in done.err, done.err
     assert "worker 0 was stopped and is started again: exit code 143" in done.err
@@ -815,9 +831,11 @@ def test_ctrl_c_twice_leaves_at_once_and_loses_at_most_an_epoch(
     going = start(*words, "seed=1,2", cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("outputs/artifacts/**/slot-0.pt")))
     going.send_signal(signal.SIGINT)
-    going.send_signal(signal.SIGINT)
+    read_until("once more to leave at once", going.stderr)
+    going.send_signal(signal.SIGINT)  # in a step that goes on for minutes
     left = end(going)
     assert left.code == 130, left.err
+    (tmp_path / "flag").touch()
     again = run(*words, "seed=1,2", cwd=tmp_path)
     assert again.code == 0, again.err
     _, trials = runs(tmp_path)
