@@ -25,6 +25,7 @@ from mnist_hydra.typed import Limits, Pattern, check_setting, read_settings
 
 GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking")
 AT_THE_ROOT = ("lr", "dropout", "momentum", "weight_decay")
+"""Settings of a model or an optimizer that have a short name at the root."""
 CLASSES_OF_NAMES = {
     **{f"model{n}": f"mnist_hydra.models.Model{n}" for n in (1, 2, 3)},
     **{"sgd": "torch.optim.SGD", "adamw": "torch.optim.AdamW"},
@@ -33,7 +34,6 @@ CLASSES_OF_NAMES = {
     "cosine": "torch.optim.lr_scheduler.CosineAnnealingLR",
 }
 """The class of each entry that comes with this project, as its file in `conf` names it."""
-"""Settings of a model or an optimizer that have a short name at the root."""
 NO_EFFECT_ON_RESULT = (
     "device",
     "threads",

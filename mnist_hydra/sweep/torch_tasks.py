@@ -109,20 +109,15 @@ def run(task: Callable[..., Any], *arguments: Any, here: bool) -> Any:
     if here:
         return task(*arguments)
     # JSON would turn the keys of a mapping into text, and YAML takes 0.1 s for a trial.
-    request = {"task": task.__name__, "arguments": pickle.dumps(arguments).decode("latin-1")}
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_hydra.sweep.torch_tasks"],
-        input=json.dumps(request | {"path": sys.path, "let_in": vars(LET_IN)}),
-        check=False,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    request = pickle.dumps((task.__name__, arguments, sys.path, vars(LET_IN)))
+    command = [sys.executable, "-m", "mnist_hydra.sweep.torch_tasks"]
+    done = subprocess.run(command, input=request, check=False, capture_output=True)
+    answer, said = done.stdout.decode(), done.stderr.decode(errors="replace")
     if done.returncode == BAD_INPUT:
-        raise UserError(done.stdout)
-    if done.returncode != 0 or not done.stdout:  # a user's own code may leave with 0
-        raise Died(str(Ended(done.returncode, last_line(done.stderr))))
-    return json.loads(done.stdout)
+        raise UserError(answer)
+    if done.returncode != 0 or not answer:  # a user's own code may leave with 0
+        raise Died(str(Ended(done.returncode, last_line(said))))
+    return json.loads(answer)
 
 
 def kind_of(config: Config) -> str:
@@ -144,13 +139,11 @@ def _main() -> None:
     answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)  # what a user's own code prints, and what programs that it starts do
     sys.stdout = sys.stderr
-    request = json.loads(sys.stdin.read())
-    sys.path[:] = request["path"]
-    let_in(**request["let_in"])
+    name, arguments, sys.path[:], let = pickle.load(sys.stdin.buffer)
+    let_in(**let)
     tasks: dict[str, Callable[..., Any]] = {t.__name__: t for t in (check_trials, complete)}
     try:
-        arguments = pickle.loads(request["arguments"].encode("latin-1"))
-        answer, code = json.dumps(tasks[request["task"]](*arguments)), 0
+        answer, code = json.dumps(tasks[name](*arguments)), 0
     except UserError as error:
         answer, code = str(error), BAD_INPUT
     print(answer, end="", file=answer_to, flush=True)
