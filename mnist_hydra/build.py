@@ -153,13 +153,20 @@ def _dataset(settings: str, cache_dir: Path) -> Dataset:
 def _prefer_channels_last(config: Config, parts: Parts, device: str) -> None:
     """Lay the weights out as convolutions are fastest, if the model can work with that.
 
-    Some cannot: a `view` of what a convolution returns, or weights of five dimensions.
+    Some cannot: a `view` of what a convolution returns, or weights of five dimensions. It is tried
+    in evaluation, and leaves random state and buffers as they are.
     """
+    state = checkpoint.random_state(torch.device(device))
+    buffers = {name: buffer.clone() for name, buffer in parts.model.named_buffers()}
     try:
         parts.model.to(memory_format=torch.channels_last)
         _insist_on_log_probabilities(config, parts.model, parts.dataset, device)
     except (RuntimeError, UserError):
         parts.model.to(memory_format=torch.contiguous_format)
+    checkpoint.set_random_state(state, torch.device(device))
+    with torch.no_grad():
+        for name, buffer in parts.model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def _arguments(config: Config, group: str, kind: type) -> dict[str, Any]:
@@ -192,8 +199,9 @@ def _optimizer(config: Config, model: torch.nn.Module) -> Optimizer:
 def _scheduler(config: Config, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Build the scheduler; what follows from the run itself is filled in where the class takes it.
 
-    `total_steps`, `T_max` and `total_iters` are the run's steps, `max_lr` its learning rate,
-    `max_momentum` its momentum, and `base_momentum` is never above that.
+    `total_steps` and `T_max` are the run's steps, and of torch's `ConstantLR` and `PolynomialLR`
+    `total_iters`; `max_lr` is its learning rate, `max_momentum` its momentum, and `base_momentum`
+    is never above that.
     """
     kind = targets.resolve_class(config.scheduler.target, LRScheduler, "scheduler._target_")
     arguments = _arguments(config, "scheduler", kind)
@@ -233,7 +241,7 @@ def _try_schedule(config: Config, like: torch.Tensor, steps: int) -> None:
     Raises:
         UserError: one of them fails, a learning rate is none, or a state cannot be kept.
     """
-    alone = torch.nn.ParameterList([torch.zeros(like.shape, dtype=like.dtype)])
+    alone = torch.nn.ParameterList([torch.zeros([min(n, 2) for n in like.shape], dtype=like.dtype)])
     alone[0].grad = torch.zeros_like(alone[0])
     optimizer = _optimizer(config, alone)
     scheduler = _scheduler(config, optimizer, steps)

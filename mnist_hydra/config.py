@@ -192,6 +192,19 @@ class Config(Place):
     """Modules that a `_target_` may name besides the usual ones (see `targets.py`)."""
 
 
+def refuse_unread_experiment(cfg: DictConfig) -> None:
+    """Refuse an experiment whose keys stand below `experiment`, and no other setting refers to.
+
+    Args:
+        cfg: as composed, not yet resolved.
+    """
+    if cfg.get("experiment") and "${experiment" not in OmegaConf.to_yaml(cfg):
+        raise UserError(
+            "what this experiment sets stands below experiment, where nothing reads it; right: "
+            "`# @package _global_` as the first line of its file"
+        )
+
+
 def settle(cfg: DictConfig) -> Config:
     """Turn a composed configuration into a `Config`: fill in defaults, check every range.
 
@@ -202,11 +215,7 @@ def settle(cfg: DictConfig) -> Config:
         UserError: naming the key, the value that was got and what would be right.
     """
     raw: dict[str, Any] = resolved(cfg)
-    if raw.pop("experiment", None):
-        raise UserError(
-            "what this experiment sets stands below experiment, where nothing reads it; right: "
-            "`# @package _global_` as the first line of its file"
-        )
+    raw.pop("experiment", None)
     for group in GROUPS:
         if not isinstance(raw.get(group), dict):
             raise wrong_value(group, raw.get(group), f"an entry of the group conf/{group}")

@@ -14,7 +14,9 @@ HIDDEN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SHORTEST = 4
 """Characters of a value that is looked for in a text: shorter ones are in too many words."""
 LONG = 8
-"""Characters of a value that is looked for within a word, such as a fingerprint, too."""
+"""Characters of MLflow's own password from which on it is looked for within words, too: a shorter
+one may be a part of a fingerprint.
+"""
 OF_ENVIRONMENT = r"\$\{\s*oc\.env\s*:\s*"
 """How a reference to a variable of the environment begins."""
 READ: set[str] = set()
@@ -53,7 +55,8 @@ def hide_in_error(text: str) -> str:
     # A path is no secret, and has to stay whole in a command that is printed to be pasted.
     secret = [name for name, value in values.items() if not os.path.isabs(value)]
     # The longest first: another may be a part of it.
-    return _without_values(hide(text), sorted(secret, key=lambda name: -len(values[name])))
+    names = sorted(secret, key=lambda name: -len(values[name]))
+    return _without_values(hide(text), names, within_words=True)
 
 
 def hide(text: str) -> str:
@@ -68,14 +71,14 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
-def _without_values(text: str, variables: Iterable[str]) -> str:
+def _without_values(text: str, variables: Iterable[str], within_words: bool = False) -> str:
     for name in variables:
         value = os.environ.get(name, "")
         if len(value) < SHORTEST:
             continue
         for form in (value, " ".join(value.split())):  # the second as an error's line has it
             found = re.escape(form)
-            if len(form) < LONG:
+            if len(form) < LONG and not within_words:
                 found = rf"(?<![0-9A-Za-z]){found}(?![0-9A-Za-z])"
             text = re.sub(found, f"${{oc.env:{name}}}", text)
     return text

@@ -41,7 +41,8 @@ def sync(cfg: DictConfig) -> int:
     found = spools(given.folder)
     for folder, spooled in found:
         try:
-            if any(is_in_use(other) for other, of in found if of.id == spooled.id):
+            there = [other for other, of in found if of.id == spooled.id and other.exists()]
+            if any(map(is_in_use, there)):
                 raise in_use(spooled)  # perhaps in another attempt at the trial
             said = _deliver(folder, spooled, given)
         except Exception as error:

@@ -104,6 +104,8 @@ def construct(kind: type[T], arguments: dict[str, Any], key: str, **given: Any) 
         try:
             bound = inspect.signature(kind).bind(**given, **arguments)
         except TypeError:
+            if next(iter(given), None) in inspect.signature(kind).parameters:
+                raise
             first = [given.pop(name) for name in [*given][:1]]
             bound = inspect.signature(kind).bind(*first, **given, **arguments)
         return kind(*bound.args, **bound.kwargs)

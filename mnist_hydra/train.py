@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 import mnist_hydra.tracking.provenance  # noqa: F401  # finds git before a configuration is composed
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import config_words, refuse_moving_folder
-from mnist_hydra.config import settle
+from mnist_hydra.config import refuse_unread_experiment, settle
 from mnist_hydra.errors import UserError
 from mnist_hydra.targets import folders_of, let_in
 
@@ -31,6 +31,7 @@ def task(cfg: DictConfig) -> float | None:
     """Train what was composed; with `sweep.parent` set, work on that sweep's trials instead."""
     hydra_cfg = HydraConfig.get()
     try:
+        refuse_unread_experiment(cfg)
         config = settle(cfg)  # before torch is loaded: what is wrong with a setting is said at once
         let_in(folders_of(hydra_cfg.runtime.config_sources), config.trusted)
         if config.sweep.parent is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -123,7 +124,8 @@ def read_until(text: str, stream: IO[str] | None) -> str:
     assert stream is not None
     said = b""
     while text.encode() not in said:
-        byte = os.read(stream.fileno(), 1)
+        readable, _, _ = select.select([stream], [], [], 180)
+        byte = os.read(stream.fileno(), 1) if readable else b""
         assert byte, f"it never said {text!r}:\n{said.decode()}"
         said += byte
     return said.decode()

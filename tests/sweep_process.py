@@ -103,9 +103,11 @@ class TinyTrial:
         if what == "raise" or (what == "raise-once" and not again):
             raise RuntimeError("as it was told to")
         if what == "wait":  # for the store, once an epoch
+            left_s, _ = signal.getitimer(signal.ITIMER_REAL)
             with watch.waiting():
                 time.sleep(1.0)
                 assert watch.should_stop() is None
+            assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= left_s
         if what == "raise-bytes":
             raise RuntimeError("a file's name \udcff, and \0")
         if what == "exit":

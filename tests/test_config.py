@@ -15,6 +15,7 @@ from mnist_hydra.config import (
     changes_result,
     fingerprint,
     flatten,
+    refuse_unread_experiment,
     settle,
 )
 from mnist_hydra.errors import UserError
@@ -268,9 +269,12 @@ def test_a_home_that_no_shell_has_put_in_is_the_home(monkeypatch: pytest.MonkeyP
 
 def test_an_experiment_whose_keys_nothing_reads_is_refused(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "big.yaml").write_text("lr: 0.3\n")
-    with pytest.raises(UserError, match="below experiment, .* right: `# @package _global_`"):
-        settled(f"hydra.searchpath=[{tmp_path}]", "experiment=big")
+    (tmp_path / "experiment" / "big.yaml").write_text("rate: 0.3\n")
+    words = [f"hydra.searchpath=[{tmp_path}]", "experiment=big"]
+    with initialize_config_module("mnist_hydra.conf", version_base="1.3"):
+        with pytest.raises(UserError, match="below experiment, .* right: `# @package _global_`"):
+            refuse_unread_experiment(compose("config", overrides=words))
+        refuse_unread_experiment(compose("config", overrides=[*words, "lr=${experiment.rate}"]))
 
 
 def test_a_setting_may_refer_to_another() -> None:

@@ -99,6 +99,16 @@ def test_an_error_names_the_variable_and_not_what_it_holds(monkeypatch: pytest.M
     assert said == "bad token ${oc.env:MY_TOKEN}, not read, http://me@h"
 
 
+def test_a_short_password_is_no_part_of_a_word_and_a_short_value_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "1234")
+    assert hide("ab1234cd 1234") == "ab1234cd ${oc.env:MLFLOW_TRACKING_PASSWORD}"
+    monkeypatch.setenv("MY_TOKEN", "5678")
+    remember_variables(OmegaConf.create({"token": "${oc.env:MY_TOKEN}"}))
+    assert hide_in_error("id5678") == "id${oc.env:MY_TOKEN}"
+
+
 def test_what_is_recorded_is_text_that_every_store_holds() -> None:
     assert hide("caf\u00e9 \udcff\0") == "caf\u00e9 \\udcff\\0"
 

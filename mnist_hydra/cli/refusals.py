@@ -64,8 +64,8 @@ def refused(error: Exception, name: str = "config", folders: Sequence[str] = ())
         words = words.replace(f"'{unknown[1]}'", f"'{unknown[1]}'{near}", 1)
         said, _, append = words.partition(". To append to your config use +")
         if entries and append:  # which would fail with the very entry that has it
-            one = entries.replace(" and ", " or ")
-            words = f"{said}; right: {one} with it, or ++{append} in a sweep over them"
+            words = f"{said}; right: {entries.replace(' and ', ' or ')} with it"
+            words += f", or ++{append} in a sweep over them" if " and " in entries else ""
     else:
         cause = " ".join(str(error.__cause__ or "").split()).partition(" full_key: ")[0]
         words = f"{words} {cause}".strip()

@@ -27,7 +27,9 @@ LOCAL = "local"
 """The address of a cluster that is started for this process and ends with it."""
 ANSWER_WITHIN_S = 3.0  # to a TCP connection
 JOIN_WITHIN_S = 11  # by a driver that runs; Ray's own client would try for two minutes
+IMPORT_WITHIN_S = 300.0
 JOIN = """import ray, signal, sys
+signal.signal(signal.SIGALRM, signal.SIG_DFL)
 signal.alarm(int(sys.argv[2]))  # which ends it, also where no Python runs
 ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"""
 OBJECT_STORE_BYTES = 100 * 2**20  # only commands and how they ended pass through it
@@ -235,7 +237,10 @@ def check_address(address: str) -> None:
         except (OSError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: no Ray cluster answers there ({error}); {mend}") from None
     command = [sys.executable, "-c", JOIN, address, str(JOIN_WITHIN_S)]
-    joining = subprocess.run(command, capture_output=True, text=True)
+    try:
+        joining = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{where}: Ray cannot be imported; {mend}") from None
     if joining.returncode == -signal.SIGALRM:
         raise UserError(f"{where}: what listens there is no Ray cluster; {mend}")
     if joining.returncode != 0:

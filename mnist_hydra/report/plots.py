@@ -95,12 +95,12 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
         others = tuple(value for i, value in enumerate(point) if i not in (x, y, at))
         panel = None if at is None else point[at]
         tried.setdefault((panel, point[x], point[y]), {})[others] = mean
-    shared = set.intersection(*map(set, tried.values()))
+    by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
+    as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS
+    shared = set() if as_points else set.intersection(*map(set, tried.values()))
     for (panel, *place), by_others in tried.items():
         inside[panel][place[0], place[1]] = [by_others[each] for each in shared or by_others]
     colours = Normalize(min(means.values()), max(means.values()))
-    by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
-    as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     wide = 3.3 if as_points else min(max(0.85 * len(xs), 2.2), 5.5)

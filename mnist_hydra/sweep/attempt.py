@@ -168,13 +168,16 @@ class Watch(Hooks):
         self._beating.start()
         return self
 
-    def begin_limit(self) -> None:
+    def begin_limit(self, used_s: float = 0.0) -> None:
         """From here on it may take `sweep.trial_timeout_s`: what it waited for before is no
         training.
+
+        Args:
+            used_s: what it has taken of that already.
         """
-        self._limit_from = time.monotonic()
+        self._limit_from = time.monotonic() - used_s
         if self.settings.trial_timeout_s is not None:
-            forced_after_s = self.settings.trial_timeout_s + GRACE_S
+            forced_after_s = max(0.0, self.settings.trial_timeout_s - used_s) + GRACE_S
             if threading.current_thread() is threading.main_thread():
                 self._alarm_before = signal.signal(signal.SIGALRM, self._raise_timed_out)
                 signal.setitimer(signal.ITIMER_REAL, forced_after_s)
@@ -190,8 +193,7 @@ class Watch(Hooks):
         try:
             yield
         finally:
-            self.begin_limit()
-            self._limit_from = time.monotonic() - used_s
+            self.begin_limit(used_s)
 
     def __exit__(self, *_: object) -> None:
         self._over.set()

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_hydra import secrets
 from mnist_hydra.cli.refusals import refused
-from mnist_hydra.config import Config, fingerprint, settle
+from mnist_hydra.config import Config, fingerprint, refuse_unread_experiment, settle
 from mnist_hydra.cores import on_all_cores
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Axis, Planned, title
@@ -225,7 +225,9 @@ def check_points(
         trials = Trials()
         for point in part:
             try:
-                config = settle(composer.compose(arguments.overrides(point)))
+                composed = composer.compose(arguments.overrides(point))
+                refuse_unread_experiment(composed)
+                config = settle(composed)
             except UserError as error:
                 raise UserError(f"trial {title(point)}: {error}") from None
             if config.resume is not None:

@@ -112,7 +112,7 @@ def run(task: Callable[..., Any], *arguments: Any, here: bool) -> Any:
     request = pickle.dumps((task.__name__, arguments, sys.path, vars(LET_IN)))
     command = [sys.executable, "-m", "mnist_hydra.sweep.torch_tasks"]
     done = subprocess.run(command, input=request, check=False, capture_output=True)
-    answer, said = done.stdout.decode(), done.stderr.decode(errors="replace")
+    answer, said = (told.decode(errors="replace") for told in (done.stdout, done.stderr))
     if done.returncode == BAD_INPUT:
         raise UserError(answer)
     if done.returncode != 0 or not answer:  # a user's own code may leave with 0
@@ -126,11 +126,14 @@ def kind_of(config: Config) -> str:
     Trials of one kind differ only in numbers whose range is checked already.
     """
     arguments = [
-        [part.target, {k: v for k, v in part.arguments.items() if k not in CHECKED_NUMBERS}]
+        [part.target, part.name, {k: None if k in CHECKED_NUMBERS else v for k, v in given.items()}]
         for part in (config.model, config.optimizer, config.scheduler)
+        for given in [part.arguments]
     ]
     places = [config.device, config.precision, vars(config.data)]
-    steps = [config.batch_size, config.epochs]  # what a scheduler may depend on
+    has_length = "total_steps" in config.scheduler.arguments  # which must suffice for all epochs
+    betas = len(config.optimizer.arguments.get("betas", ()))
+    steps = [config.batch_size, betas, config.epochs if has_length else None]
     return json.dumps([arguments, config.aug, places, steps], default=str)
 
 

@@ -17,6 +17,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, unquote, urlencode, urlsplit
@@ -236,47 +237,23 @@ def _check_folder(key: str, folder: Path) -> None:
 def _check_server(store: Store) -> None:
     """One request first: MLflow's own client would try again for minutes.
 
-    It is for something that the server guards, since anybody may ask it for its health, by any
-    name. But whom we have no password of, MLflow's client may know another way in for.
-    """
-    status, said, body = _ask_server(store, "api/2.0/mlflow/experiments/search?max_results=1")
-    if b"Invalid Host" in body:
-        host = urlsplit(store.uri).hostname
-        raise UserError(
-            f"tracking.uri={store.shown}: the server does not answer to that name ({said}); right: "
-            f"mlflow server --allowed-hosts '{host},{host}:*,localhost:*'"
-        )
-    if status in (401, 403) and not _authorization(store):
-        status, said, _ = _ask_server(store, "health")
-    if status >= 500:
-        raise _away(store, said)
-    if status in (401, 403):
-        raise UserError(
-            f"tracking.uri={store.shown} lets nobody in ({said}); right: "
-            f"tracking.uri=http://USER:PASSWORD@HOST, or MLFLOW_TRACKING_USERNAME and "
-            f"MLFLOW_TRACKING_PASSWORD in the environment"
-        )
-
-
-def _ask_server(store: Store, path: str) -> tuple[int, str, bytes]:
-    """What a server answers: its code, that in words, and how its text begins where it forbids.
-
-    It is asked as MLflow's client does: with `requests`, and with the same variables.
+    It is made as that client makes its own, with `requests` and with the same variables, for
+    something that the server guards: anybody may ask it for its health, by any name.
     """
     import requests
 
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
     try:
         with requests.get(
-            f"{store.uri}/{path}",
+            f"{store.uri}/api/2.0/mlflow/experiments/search?max_results=1",
             headers=_authorization(store),
             timeout=(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S),
             verify=not insecure and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True),
             cert=os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"),
             stream=True,
         ) as answer:
+            said = f"HTTP {answer.status_code} {answer.reason}"
             body = next(answer.iter_content(200), b"") if answer.status_code == 403 else b""
-            return answer.status_code, f"HTTP {answer.status_code} {answer.reason}", body
     except (OSError, ValueError) as error:
         reason: BaseException = error
         while type(reason).__module__.startswith(("requests", "urllib3")):  # who say it at length
@@ -286,6 +263,30 @@ def _ask_server(store: Store, path: str) -> tuple[int, str, bytes]:
         if isinstance(reason, socket.gaierror):
             raise _wrong(store.shown, str(reason.strerror)) from None
         raise _away(store, reason) from None
+    if answer.status_code >= 500:
+        raise _away(store, said)
+    if b"Invalid Host" in body:
+        host = urlsplit(store.uri).hostname
+        raise UserError(
+            f"tracking.uri={store.shown}: the server does not answer to that name ({said}); right: "
+            f"mlflow server --allowed-hosts '{host},{host}:*,localhost:*'"
+        )
+    if answer.status_code in (401, 403) and not _may_be_let_in_otherwise(store):
+        raise UserError(
+            f"tracking.uri={store.shown} lets nobody in ({said}); right: "
+            f"tracking.uri=http://USER:PASSWORD@HOST, or MLFLOW_TRACKING_USERNAME and "
+            f"MLFLOW_TRACKING_PASSWORD in the environment"
+        )
+
+
+def _may_be_let_in_otherwise(store: Store) -> bool:
+    """Whether MLflow's client may name itself in a way that is not looked for here."""
+    if _authorization(store):
+        return False
+    ways = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
+    kept = Path("~/.mlflow/credentials").expanduser().exists()
+    plugins = entry_points(group="mlflow.request_header_provider")
+    return kept or bool(plugins) or any(os.environ.get(name) for name in ways)
 
 
 def _authorization(store: Store) -> dict[str, str]:

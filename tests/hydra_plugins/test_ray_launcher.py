@@ -80,8 +80,8 @@ def test_a_cluster_has_its_time_to_answer_however_long_ray_takes_to_be_imported(
 ) -> None:
     ray = tmp_path / "ray.py"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(ray_launcher, "JOIN_WITHIN_S", 1)
-    ray.write_text("import time\ntime.sleep(2)\ndef init(*_, **__): pass\n")
+    monkeypatch.setattr(ray_launcher, "JOIN_WITHIN_S", 4)
+    ray.write_text("import time\ntime.sleep(5)\ndef init(*_, **__): pass\n")
     check_address("auto")
     ray.write_text("import time\ndef init(*_, **__): time.sleep(600)\n")
     with pytest.raises(UserError, match="address=auto: what listens there is no Ray cluster"):

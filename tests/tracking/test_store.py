@@ -447,7 +447,7 @@ class Healthy(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         known = self.headers["Authorization"] == "Basic bWU6czNjcjN0"
-        self.send_response(200 if known or self.path == "/health" else 401)
+        self.send_response(200 if known else 401)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -503,10 +503,14 @@ def test_a_server_with_a_certificate_of_ones_own_is_used_as_mlflows_client_is_to
     monkeypatch.setenv(variable, told)
     with warnings.catch_warnings():  # of requests, about who wants no certificate looked at
         warnings.simplefilter("ignore")
-        check_store(place(tmp_path, f"https://{https}"))
         check_store(place(tmp_path, f"https://me:{SECRET}@{https}"))
-        with pytest.raises(UserError, match="lets nobody in .HTTP 401"):
-            check_store(place(tmp_path, f"https://me:wrong@{https}"))
+        for wrong in (f"https://me:wrong@{https}", f"https://{https}"):
+            with pytest.raises(UserError, match="lets nobody in .HTTP 401"):
+                check_store(place(tmp_path, wrong))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow" / "credentials").touch()  # which MLflow's client reads
+        check_store(place(tmp_path, f"https://{https}"))
 
 
 @pytest.mark.parametrize("begin", [Tracker, check_store])
