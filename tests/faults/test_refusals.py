@@ -58,7 +58,7 @@ def test_a_ray_address_where_nobody_listens_is_refused(
     sweep = FaultySweep(tmp_path, mnist, "refused", ["seed=1,2", *on_server])
     address = f"hydra.launcher.address=127.0.0.1:{free_port()}"
     said = refused(sweep, tmp_path / "outputs", "hydra/launcher=ray", address)
-    assert "no Ray cluster answers there" in said and "hydra.launcher.address=null" in said
+    assert "no Ray cluster answers there" in said and "hydra.launcher.address=local" in said
 
 
 @pytest.mark.xdist_group("on_server")
