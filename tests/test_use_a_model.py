@@ -358,6 +358,7 @@ def test_ctrl_c_ends_a_command_with_no_word_and_the_code_of_that(
         [sys.executable, *words], cwd=swept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     with open(until_it_reads(tmp_path / "digit.png", command), "wb"):
+        time.sleep(1)  # a signal between two instructions would find it about to wait for ever
         command.send_signal(signal.SIGINT)
         said, _ = command.communicate(timeout=180)
     assert (command.returncode, said) == (130, b"")
