@@ -98,8 +98,8 @@ def heat_map(scores: Scores, axes: Sequence[str], chosen: Layout, objective: str
     by_size = {chosen.rows, chosen.columns} & set(chosen.scales)
     as_points = bool(by_size) or max(len(xs), len(ys)) > MAX_CELLS
     shared = set() if as_points else set.intersection(*map(set, tried.values()))
-    for (panel, *place), by_others in tried.items():
-        inside[panel][place[0], place[1]] = [by_others[each] for each in shared or by_others]
+    for (panel, across, up), by_others in tried.items():
+        inside[panel][across, up] = [by_others[each] for each in shared or by_others]
     colours = Normalize(min(means.values()), max(means.values()))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

@@ -33,7 +33,7 @@ from mnist_hydra.ledger.owner import Observer, new_token
 from mnist_hydra.ledger.plan import plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.report import results
-from mnist_hydra.secrets import storable, without_password
+from mnist_hydra.secrets import without_password
 from mnist_hydra.stopping import OF_SIGNAL, on_signals
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
@@ -258,8 +258,8 @@ class Sweep:
         if not self.plan_is_written:
             text = replace(self.command.plan, written_ms=int(time.time() * 1000)).text()
             # Workers read it: a short password of MLflow's may be a word in it by chance.
-            text = storable(without_password(text))
-            self.tracker.client.log_text(self.parent_id, text, plan_file(self.token))
+            shown = without_password(text)
+            self.tracker.client.log_text(self.parent_id, shown, plan_file(self.token))
             self.tracker.client.update_run(self.parent_id, status="RUNNING")
             self.plan_is_written = True
         overrides = [

@@ -125,16 +125,17 @@ def kind_of(config: Config) -> str:
 
     Trials of one kind differ only in numbers whose range is checked already.
     """
+    parts = (config.model, config.optimizer, config.scheduler)
+    classes = [[part.target, part.name] for part in parts]
     arguments = [
-        [part.target, part.name, {k: None if k in CHECKED_NUMBERS else v for k, v in given.items()}]
-        for part in (config.model, config.optimizer, config.scheduler)
-        for given in [part.arguments]
+        {key: value for key, value in part.arguments.items() if key not in CHECKED_NUMBERS}
+        for part in parts
     ]
     places = [config.device, config.precision, vars(config.data)]
     has_length = "total_steps" in config.scheduler.arguments  # which must suffice for all epochs
     betas = len(config.optimizer.arguments.get("betas", ()))
     steps = [config.batch_size, betas, config.epochs if has_length else None]
-    return json.dumps([arguments, config.aug, places, steps], default=str)
+    return json.dumps([classes, arguments, config.aug, places, steps], default=str)
 
 
 def _main() -> None:
