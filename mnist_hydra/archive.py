@@ -48,13 +48,9 @@ NAME = re.compile(r"[\w., >/+:-]*")
 """All else that is text."""
 
 
-def _are_guards(value: Any) -> bool:
-    return not value or all(GUARD.fullmatch(str(one)) for one in value)
-
-
 PLAIN: Mapping[str, Callable[[Any], bool]] = {
     "expr_str": lambda value: bool(SIZE.fullmatch(str(value))),
-    "guards_code": _are_guards,
+    "guards_code": lambda value: all(GUARD.fullmatch(str(one)) for one in value or ()),
     "target": lambda value: value is None or bool(OPERATOR.fullmatch(str(value))),
     "as_operator": lambda value: False,
     "in_spec": lambda value: bool(TREE.fullmatch(str(value))),

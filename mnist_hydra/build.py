@@ -20,13 +20,14 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, PolynomialLR
 from mnist_hydra import checkpoint, runtime, targets
 from mnist_hydra.augment.pipeline import build_augmentation
 from mnist_hydra.config import Component, Config, DataConfig
+from mnist_hydra.data.idx import LABELS
 from mnist_hydra.data.load import Dataset, load_dataset
 from mnist_hydra.errors import UserError, shown, wrong_value
 from mnist_hydra.kernel.compile import Unavailable
 from mnist_hydra.kernel.folder import kernel_folder
 from mnist_hydra.kernel.fused import Fused
 from mnist_hydra.replay import can_be_replayed
-from mnist_hydra.trainer import Parts, Runnable, Trainer, storable
+from mnist_hydra.trainer import Parts, Runnable, Trainer, as_stored
 
 
 @cache
@@ -263,7 +264,7 @@ def _insist_on_storable(what: str, state: dict[str, Any]) -> None:
     """Raise a `UserError` if no run could go on from a checkpoint with this state."""
     right = "a state_dict() of tensors, Python's numbers, text, lists and dictionaries"
     with targets.blaming(f"{what}: its state cannot be kept in a checkpoint", right):
-        checkpoint.insist_on_storable(storable(state))
+        checkpoint.insist_on_storable(as_stored(state))
 
 
 def _insist_on_log_probabilities(
@@ -274,7 +275,7 @@ def _insist_on_log_probabilities(
     Raises:
         UserError: if it does not return log-probabilities [B, classes].
     """
-    shape, classes = (2, *dataset.train.images.shape[1:]), dataset.classes
+    shape = (2, *dataset.train.images.shape[1:])
     model.eval()
     name = f"model={config.model.target}"
     right = f"a model for images of shape {shape}"
@@ -283,14 +284,14 @@ def _insist_on_log_probabilities(
     if not isinstance(got, torch.Tensor):
         raise UserError(
             f"{name} returns {type(got).__name__}, no tensor; right: log-probabilities of shape "
-            f"(batch, {classes})"
+            f"(batch, {LABELS})"
         )
     if (
-        got.shape != (2, classes)
+        got.shape != (2, LABELS)
         or not got.is_floating_point()
         or bool((got.exp().sum(1) > 1.01).any())
     ):
         raise UserError(
             f"{name} returns {tuple(got.shape)} that are no log-probabilities; right: end its "
-            f"forward with log_softmax(scores, dim=1) of shape (batch, {classes})"
+            f"forward with log_softmax(scores, dim=1) of shape (batch, {LABELS})"
         )

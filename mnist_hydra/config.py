@@ -13,9 +13,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,14 +28,6 @@ from mnist_hydra.typed import Limits, Pattern, check_setting, read_settings
 GROUPS = ("data", "model", "aug", "optimizer", "scheduler", "tracking")
 AT_THE_ROOT = ("lr", "dropout", "momentum", "weight_decay")
 """Settings of a model or an optimizer that have a short name at the root."""
-CLASSES_OF_NAMES = {
-    **{f"model{n}": f"mnist_hydra.models.Model{n}" for n in (1, 2, 3)},
-    **{"sgd": "torch.optim.SGD", "adamw": "torch.optim.AdamW"},
-    "onecycle": "torch.optim.lr_scheduler.OneCycleLR",
-    "constant": "torch.optim.lr_scheduler.ConstantLR",
-    "cosine": "torch.optim.lr_scheduler.CosineAnnealingLR",
-}
-"""The class of each entry that comes with this project, as its file in `conf` names it."""
 NO_EFFECT_ON_RESULT = (
     "device",
     "threads",
@@ -232,7 +226,7 @@ def settle(cfg: DictConfig) -> Config:
         "optimizer": _component("optimizer", optimizer),
         "scheduler": _component("scheduler", scheduler),
         "tracking": read_settings(TrackingConfig, raw["tracking"], "tracking."),
-        "sweep": _sweep_settings(raw),
+        "sweep": sweep_settings(raw.get("sweep")),
     }
     for part in ("model", "optimizer", "scheduler"):
         for name, _ in leaves(settled[part].arguments, part):
@@ -244,13 +238,15 @@ def settle(cfg: DictConfig) -> Config:
     return read_settings(Config, raw | settled, composed=cfg)
 
 
-def sweep_settings(cfg: DictConfig) -> SweepConfig:
-    """`sweep.*`, before anything else of a configuration is looked at.
+def sweep_settings(raw: Any) -> SweepConfig:
+    """The settings `sweep.*` from their plain values.
 
     Raises:
         UserError: naming the key, the value that was got and what would be right.
     """
-    return _sweep_settings({"sweep": resolved(cfg, "sweep")})
+    if not isinstance(raw, dict):
+        raise wrong_value("sweep", raw, "its keys, such as sweep.name=NAME")
+    return read_settings(SweepConfig, raw, "sweep.")
 
 
 def resolved(cfg: DictConfig, only: str | None = None) -> Any:
@@ -314,7 +310,7 @@ def flatten(config: Config) -> dict[str, str]:
     settings = _as_dict(config, without=("sweep", "resume", "trusted", *places))
     for group in ("model", "optimizer", "scheduler"):
         arguments, target = settings[group].pop("arguments"), settings[group].pop("target")
-        if CLASSES_OF_NAMES.get(settings[group]["name"]) != target:  # else Compare would show both
+        if _shipped_classes(group).get(settings[group]["name"]) != target:  # else told by its name
             settings[group]["_target_"] = target
         settings[group] |= {k: v for k, v in arguments.items() if k not in AT_THE_ROOT}
     settings["aug"] = {
@@ -322,6 +318,14 @@ def flatten(config: Config) -> dict[str, str]:
         for key, value in settings["aug"].items()
     }
     return {name: "null" if value is None else str(value) for name, value in leaves(settings)}
+
+
+@cache
+def _shipped_classes(group: str) -> dict[str, str]:
+    """The class of each entry of a group that comes with this project, by the entry's name."""
+    entries = (files("mnist_hydra.conf") / group).iterdir()
+    settings = (yaml.safe_load(entry.read_text(encoding="utf-8")) for entry in entries)
+    return {each["name"]: each["_target_"] for each in settings}
 
 
 def has_no_effect(key: str) -> bool:
@@ -375,13 +379,6 @@ def _plain(node: Any) -> Any:
         return written  # nothing to resolve, nothing missing
     remember_variables(written)
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-
-
-def _sweep_settings(raw: Mapping[str, Any]) -> SweepConfig:
-    sweep = raw.get("sweep")
-    if not isinstance(sweep, dict):
-        raise wrong_value("sweep", sweep, "its keys, such as sweep.name=NAME")
-    return read_settings(SweepConfig, sweep, "sweep.")
 
 
 def _settle_lr(root: Any, optimizer: dict[str, Any], scheduler_name: str) -> Any:

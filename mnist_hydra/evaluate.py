@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,11 @@ from omegaconf import DictConfig
 from mnist_hydra import exported
 from mnist_hydra.cli import entry
 from mnist_hydra.config import DataConfig
-from mnist_hydra.errors import UserError, wrong_value
+from mnist_hydra.errors import UserError
+from mnist_hydra.typed import Pattern, check_setting
 
 BINS = 15
+SplitName = Annotated[str, Pattern("test|val", "test or val")]
 
 
 def evaluate(cfg: DictConfig, name: str | None) -> int:
@@ -27,14 +29,13 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
         UserError: no such model or split, or data of another size or of more classes, or whose
             hold-out is not the model's.
     """
-    if cfg.split not in ("test", "val"):
-        raise wrong_value("split", cfg.split, "test or val")
+    split = check_setting("split", cfg.split, SplitName)
     data = entry.group_of(cfg, "data", DataConfig)
-    if cfg.split == "val" and data.val_size == 0:
+    if split == "val" and data.val_size == 0:
         raise UserError("split=val, and data.val_size=0; right: data.val_size as the run had it")
     place = entry.place_of(cfg)
     model = exported.find_model(name, place)
-    images, labels = exported.images_of(data, cfg.split, model, place.cache_dir)
+    images, labels = exported.images_of(data, split, model, place.cache_dir)
     probabilities = model(images)
     classes = probabilities.shape[1]
     if labels.max() >= classes:
@@ -43,63 +44,36 @@ def evaluate(cfg: DictConfig, name: str | None) -> int:
             "right: the data that it was trained on"
         )
     total = accuracy(probabilities, labels)
-    print(f"{name} on {total.of} {cfg.split} images of {data.name}")
+    print(f"{name} on {total.n} {split} images of {data.name}")
     print(f"accuracy {_told(total)} (95 %, Wilson)")
     print(f"loss {loss(probabilities, labels):.4f}\n\nclass      n  accuracy")
     for number, share in by_class(probabilities, labels).items():
-        print(f"{number:5} {share.of:6}  {_told(share)}")
+        print(f"{number:5} {share.n:6}  {_told(share)}")
     error, bins = calibration(probabilities, labels)
     print(f"\ncalibration error {error:.4f} (ECE, {BINS} bins of confidence)")
     print("     n  confidence  accuracy")
-    for found in bins:
-        print(f"{found.count:6}  {found.confidence:10.3f}  {found.accuracy:8.3f}")
+    for count, confidence, right in bins:
+        print(f"{count:6}  {confidence:10.3f}  {right:8.3f}")
     return 0
 
 
-def _told(share: Share) -> str:
-    low, high = share.interval
-    return f"{100 * share.value:.2f} %, {100 * low:.2f} to {100 * high:.2f}"
+def _told(share: Any) -> str:
+    """A share and its interval by Wilson's score (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+    low, high = share.proportion_ci(0.95, method="wilson")
+    return f"{100 * share.statistic:.2f} %, {100 * low:.2f} to {100 * high:.2f}"
 
 
-@dataclass(frozen=True)
-class Share:
-    """How many of how many were right."""
+def accuracy(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Any:
+    """Of probabilities [N, classes] and labels [N], N at least 1: SciPy's `BinomTestResult`."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-    right: int
-    of: int
-
-    @property
-    def value(self) -> float:
-        """0 to 1."""
-        return self.right / self.of
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its 95 % interval by Wilson's score (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
-        from scipy.stats import binomtest  # type: ignore[import-untyped]
-
-        low, high = binomtest(self.right, self.of).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Predictions of about the same confidence."""
-
-    count: int
-    confidence: float
-    accuracy: float
-
-
-def accuracy(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Share:
-    """Of probabilities [N, classes] and labels [N], N at least 1."""
-    return Share(int((probabilities.argmax(1) == labels).sum()), len(labels))
+    return binomtest(int((probabilities.argmax(1) == labels).sum()), len(labels))
 
 
 def by_class(
     probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> dict[int, Share]:
-    """The accuracy on the images of each class that there is."""
+) -> dict[int, Any]:
+    """The accuracy on the images of each class that there is, as `accuracy` has it."""
     return {
         int(c): accuracy(probabilities[labels == c], labels[labels == c]) for c in np.unique(labels)
     }
@@ -107,21 +81,21 @@ def by_class(
 
 def calibration(
     probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> tuple[float, list[Bin]]:
+) -> tuple[float, list[tuple[int, float, float]]]:
     """The expected calibration error, and the bins that it is of: those that are not empty.
 
     It is the mean over predictions of |accuracy - confidence| in 15 bins of equal width (Guo et
     al., ICML 2017).
+
+    Returns:
+        The error, and of each bin how many predictions it has, their mean confidence and their
+        accuracy.
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     numbers = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = [
-        Bin(int(at.sum()), float(confidence[at].mean()), float(right[at].mean()))
-        for number in range(BINS)
-        if (at := numbers == number).any()
-    ]
-    error = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / len(labels)
-    return error, bins
+    sums = (np.bincount(numbers, of, BINS).tolist() for of in (None, confidence, right))
+    bins = [(int(n), sure / n, correct / n) for n, sure, correct in zip(*sums) if n]
+    return sum(n * abs(correct - sure) for n, sure, correct in bins) / len(labels), bins
 
 
 def loss(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:

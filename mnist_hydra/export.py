@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mnist_hydra.data.idx import LABELS
 from mnist_hydra.exported import HOLD_OUT, hold_out_of, lean_models
 from mnist_hydra.tracking.spool import Spool
 from mnist_hydra.trainer import Trainer
@@ -27,13 +28,13 @@ def log_pictures_and_model(trainer: Trainer, spool: Spool) -> None:
     log_probabilities, labels = trainer.predict("test")
     probabilities = log_probabilities.exp()
     confidence, predicted = (x.cpu() for x in probabilities.max(1))
-    truth, classes = labels.cpu(), trainer.dataset.classes
-    counts = torch.bincount(truth * classes + predicted, minlength=classes**2)
+    truth = labels.cpu()
+    counts = torch.bincount(truth * LABELS + predicted, minlength=LABELS**2)
     wrong = (predicted != truth).nonzero().flatten()
     test = trainer.dataset.test
     figures = {
         "learning_curves": pictures.learning_curves(trainer.position.history),
-        "confusion_matrix": pictures.confusion_matrix(counts.view(classes, classes).numpy()),
+        "confusion_matrix": pictures.confusion_matrix(counts.view(LABELS, LABELS).numpy()),
         "misclassified": pictures.misclassified_grid(
             test.images[test.index[wrong.numpy()], 0],
             truth[wrong].numpy(),
@@ -71,11 +72,11 @@ def save_model(trainer: Trainer, path: Path) -> None:
 
     test = trainer.dataset.test
     example = np.asarray(test.images[test.index[:2]])
-    classifier = Classifier(
-        copy.deepcopy(trainer.model).to("cpu"), trainer.dataset.mean, trainer.dataset.std
-    ).eval()
-    answer = np.zeros((len(example), trainer.dataset.classes), np.float32)
-    held_out = hold_out_of(trainer.config.data, trainer.dataset.sha256)
+    data = trainer.config.data
+    on_cpu = copy.deepcopy(trainer.model).to("cpu")
+    classifier = Classifier(on_cpu, data.mean, data.std).eval()
+    answer = np.zeros((len(example), LABELS), np.float32)
+    held_out = hold_out_of(data, trainer.dataset.sha256)
     saved = Model(metadata={HOLD_OUT: held_out})
     with warnings.catch_warnings(), lean_models():
         import mlflow.pytorch

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+OF_CLASS = "test/acc_class/"
+"""With a class's number behind it: the accuracy on its test images, recorded after the last epoch.
+"""
+
 
 def of_epoch(split: str) -> tuple[str, ...]:
     """What is recorded after each epoch.
@@ -24,11 +28,6 @@ def at_end(split: str) -> tuple[str, ...]:
     """
     once = () if split == "test" else ("test/acc", "test/loss")
     return ("test/acc_last", "test/loss_last", *once, f"{split}/acc_best")
-
-
-def class_accuracy(number: int) -> str:
-    """The accuracy on the test images of one class, from 0, recorded after the last epoch."""
-    return f"test/acc_class/{number}"
 
 
 def is_minimized(metric: str) -> bool:

@@ -176,8 +176,9 @@ def fit(grey: Grey, side: int) -> Grey:
     20 pixels of 28, and put where its centre of mass is in the middle, as MNIST's own page
     describes: http://yann.lecun.com/exdb/mnist/
     """
-    light = light_on_dark(grey)
-    paper = int(np.median(_border(light)))
+    light, paper = grey, int(np.median(np.r_[grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    if paper - int(grey.min()) > int(grey.max()) - paper:  # its ink is darker than its paper
+        light, paper = 255 - grey, 255 - paper
     above = np.maximum(light.astype(np.int16) - paper, 0)
     canvas = np.zeros((side, side), np.uint8)
     if above.max() < INK_LEVEL:
@@ -201,16 +202,6 @@ def fit(grey: Grey, side: int) -> Grey:
     )
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
-
-
-def light_on_dark(grey: Grey) -> Grey:
-    """The same image with its paper, which is what most of its border is, darker than its ink."""
-    paper = int(np.median(_border(grey)))
-    return 255 - grey if paper - int(grey.min()) > int(grey.max()) - paper else grey
-
-
-def _border(grey: Grey) -> Grey:
-    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
 def _resized(grey: Grey, shape: list[int]) -> Grey:

@@ -23,9 +23,10 @@ from omegaconf import OmegaConf
 from mnist_hydra.build import prepare
 from mnist_hydra.cli.commands import place_words, resume_command, shell_command, ui_command
 from mnist_hydra.config import Config, changes_result, fingerprint, flatten, unresolved
+from mnist_hydra.data.idx import LABELS
 from mnist_hydra.data.load import inputs
 from mnist_hydra.errors import StoreAway, UserError, in_one_line
-from mnist_hydra.metrics import at_end, class_accuracy
+from mnist_hydra.metrics import OF_CLASS, at_end
 from mnist_hydra.progress import Progress, percent
 from mnist_hydra.runtime import device_name
 from mnist_hydra.secrets import by_reference, hide, hide_in_error
@@ -305,10 +306,10 @@ def _record_end(trainer: Trainer, spool: Spool) -> dict[str, float]:
         f"{trainer.monitored}/acc_best": position.best["value"],
     }
     final = {name: measured[name] for name in at_end(trainer.monitored)}
-    for digit in range(trainer.dataset.classes):
+    for digit in range(LABELS):
         of_class = right[labels == digit]
         if len(of_class):
-            final[class_accuracy(digit)] = int(of_class.sum()) / len(of_class)
+            final[f"{OF_CLASS}{digit}"] = int(of_class.sum()) / len(of_class)
     tags = {"best_epoch": str(position.best["epoch"]), "selected_on": trainer.monitored}
     at = {"epoch": last["epoch"], "timestamp_ms": last["timestamp_ms"]}
     spool.log_epochs([at | final])

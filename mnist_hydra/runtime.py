@@ -109,15 +109,12 @@ def choose(
         precision = str(recorded.get("precision", "bf16" if fast else "fp32"))
     if precision == "fp16" and kind == "cpu":
         raise UserError("precision=fp16 does not train on device=cpu; right: auto, bf16 or fp32")
-    compile_ = config.compile
-    if compile_ == "auto":
-        compile_ = bool(recorded.get("compile", False)) and not kernel
     threads = config.threads
     if threads == "auto":
         threads = min(int(recorded.get("threads", DEFAULT_THREADS)), machine.cores)
-    replay = replay and kind == "cuda" and config.compile == "auto" and not compile_
-    deterministic = config.deterministic
-    return Runtime(device, precision, bool(compile_), kernel, replay, int(threads), deterministic)
+    replay = replay and kind == "cuda" and config.compile == "auto"
+    compiled, deterministic = config.compile is True, config.deterministic
+    return Runtime(device, precision, compiled, kernel, replay, int(threads), deterministic)
 
 
 def apply(runtime: Runtime) -> None:

@@ -37,6 +37,8 @@ class LetIn:
     """Modules that the command line trusts."""
 
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
+
 LET_IN = LetIn([], [])
 """This process's, as `sys.path` is; filled by `let_in`."""
 
@@ -75,7 +77,6 @@ def resolve_class(path: str, base: type[T], key: str) -> type[T]:
     if not module_name or not all(part.isidentifier() for part in path.split(".")):
         raise UserError(f"{key}={shown(path)} is no dotted path; right: module.Class")
     _insist_on_let_in(module_name, f"{key}={path}")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
     right = "a class in a module that can be imported (a file beside the YAML of --config-dir can)"
     with blaming(f"{key}={path}", right):
         found: Any = getattr(importlib.import_module(module_name), name, None)

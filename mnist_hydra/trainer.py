@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -209,7 +208,7 @@ class Trainer:
         now_ms = int(time.time() * 1000)
         position.history.append({"epoch": position.epoch, "timestamp_ms": now_ms, **metrics})
         if position.best is None or accuracy > position.best["value"]:
-            weights = storable(self.model.state_dict())
+            weights = as_stored(self.model.state_dict())
             position.best = {"epoch": position.epoch, "value": accuracy, "model": weights}
         position.step, position.elapsed_s = 0, 0.0
         position.losses = position.correct = None
@@ -291,7 +290,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, to go on exactly here; tensors are on the CPU."""
-        state: dict[str, Any] = storable(
+        state: dict[str, Any] = as_stored(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -332,15 +331,13 @@ class Trainer:
 
     def _normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 1, H, W] in 0..255 to float32 of mean 0 and deviation 1, channels last."""
-        mean, std = self.dataset.mean, self.dataset.std
+        mean, std = self.config.data.mean, self.config.data.std
         scaled = images.to(torch.float32).sub_(mean * 255).mul_(1 / (std * 255))
         return scaled.contiguous(memory_format=torch.channels_last)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.runtime.precision == "fp32":
-            return nullcontext()
-        half = torch.bfloat16 if self.runtime.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=half)
+    def _autocast(self) -> torch.autocast:
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.runtime.precision)
+        return torch.autocast(self.device.type, half, enabled=half is not None)
 
 
 def one_ahead(images: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -370,7 +367,7 @@ def stable_seed(seed: int, purpose: str, number: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def storable(value: Any) -> Any:
+def as_stored(value: Any) -> Any:
     """The same nested state as a checkpoint holds it: every tensor copied to the CPU, numbers of
     NumPy as Python's, and no functions.
     """
@@ -379,7 +376,7 @@ def storable(value: Any) -> Any:
     if isinstance(value, np.generic):  # such as a learning rate by `np.cos`
         return value.item()
     if isinstance(value, dict):
-        return {key: storable(inner) for key, inner in value.items() if not callable(inner)}
+        return {key: as_stored(inner) for key, inner in value.items() if not callable(inner)}
     if isinstance(value, list | tuple):
-        return type(value)(storable(inner) for inner in value)
+        return type(value)(as_stored(inner) for inner in value)
     return value

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Annotated
 
 from omegaconf import DictConfig
 
@@ -22,8 +23,10 @@ from mnist_hydra.cli import entry
 from mnist_hydra.errors import UserError, wrong_value
 from mnist_hydra.tracking import pages, tag
 from mnist_hydra.tracking.tracker import Tracker
+from mnist_hydra.typed import Limits, check_setting
 
 HOST = "127.0.0.1"
+Port = Annotated[int, Limits(at_least=1, at_most=65_535)]
 START_TIMEOUT_S = 120.0
 """Until the server answers; on a busy machine it takes half a minute."""
 
@@ -34,8 +37,7 @@ def ui(cfg: DictConfig) -> int:
     Raises:
         UserError: no such store or run, the port is taken, or MLflow's server does not start.
     """
-    if cfg.port is not None and not (isinstance(cfg.port, int) and 0 < cfg.port < 65_536):
-        raise wrong_value("port", cfg.port, "null, or a whole number from 1 to 65535")
+    port = check_setting("port", cfg.port, Port | None)
     tracker = Tracker(entry.place_of(cfg), make=False)
     page = page_of(tracker, None if cfg.run is None else str(cfg.run))
     if tracker.store.kind == "server":  # which has a UI of its own
@@ -46,7 +48,7 @@ def ui(cfg: DictConfig) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
             signal.signal(number, signal.default_int_handler)
     uri = tracker.client.tracking_uri
-    with suppress(KeyboardInterrupt), server(uri, cfg.port) as (process, address):
+    with suppress(KeyboardInterrupt), server(uri, port) as (process, address):
         print(f"{address}{page}\nCtrl-C ends it", flush=True)
         process.wait()
         print("MLflow's server has ended by itself", file=sys.stderr)

@@ -62,10 +62,10 @@ def test_what_a_machine_does_not_have_is_refused_with_what_it_has(
 
 
 def test_a_resumed_run_keeps_what_auto_chose_at_its_start() -> None:
-    recorded = {"device": "cpu", "precision": "fp32", "compile": True, "threads": 3}
+    recorded = {"device": "cpu", "precision": "fp32", "threads": 3}
     chosen = choose(config(), HOPPER, recorded | {"kernel": False})
-    assert (chosen.device, chosen.precision) == ("cpu", "fp32")
-    assert (chosen.compile, chosen.threads) == (True, 3)
+    assert (chosen.device, chosen.precision, chosen.threads) == ("cpu", "fp32", 3)
+    assert not chosen.kernel
 
 
 def test_a_resumed_run_moves_to_another_device_where_its_own_is_missing() -> None:
@@ -126,7 +126,6 @@ def test_a_cpu_takes_the_kernel_where_nothing_else_was_asked_for(
         ({"precision": "fp32"}, TURING, {}, True),
         ({"compile": False}, HOPPER, {}, False),
         ({"compile": True}, HOPPER, {}, False),
-        ({}, HOPPER, {"compile": True}, False),
         ({"device": "cpu"}, HOPPER, {}, False),
         ({}, PLAIN, {}, False),
         ({}, MAC, {}, False),

@@ -109,7 +109,8 @@ def test_every_training_image_is_seen_once_an_epoch_and_the_last_batch_is_kept(
     ours, batches = trained_on_what_is_seen(mnist, "epochs=1")
     assert [len(batch) for batch in batches] == [256, 256, 256, 232]
     given = torch.from_numpy(np.array(ours.dataset.train.images[ours.dataset.train.index]))
-    seen = torch.cat(batches) * ours.dataset.std + ours.dataset.mean  # 0 to 1
+    data = ours.config.data
+    seen = torch.cat(batches) * data.std + data.mean  # 0 to 1
     brightness = (seen * 255).round().long().flatten(1).sum(1)
     assert torch.equal(brightness.sort().values, given.long().flatten(1).sum(1).sort().values)
 
@@ -127,7 +128,7 @@ def test_the_training_loss_is_the_mean_over_images_not_over_batches(mnist: Path)
     pixels = torch.from_numpy(np.array(train.images[train.index])).float() / 255
     labels = torch.from_numpy(np.array(train.labels[train.index])).long()
     with torch.inference_mode():
-        scaled = (pixels - ours.dataset.mean) / ours.dataset.std
+        scaled = (pixels - ours.config.data.mean) / ours.config.data.std
         log_probabilities = ours.model(scaled.to(ours.device)).cpu()
     loss = torch.nn.functional.nll_loss(log_probabilities, labels)
     right = (log_probabilities.argmax(1) == labels).sum()

@@ -167,7 +167,7 @@ def test_a_model_is_chosen_and_recorded_by_the_last_epoch_which_it_is_of(
     client.log_metric(worse.info.run_id, "val/acc", 0.999, step=0)  # better before its last epoch
     client.set_tag(sweep.info.run_id, tag.OBJECTIVE_AT, "best")
     try:
-        first = best_of(read_sweeps(tracker, ["two"]).results.ranked, minimize=False)
+        first = best_of(read_sweeps(tracker, ["two"]).results.ranked_trials, minimize=False)
         done = fast("register", "sweep=two", "name=peak", cwd=swept)
     finally:
         client.set_tag(sweep.info.run_id, tag.OBJECTIVE_AT, "last")
@@ -899,13 +899,15 @@ def test_words_are_files_and_the_rest_is_hydras(
 
 
 def test_wilsons_interval_and_the_calibration_error_are_those_of_the_books() -> None:
-    low, high = evaluate.Share(8, 10).interval
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Newcombe 1998, Table I's method
-    assert evaluate.Share(10, 10).interval[1] == pytest.approx(1)
-    assert evaluate.Share(0, 10).interval[0] == pytest.approx(0)
+    def told(right: int) -> str:
+        labels = np.repeat([0, 1], [right, 10 - right])
+        return evaluate._told(evaluate.accuracy(np.array([[0.9, 0.1]] * 10, np.float32), labels))
+
+    assert told(8) == "80.00 %, 49.02 to 94.33"  # Newcombe 1998, Table I's method
+    assert told(10).endswith(" to 100.00") and told(0).startswith("0.00 %, 0.00 to ")
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], np.float32)
     error, bins = evaluate.calibration(probabilities, np.array([0, 1, 1, 1]))
-    assert [b.count for b in bins] == [2, 2]
+    assert [count for count, _, _ in bins] == [2, 2]
     assert error == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
 
 

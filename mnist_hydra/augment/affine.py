@@ -40,45 +40,26 @@ class Affine:
     """Grey level (0..255) outside the image where `border` is CONSTANT."""
 
 
-# Arguments that have a batched form at one value only: for the first four any other is another
+# Arguments that have a batched form at their default only: for the first four any other is another
 # result, the last three concern masks and boxes, which there are none of.
-_ONLY: dict[str, Any] = {
-    "interpolation": 1,  # cv2.INTER_LINEAR
-    "fit_output": False,
-    "balanced_scale": False,
-    "crop_border": False,
-    "mask_interpolation": 0,
-    "fill_mask": 0,
-    "rotate_method": "largest_box",
+_DEFAULT_ONLY = (
+    *("interpolation", "fit_output", "balanced_scale", "crop_border"),
+    *("mask_interpolation", "fill_mask", "rotate_method"),
+)
+_OF_ALL: dict[str, Any] = {
+    **{"interpolation": 1, "mask_interpolation": 0, "rotate_method": "largest_box"},  # 1: linear
+    **{"border_mode": CONSTANT, "fill": 0, "fill_mask": 0, "p": 0.5},
 }
-
-
-def _defaults(*only: str, **others: Any) -> dict[str, Any]:
-    everywhere = ("interpolation", "mask_interpolation", "fill_mask", "rotate_method")
-    fixed = {name: _ONLY[name] for name in (*everywhere, *only)}
-    return others | fixed | {"border_mode": CONSTANT, "fill": 0, "p": 0.5}
-
 
 #: Steps with a batched form, and albumentations' own defaults for their arguments.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "ShiftScaleRotate": _defaults(
-        shift_limit=(-0.0625, 0.0625),
-        scale_limit=(-0.1, 0.1),
-        rotate_limit=(-45, 45),
-        shift_limit_x=None,
-        shift_limit_y=None,
-    ),
-    "Affine": _defaults(
-        "fit_output",
-        "balanced_scale",
-        scale=(1.0, 1.0),
-        translate_percent=None,
-        translate_px=None,
-        rotate=0.0,
-        shear=(0.0, 0.0),
-        keep_ratio=False,
-    ),
-    "Rotate": _defaults("crop_border", limit=(-90, 90)),
+    "ShiftScaleRotate": _OF_ALL
+    | {"shift_limit": (-0.0625, 0.0625), "scale_limit": (-0.1, 0.1), "rotate_limit": (-45, 45)}
+    | {"shift_limit_x": None, "shift_limit_y": None},
+    "Affine": _OF_ALL
+    | {"scale": (1.0, 1.0), "translate_percent": None, "translate_px": None, "rotate": 0.0}
+    | {"shear": (0.0, 0.0), "fit_output": False, "keep_ratio": False, "balanced_scale": False},
+    "Rotate": _OF_ALL | {"limit": (-90, 90), "crop_border": False},
     "HorizontalFlip": {"p": 0.5},
     "VerticalFlip": {"p": 0.5},
 }
@@ -93,7 +74,7 @@ def read_step(name: str, given: Mapping[str, Any]) -> Affine | None:
     if name not in DEFAULTS or not given.keys() <= DEFAULTS[name].keys():
         return None
     args = DEFAULTS[name] | dict(given)
-    if any(args[key] != value for key, value in _ONLY.items() if key in args):
+    if any(args[key] != DEFAULTS[name][key] for key in _DEFAULT_ONLY if key in args):
         return None
     try:
         return Affine(_number(args["p"], 0, 1), **_READERS[name](args))

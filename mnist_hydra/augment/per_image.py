@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -105,7 +104,8 @@ def albumentations_step(name: str, given: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: there is no such step, or it does not take these arguments.
     """
-    a = _albumentations()
+    import albumentations as a  # type: ignore[import-untyped]
+
     kinds = (a.BasicTransform, a.BaseCompose)
     names = [n for n, v in vars(a).items() if isinstance(v, type) and issubclass(v, kinds)]
     if name not in names:
@@ -123,7 +123,9 @@ def own_step(target: str, given: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: there is no such class, or it does not take these arguments.
     """
-    kind = targets.resolve_class(target, _albumentations().BasicTransform, f"{key}._target_")
+    from albumentations import BasicTransform
+
+    kind = targets.resolve_class(target, BasicTransform, f"{key}._target_")
     return _made(kind, given, key)
 
 
@@ -154,8 +156,3 @@ def _reason(error: BaseException) -> str:
             for argument, e in by_argument.items()
         )
     return in_one_line(error)
-
-
-def _albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
-    return importlib.import_module("albumentations")

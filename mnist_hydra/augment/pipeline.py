@@ -6,8 +6,8 @@ albumentations itself (`per_image.py`). Only the file that is needed is imported
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,17 +107,11 @@ def _read_step(raw: Any, key: str) -> Step:
     if not isinstance(name, str) or not isinstance(given, Mapping):
         raise wrong_value(key, dict(raw), form)
     for argument, value in given.items():
-        if not _finite(value):  # albumentations would take it
-            raise wrong_value(f"{key}.{name}.{argument}", value, "finite numbers")
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:  # albumentations would take it
+            raise wrong_value(f"{key}.{name}.{argument}", value, "finite numbers") from None
     return Step(f"{key}.{name}", name, False, dict(given))
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_finite, value))
-    if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _transform(step: Step) -> Any:

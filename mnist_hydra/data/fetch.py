@@ -177,23 +177,14 @@ def _run(command: list[str]) -> None:
         raise Unreachable(reason.removeprefix("ERROR: "))
 
 
-def size_of(folder: Path) -> int:
-    """Bytes in all files below `folder`; files may come and go meanwhile."""
-    size = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                size += os.stat(os.path.join(parent, name)).st_size
-    return size
-
-
 def give_up_when_stalled(folder: Path, stall_s: float) -> None:
     """End this process, with exit code 1, once `folder` has not grown for `stall_s` seconds."""
     size, since = -1, time.monotonic()
     while time.monotonic() - since < stall_s:
-        now = size_of(folder)
-        if now != size:
-            size, since = now, time.monotonic()
+        with contextlib.suppress(FileNotFoundError):  # files come and go meanwhile
+            now = sum(path.stat().st_size for path in folder.rglob("*"))
+            if now != size:
+                size, since = now, time.monotonic()
         time.sleep(0.2)
     print(f"nothing arrived for {stall_s:.0f} seconds", file=sys.stderr, flush=True)
     os._exit(1)

@@ -54,13 +54,10 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split
-    mean: float
-    std: float
     sha256: str
     """One hash (hex) of the four files' hashes."""
     source: str
     """Where the files were found, for people."""
-    classes: int = idx.LABELS
 
 
 def inputs(config: DataConfig, dataset: Dataset) -> list[dict[str, str]]:
@@ -124,8 +121,6 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
         train=Split(images, labels, train),
         val=Split(images, labels, val) if len(val) else None,
         test=Split(test_images, test_labels, np.arange(len(test_labels))),
-        mean=config.mean,
-        std=config.std,
         sha256=hashlib.sha256("".join(digests).encode()).hexdigest(),
         source=source,
     )

@@ -190,10 +190,6 @@ class Workspace:
         each = each.expand(-1, side, -1, side, -1)
         self.gradients[len(self.stages) % 2][: each.numel()].view(each.shape).copy_(each)
 
-    def parameter_gradients(self) -> list[Tensor]:
-        """The gradients of a backward pass, in the order of `parameters`."""
-        return [gradient.clone() for gradient in self.found]
-
     def _grouped(self, samples: Tensor) -> Tensor:
         """[B, ...] -> [groups, lanes, ...]; the places after the last sample are zero."""
         missing = -len(samples) % self.lanes
@@ -268,7 +264,7 @@ class Fused:
             reversed(workspace.tasks), reversed(self.kernel.backward), strict=True
         ):
             call(task)
-        return workspace.parameter_gradients()
+        return [gradient.clone() for gradient in workspace.found]
 
     def _forward(self, images: Tensor, workspace: Workspace) -> Tensor:
         workspace.begin_forward(images)

@@ -6,7 +6,7 @@ Pure functions over a trial's attempts: no disk, no network, no clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
+from enum import Enum
 from itertools import takewhile
 
 from mnist_hydra.ledger.plan import Planned
@@ -16,17 +16,15 @@ MAX_DEATHS = 3
 """A trial is given up after so many deaths in a row without a new checkpoint."""
 
 
-class Action(IntEnum):
-    """A trial's next step; of those that ask for an attempt the lower number comes first."""
+class Action(Enum):
+    """A trial's next step."""
 
     RESUME = 1
     """It was interrupted, or its process died after a new checkpoint: continue it."""
     START = 2
     """It was never attempted."""
     RETRY = 3
-    """It failed, or its process died without a new checkpoint. It comes last, so that a trial that
-    kills its workers does not hold up the others.
-    """
+    """It failed, or its process died without a new checkpoint."""
     WAIT = 4
     """Another process trains it."""
     DONE = 5
@@ -35,6 +33,9 @@ class Action(IntEnum):
 
 
 TO_DO = (Action.RESUME, Action.START, Action.RETRY)
+"""Those that ask for an attempt, in the order in which they come: a trial that kills its workers
+must not hold up the others.
+"""
 
 
 def next_action(trial: Trial | None, sweeper: str, retries: int) -> Action:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -51,7 +51,7 @@ class Axis:
     """As texts for overrides, in the order typed; empty for a continuous axis."""
     span: Span | None
     """Of an interval or a range."""
-    tags: frozenset[str] = frozenset()
+    tags: tuple[str, ...] = ()
 
     def override(self, value: str | float) -> str:
         """The override that sets `value`; on a discrete axis a number becomes the nearest value."""
@@ -142,14 +142,9 @@ class Plan:
 
     def text(self) -> str:
         """As JSON, which `read_plan` reads."""
-        items = [
-            item if isinstance(item, str) else asdict(item) | {"tags": sorted(item.tags)}
-            for item in self.arguments.items
-        ]
         trials = [[p.fingerprint, p.overrides, p.name, p.epochs] for p in self.trials]
-        about = {"kind": self.kind, "flags": self.flags, "at": self.at}
-        what = {"written_ms": self.written_ms, "arguments": items, "trials": trials}
-        return json.dumps(about | what)
+        what = vars(self) | {"arguments": self.arguments.items, "trials": trials}
+        return json.dumps(what, default=vars)
 
 
 def read_plan(text: str) -> Plan:
@@ -172,7 +167,7 @@ def plan_file(sweeper: str) -> str:
 
 def _read_axis(raw: Mapping[str, Any]) -> Axis:
     span = None if raw["span"] is None else Span(**raw["span"])
-    return Axis(raw["key"], raw["text"], tuple(raw["values"]), span, frozenset(raw["tags"]))
+    return Axis(raw["key"], raw["text"], tuple(raw["values"]), span, tuple(raw["tags"]))
 
 
 def base_settings(master: DictConfig, kind: str) -> dict[str, str]:

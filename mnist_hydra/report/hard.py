@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from mnist_hydra.cli import entry
 from mnist_hydra.config import DataConfig
 from mnist_hydra.data.load import Split, load_dataset
+from mnist_hydra.metrics import OF_CLASS
 from mnist_hydra.report import read
 from mnist_hydra.report.results import TrialRecord
 from mnist_hydra.report.statistics import means_by_name
 from mnist_hydra.tracking import tag
 from mnist_hydra.tracking.tracker import Tracker
-from mnist_hydra.typed import read_settings
 
 MOST = 24
 
@@ -108,10 +109,9 @@ def hardest_classes(records: Sequence[TrialRecord]) -> str:
     """Which three classes trials on one data set miss most, in a sentence; empty where nothing is
     known.
     """
-    prefix = "test/acc_class/"
     every = [metric for record in records for metric in record.metrics.items()]
     missed = means_by_name(
-        (key.removeprefix(prefix), 1 - share) for key, share in every if key.startswith(prefix)
+        (key.removeprefix(OF_CLASS), 1 - share) for key, share in every if key.startswith(OF_CLASS)
     )
     worst = sorted(missed, key=lambda name: -missed[name])[:3]
     told = [f"{name} ({100 * missed[name]:.2f} % of its test images)" for name in worst]
@@ -129,9 +129,8 @@ def test_set(tracker: Tracker, record: TrialRecord, cache_dir: Path) -> Split | 
         cache_dir: where it is looked for, after the folder that the trial had it from.
     """
     try:
-        config = OmegaConf.create(tracker.read_text(record.run_id, "config.yaml"))
-        raw: Any = OmegaConf.to_container(OmegaConf.select(config, "data"), resolve=True)
-        data = replace(read_settings(DataConfig, raw, "data."), offline=True)
+        config: Any = OmegaConf.create(tracker.read_text(record.run_id, "config.yaml"))
+        data = replace(entry.group_of(config, "data", DataConfig), offline=True)
         found = load_dataset(data, cache_dir)
     except Exception:  # whatever a store raises, and a file that is none of ours
         return None

@@ -11,7 +11,7 @@ from mnist_hydra.config import Place
 from mnist_hydra.errors import UserError
 from mnist_hydra.exported import model_of
 from mnist_hydra.ledger.parent import REPORT
-from mnist_hydra.report import answer, hard, page, plots, questions, read, table
+from mnist_hydra.report import answer, hard, page, page_tables, plots, questions, read
 from mnist_hydra.report.page import Picture
 from mnist_hydra.report.questions import Answers, Layout
 from mnist_hydra.report.read import Findings
@@ -43,7 +43,7 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
     """Write a report below `place` and record it with its sweep, where it is of one."""
     found, answers = findings.results, questions.ask(findings)
     curves = _curves(tracker, findings, answers.layout)
-    alike = hard.on_one_data_set(found.ranked)
+    alike = hard.on_one_data_set(found.ranked_trials)
     hard_images = hard.hard_images(tracker, alike, place.cache_dir)
     folder = place.folder / "reports" / _folder_name(findings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,10 +56,10 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=PICTURE_DPI)
     best = best_of(found.rows[0].finished, found.minimize)
-    origins, common, differing = table.made_of(findings)
+    origins, common, differing = page_tables.made_of(findings)
     if findings.commands:
         common.pop("command", None)  # of the one trial; here stand those of the sweeps
-    columns, rows = table.every_trial(findings, origins)
+    columns, rows = page_tables.every_trial(findings, origins)
     told = answer.in_words(findings, answers)
     warnings = answer.warnings(findings, differing, rising_at(curves))
     settings = answer.settings(findings, answers)
@@ -73,18 +73,18 @@ def make(tracker: Tracker, findings: Findings, place: Place) -> Report:
         command_note=answer.of_command(findings, best, _has_model(tracker, best)),
         command=trial_command(best),
         pictures=pictures,
-        configurations=table.configurations(findings, answers.leads),
-        comparisons=table.comparisons(found.objective, answers.contrasts),
-        published=table.published(findings),
-        trials=table.trial_table(findings, rows, differing),
+        configurations=page_tables.configurations(findings, answers.leads),
+        comparisons=page_tables.comparisons(found.objective, answers.contrasts),
+        published=page_tables.published(findings),
+        trials=page_tables.trial_table(findings, rows, differing),
         hardest_classes=hard.hardest_classes(alike),
-        hard_of=alike[0].params.get("data.name") if len(alike) < len(found.ranked) else None,
+        hard_of=alike[0].params.get("data.name") if len(alike) < len(found.ranked_trials) else None,
         hard_images=hard_images,
         kind="handwritten" if best.params.get("data.name") == "mnist" else "class",
         origin=common,
     )
     (folder / "report.html").write_text(html, encoding="utf-8")
-    (folder / "report.csv").write_text(table.csv_text(columns, rows), encoding="utf-8")
+    (folder / "report.csv").write_text(page_tables.csv_text(columns, rows), encoding="utf-8")
     if len(findings.parents) == 1:
         tracker.client.log_artifacts(findings.parents[0], str(folder), REPORT)
     of_settings = [f"{axis}: {lines[0]}" for axis, lines in settings.items()]
@@ -156,7 +156,7 @@ def pictures_of(
             plots.against_cost(costs, objective),
         )
     if len(chosen.values) > 1:
-        trials, minimize = found.ranked, found.minimize
+        trials, minimize = found.ranked_trials, found.minimize
         yield Picture(
             "parallel",
             "What do the good trials have in common?",

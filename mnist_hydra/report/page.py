@@ -6,11 +6,10 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
 from mnist_hydra.canvas import GREY, INK, PALE
@@ -70,12 +69,14 @@ def rendered(template: str, **content: Any) -> str:
         template: the file's name; what goes into a page is escaped.
         content: each name that the text uses.
     """
-    escaped = template.endswith(".html")
     environment = Environment(
-        autoescape=escaped, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=PackageLoader("mnist_hydra", "report"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    text = (files("mnist_hydra.report") / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(content)
+    return environment.get_template(template).render(content)
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -138,7 +138,7 @@ class Results:
         return f"{self.objective.partition('/')[0]}/acc"
 
     @property
-    def ranked(self) -> list[TrialRecord]:
+    def ranked_trials(self) -> list[TrialRecord]:
         """The trials that have a rank, those of the best configuration first."""
         return [record for row in self.rows for record in row.finished]
 
@@ -248,7 +248,7 @@ def trial_command(record: TrialRecord, *, with_seed: bool = True) -> str:
 def by_last_epoch(results: Results) -> list[TrialRecord]:
     """The ranked trials with what they reached in the last epoch, which their models are of."""
     metric = results.objective.removesuffix("_best")
-    last = [replace(one, objective=one.metrics.get(metric)) for one in results.ranked]
+    last = [replace(one, objective=one.metrics.get(metric)) for one in results.ranked_trials]
     return [record for record in last if record.counts]
 
 
@@ -290,7 +290,7 @@ def sweep_metrics(results: Results) -> dict[str, float]:
     The objective itself is the mean of the first configuration, `best` the best trial's, and
     `mean` that of all trials.
     """
-    name, trials = results.objective, results.ranked
+    name, trials = results.objective, results.ranked_trials
     return {
         name: results.rows[0].score.mean,
         f"{name}/best": best_of(trials, results.minimize).score,
@@ -319,7 +319,7 @@ def first_place(results: Results) -> str:
     return f"{what}{place}: {results.objective} {reached}{over}."
 
 
-def answer(results: Results) -> str:
+def brief_answer(results: Results) -> str:
     """What came out, in a sentence or two."""
     if not results.rows:
         return "No trial has finished."

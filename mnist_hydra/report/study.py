@@ -37,7 +37,7 @@ def importances(findings: Findings) -> dict[str, float]:
     400 trials a random 400 takes part. Nothing is said (an empty answer) of fewer than nine trials,
     of one axis alone, which a forest cannot tell from chance, or where all came out the same.
     """
-    records = findings.results.ranked
+    records = findings.results.ranked_trials
     if len(records) < MIN_TRIALS or len({record.score for record in records}) == 1:
         return {}
     if len(records) > MAX_TRIALS:

@@ -6,6 +6,7 @@ It tells the training when to stop, and changes nothing that the training record
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import logging
 import os
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, TextIO, TypeAlias, cast
 
 from mnist_hydra.config import SweepConfig
@@ -36,7 +37,7 @@ GRACE_S = 20.0
 """How long a trial may go on past its time limit, to write a checkpoint, before it is killed."""
 HUNG_EXIT_CODE = 1
 MAX_CHARACTERS = 1_000_000
-"""The beginning of a longer transcript is dropped."""
+"""Of a transcript so many at least are kept, and no more than twice as many."""
 
 Prune: TypeAlias = Callable[[int, dict[str, float]], bool]
 """Decides after an epoch of a trial, from its number and metrics, whether to give the trial up."""
@@ -72,7 +73,7 @@ def attempt(planned: Planned, train: Train, watch: Watch) -> None:
     gc.collect(1)  # what the training made, before it counts among what stays
     if error:
         error = hide_in_error(error)
-        _keep_evidence(planned, watch, error, transcript.text())
+        _keep_evidence(planned, watch, error, transcript.getvalue())
         _free_memory()
     wait_for_store(watch.stop, watch.ledger.end, trial, end, seconds=seconds, error=error)
 
@@ -244,33 +245,21 @@ class Watch(Hooks):
             os._exit(HUNG_EXIT_CODE)
 
 
-class Transcript:
-    """What one thread prints and logs, as a stream that keeps its end."""
-
-    def __init__(self) -> None:
-        self._kept: list[str] = []
-        self._length = 0
-        self._thread = threading.get_ident()
-
-    def text(self) -> str:
-        """All that was kept."""
-        return "".join(self._kept)
-
-    def write(self, text: str) -> None:
-        """Keep `text`, if this thread is the one that made the object."""
-        if threading.get_ident() != self._thread or not text:
-            return
-        self._kept.append(text)
-        self._length += len(text)
-        while self._length > MAX_CHARACTERS and len(self._kept) > 1:
-            self._length -= len(self._kept.pop(0))
-
-
 @contextmanager
-def transcribing() -> Iterator[Transcript]:
-    """A context that keeps a copy of all that this thread prints and logs."""
-    transcript = Transcript()
-    handler = logging.StreamHandler(transcript)
+def transcribing() -> Iterator[io.StringIO]:
+    """A context that keeps a copy of what this thread prints and logs, of much of it the end."""
+    transcript, thread = io.StringIO(), threading.get_ident()
+
+    def keep(text: str) -> None:
+        if threading.get_ident() == thread:
+            transcript.write(text)
+            if transcript.tell() > 2 * MAX_CHARACTERS:
+                end = transcript.getvalue()[-MAX_CHARACTERS:]
+                transcript.seek(0)
+                transcript.truncate()
+                transcript.write(end)
+
+    handler = logging.StreamHandler(SimpleNamespace(write=keep))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     # Where nobody else handles warnings Python shows them itself; with a handler it would not.
@@ -278,7 +267,7 @@ def transcribing() -> Iterator[Transcript]:
     added: list[logging.Handler] = [handler, shown] if shown is not None else [handler]
     for each in added:
         root.addHandler(each)
-    out, err = (cast(TextIO, _Tee(stream, transcript)) for stream in (sys.stdout, sys.stderr))
+    out, err = (cast(TextIO, _Tee(stream, keep)) for stream in (sys.stdout, sys.stderr))
     try:
         with redirect_stdout(out), redirect_stderr(err):
             yield transcript
@@ -288,13 +277,13 @@ def transcribing() -> Iterator[Transcript]:
 
 
 class _Tee:
-    """A stream that keeps a copy of what is written to another one."""
+    """Another stream, of which what is written is handed to `keep` as well."""
 
-    def __init__(self, shown: TextIO, transcript: Transcript) -> None:
-        self._shown, self._transcript = shown, transcript
+    def __init__(self, shown: TextIO, keep: Callable[[str], None]) -> None:
+        self._shown, self._keep = shown, keep
 
     def write(self, text: str) -> int:
-        self._transcript.write(text)
+        self._keep(text)
         return self._shown.write(text)
 
     def close(self) -> None:

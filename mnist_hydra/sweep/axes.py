@@ -87,7 +87,7 @@ def check_search(arguments: Arguments) -> None:
             "the search has no axis; right: at least one, such as 'lr=tag(log,interval(0.02,0.5))'"
         )
     for axis in arguments.axes:
-        for tag in sorted(axis.tags - {"log"}):
+        for tag in set(axis.tags) - {"log"}:
             raise UserError(f"{axis.key}={axis.text}: tag {tag} is unknown; right: log, or none")
         if axis.tags and axis.span is None:
             raise UserError(
@@ -143,7 +143,7 @@ def _axis(override: Override, options: Options) -> Axis:
         )
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
-        return Axis(key, text, (), _interval(key, text, value), frozenset(value.tags))
+        return Axis(key, text, (), _interval(key, text, value), tuple(sorted(value.tags)))
     if isinstance(value, Glob):
         found = options(override.key_or_group)
         values = value.filter(found)
@@ -155,7 +155,7 @@ def _axis(override: Override, options: Options) -> Axis:
         right = "at least one value"
     if not values:
         raise UserError(f"{key}={text} matches nothing; right: {right}")
-    tags = frozenset(value.tags) if isinstance(value, Sweep) else frozenset[str]()
+    tags = tuple(sorted(value.tags)) if isinstance(value, Sweep) else ()
     span = _range(value, values, "log" in tags) if isinstance(value, RangeSweep) else None
     return Axis(key, text, tuple(dict.fromkeys(values)), span, tags)
 

@@ -16,13 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from mnist_hydra import metrics
-from mnist_hydra.cli.commands import (
-    config_words,
-    override_value,
-    refuse_moving_folder,
-    written,
-)
-from mnist_hydra.config import Config, SweepConfig, sweep_settings
+from mnist_hydra.cli.commands import config_words, override_value, refuse_moving_folder
+from mnist_hydra.config import Config, SweepConfig, resolved, sweep_settings
 from mnist_hydra.errors import UserError, did_you_mean
 from mnist_hydra.ledger.parent import elect_parent, find_parent
 from mnist_hydra.ledger.plan import Plan, Planned, base_settings, check_same_base, identity_of
@@ -67,8 +62,6 @@ class Command:
     objective: str
     base: Mapping[str, str]
     identity: str
-    place: Sequence[str]
-    """Overrides that tell a worker where the sweep is recorded; only those that it needs."""
 
     @property
     def ranking(self) -> dict[str, str]:
@@ -102,7 +95,7 @@ class Command:
         point = next(iter(self.trials.planned.values())).overrides
         return [
             *self.plan.arguments.overrides(point),
-            *self.place,
+            f"++output_dir={override_value(self.config.output_dir)}",  # it may hold the time
             f"++sweep.parent='{parent}'",
             f"++sweep.by='{sweeper}'",
             f"++sweep.worker={worker}",
@@ -118,7 +111,8 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
     HydraConfig.instance().set_config(job.config)
     loader = job.context.config_loader
     assert isinstance(loader, ConfigLoaderImpl)
-    sweep_settings(job.config)  # checked first: what is wrong for all trials names none of them
+    # First: what is wrong for all trials names none of them.
+    sweep_settings(resolved(job.config, "sweep"))
     refuse_moving_folder(job.config, bool(job.config.hydra.job.chdir), multirun=True)
     composer = Composer(loader, job.config)
     arguments = parse(overrides, composer.options, job.params)
@@ -143,7 +137,6 @@ def read_command(job: Job, overrides: Sequence[str]) -> Command:
         objective_of(config.sweep, job.kind, trials),
         base,
         identity_of(config.sweep.name, base, arguments.axes),
-        place_overrides(config),
     )
 
 
@@ -181,13 +174,6 @@ def objective_of(settings: SweepConfig, kind: str, trials: Trials) -> str:
     return chosen
 
 
-def place_overrides(config: Config) -> list[str]:
-    """The overrides by which a worker, which has this trial's, finds where a sweep is recorded."""
-    if "${" not in str(written(config.composed, "output_dir")):
-        return []
-    return [f"++output_dir={override_value(config.output_dir)}"]  # it may hold the time
-
-
 def find_sweep(command: Command, tracker: Tracker) -> Run | None:
     """The command's sweep in MLflow; `None` if it was not begun, or `sweep.fresh` begins it anew.
 
@@ -220,14 +206,14 @@ def begin_sweep(command: Command, tracker: Tracker) -> Run:
         tracker.experiment_id,
         command.identity,
         name=command.config.sweep.name or "sweep over " + ", ".join(mine),
-        tags=hide_all(provenance.tags() | parts | command.ranking | _axes_tag(mine)),
+        tags=hide_all(provenance.tags() | parts),
         trials=command.total(()),
         anew=command.config.sweep.fresh,
     )
     _check_base(command, parent)
     axes = list(dict.fromkeys([*_axes(parent), *mine]))
     run_id = parent.info.run_id
-    tracker.set_tags(run_id, command.ranking | _axes_tag(axes))
+    tracker.set_tags(run_id, command.ranking | {tag.AXES: json.dumps(axes)[:PART]})
     view = pages.trials_view(run_id, command.objective, axes)
     tracker.client.set_experiment_tag(tracker.experiment_id, tag.VIEW + run_id, view)
     return parent
@@ -248,10 +234,6 @@ def _base(parent: Run) -> dict[str, str]:
     in_order = sorted(parts, key=lambda key: int(key.removeprefix(tag.BASE)))
     settings: dict[str, str] = json.loads("".join(tags[key] for key in in_order) or "{}")
     return settings
-
-
-def _axes_tag(keys: list[str]) -> dict[str, str]:
-    return {tag.AXES: json.dumps(keys)[:PART]}
 
 
 def _axes(parent: Run) -> list[str]:

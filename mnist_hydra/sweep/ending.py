@@ -86,7 +86,7 @@ def describe(tracker: Tracker, parent_id: str, found: Results, report: Report | 
         for name in SHOWN_PICTURES
         if report is not None and (report.folder / f"{name}.png").exists()
     ]
-    question, answer = results.question(found), results.answer(found)
+    question, answer = results.question(found), results.brief_answer(found)
     command = same_command("python", begun=True)
     for rows in (10, 3, 0):
         table = results.grid(found, rows)
@@ -103,7 +103,7 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
         ledger: as it was read a moment ago.
         in_process: whether this process may import torch.
     """
-    best_first = sorted(found.ranked, key=lambda r: r.score, reverse=not found.minimize)
+    best_first = sorted(found.ranked_trials, key=lambda r: r.score, reverse=not found.minimize)
     chosen = best_first[: command.config.sweep.keep]
     if chosen and (last := results.by_last_epoch(found)):  # which `register` goes by
         chosen.append(results.best_of(last, found.minimize))

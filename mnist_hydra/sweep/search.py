@@ -116,23 +116,22 @@ def is_to_prune(
     at epochs 1, 4, 16, ... (Optuna's `MedianPruner` and `SuccessiveHalvingPruner`).
 
     Args:
-        own: the trial's objective by epoch; NaN prunes.
+        own: the trial's objective by epoch, of at least one; NaN prunes.
         others: all other trials, with their histories.
-        pruner: `none`, `median` or `halving`.
+        pruner: `median` or `halving`.
         minimize: whether less is better.
     """
-    if pruner == "none" or not own:
-        return False
     if math.isnan(own[max(own)]):
         return True
     others = [other for other in others if other.history]
     if pruner == "median":
         study = _study(minimize, pruner=MedianPruner())
         study.add_trials([_past(other, {}) for other in others])
-    else:
-        study = _study(minimize, pruner=SuccessiveHalvingPruner(min_resource=1))
-        for other in others:
-            _would_prune(study, other.history)
+        return _would_prune(study, own)
+    assert pruner == "halving"
+    study = _study(minimize, pruner=SuccessiveHalvingPruner(min_resource=1))
+    for other in others:
+        _would_prune(study, other.history)
     return _would_prune(study, own)
 
 

@@ -146,7 +146,7 @@ def events(
     return lines
 
 
-def counts(trials: Collection[Trial], total: int, left_s: float | None) -> str:
+def progress_line(trials: Collection[Trial], total: int, left_s: float | None) -> str:
     """One line: how many trials are done, running, failed and waiting, and the time left.
 
     Args:
@@ -234,7 +234,7 @@ class Display:
             table.add_row(Text(planned.name), epoch, _accuracy(trial))
         if len(running) > MAX_RUNNING_SHOWN:
             table.add_row(f"and {len(running) - MAX_RUNNING_SHOWN} more", "", "")
-        line = Text(counts(self._trials.values(), self._total, left_s))
+        line = Text(progress_line(self._trials.values(), self._total, left_s))
         return Group(table, line) if running else Group(line)
 
 

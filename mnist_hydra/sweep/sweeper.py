@@ -26,7 +26,7 @@ from rich.console import Console
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import settle
-from mnist_hydra.errors import Stopped, UserError, first_line
+from mnist_hydra.errors import UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
@@ -34,7 +34,7 @@ from mnist_hydra.ledger.plan import plan_file
 from mnist_hydra.ledger.trial import DONE, RUNNING
 from mnist_hydra.report import results
 from mnist_hydra.secrets import without_password
-from mnist_hydra.stopping import OF_SIGNAL, on_signals
+from mnist_hydra.stopping import OF_SIGNAL, StopOnSignal, on_signals
 from mnist_hydra.sweep import ending, launchers, show, torch_tasks, worker
 from mnist_hydra.sweep.command import Command, Job, begin_sweep, find_sweep, read_command
 from mnist_hydra.sweep.show import Display, Follower
@@ -61,7 +61,7 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     """
     try:
         # While it checks and completes trials, a user's own code may run.
-        with on_signals(_leave, [signal.SIGINT]):
+        with on_signals(StopOnSignal().handle, [signal.SIGINT]):
             code = run_sweep(job, arguments)
     except UserError as error:
         entry.leave(error)
@@ -81,10 +81,6 @@ def _left_undone(error: Exception, code: int, *, begun: bool) -> int:
     print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
     print(f"go on with the same command:\n  {same_command(begun=begun)}", file=sys.stderr)
     return code
-
-
-def _leave(number: int, _: object) -> None:
-    raise Stopped(OF_SIGNAL + number)
 
 
 def run_sweep(job: Job, arguments: Sequence[str]) -> int:

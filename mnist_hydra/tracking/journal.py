@@ -135,8 +135,7 @@ def spools(output_dir: Path, run: str | None = None) -> list[tuple[Path, Spooled
             say(f"{folder / RUN_FILE} is damaged; right: delete {folder}, whose run is not known")
         elif run in (None, spooled.key, spooled.run_id):
             found.append((folder, spooled))
-    by_attempt = sorted(found, key=lambda spool: (len(spool[1].key), spool[1].key))
-    return sorted(by_attempt, key=lambda spool: spool[1].start_ms)
+    return sorted(found, key=lambda one: (one[1].start_ms, len(one[1].key), one[1].key))
 
 
 def is_in_use(folder: Path) -> bool:

@@ -115,23 +115,25 @@ def _from_store(config: Config, name: str, overrides: list[str]) -> Resumed:
 
 def _from_spool(config: Config, name: str, overrides: list[str]) -> Resumed | None:
     """The run as its spool holds it; `None` if only the store can go on with it."""
-    for folder, spooled in spools(config.folder, name):
-        left = records(folder)
-        # The newest first; of the others nothing is read.
-        whole = (r for r in reversed(left) if r.kind == "checkpoint" and r.is_whole(folder))
-        states = (checkpoint.load(r.path(folder), str(r.sha256)) for r in whole)
-        state = next(states, None)
-        if spooled.config is None or (state is None and spooled.run_id is not None):
-            return None  # the store has more of it
-        if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
-            sync = shell_command("sync", place_words(config.composed))
-            raise UserError(
-                f"resume={name}: that run has finished; right: {sync}, once the store is back"
-            )
-        first = _here(config, spooled.config, overrides)
-        warn_of_lost_records(folder, spooled.id)
-        return first, Spool(first.folder, spooled, lambda: Tracker(config), reopen=True), state
-    return None
+    found = spools(config.folder, name)
+    if not found:
+        return None
+    folder, spooled = found[0]
+    left = records(folder)
+    # The newest first; of the others nothing is read.
+    whole = (r for r in reversed(left) if r.kind == "checkpoint" and r.is_whole(folder))
+    states = (checkpoint.load(r.path(folder), str(r.sha256)) for r in whole)
+    state = next(states, None)
+    if spooled.config is None or (state is None and spooled.run_id is not None):
+        return None  # the store has more of it
+    if any(r.kind == "end" and r.data["status"] == "FINISHED" for r in left):
+        sync = shell_command("sync", place_words(config.composed))
+        raise UserError(
+            f"resume={name}: that run has finished; right: {sync}, once the store is back"
+        )
+    first = _here(config, spooled.config, overrides)
+    warn_of_lost_records(folder, spooled.id)
+    return first, Spool(first.folder, spooled, lambda: Tracker(config), reopen=True), state
 
 
 def _here(config: Config, text: str, overrides: list[str]) -> Config:

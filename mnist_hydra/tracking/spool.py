@@ -508,7 +508,7 @@ class Spool:
                     said = True
             took_nothing_s = time.monotonic() - max(began, self._taken_at)
             patience_s = PATIENCE_AWAY_S if self._is_gone else PATIENCE_S
-            if self._thread.is_alive() and took_nothing_s > patience_s:
+            if took_nothing_s > patience_s:
                 break
         self._closed = True
         self._journal.close()

@@ -83,7 +83,7 @@ def test_a_signal_leaves_checkpoints_that_the_same_command_goes_on_from(
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     begun = [run for run in client.search_runs([experiment.experiment_id]) if claims(client, run)]
-    assert {run.data.tags["state"] for run in begun} == {"interrupted"}
+    assert {run.data.tags["state"] for run in begun} == {"interrupted"}, said
     took = max(run.info.end_time / 1000 - sent for run in begun)
     assert took < (2 if is_measured else 60), "how long the checkpoints took, in seconds"
 

@@ -30,7 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mnist_hydra.config import Place, TrackingConfig, flatten, settle
 from mnist_hydra.errors import UserError
-from mnist_hydra.report import answer, plots, questions, read, study, table, wording
+from mnist_hydra.report import answer, page_tables, plots, questions, read, study, wording
 from mnist_hydra.report.make import make, pictures_of, rising_at
 from mnist_hydra.report.plots import curve
 from mnist_hydra.report.questions import Answers, ask
@@ -197,7 +197,7 @@ def test_a_trials_command_is_what_trains_it_alone(swept: Swept) -> None:
     found = read.read_filter(swept.tracker, "params.dropout = '0.3'")
     by_run = {row["run_id"]: row["command"] for row in rows}
     for record in found.records:
-        mine = table.origin_of(record, found.results)["command"]
+        mine = page_tables.origin_of(record, found.results)["command"]
         assert sorted(shlex.split(mine)) == sorted(shlex.split(by_run[record.run_id]))
     assert swept.page.read_text().count("<summary>show</summary>") == len(rows)
 
@@ -436,11 +436,11 @@ def test_10000_trials_take_less_than_30_seconds(tmp_path: Path) -> None:
         for picture in list(pictures_of(found, answers, [])):
             picture.figure.savefig(tmp_path / "picture.png")
             assert picture.svg
-        origins = [table.origin_of(record, results) for record in found.records]
-        columns, rows = table.every_trial(found, origins)
-        table.csv_text(columns, rows)
-        table.configurations(found, answers.leads)
-        table.trial_table(found, rows, [])
+        origins = [page_tables.origin_of(record, results) for record in found.records]
+        columns, rows = page_tables.every_trial(found, origins)
+        page_tables.csv_text(columns, rows)
+        page_tables.configurations(found, answers.leads)
+        page_tables.trial_table(found, rows, [])
         answer.in_words(found, answers)
         assert time.process_time() - began_s < 30
 
@@ -862,7 +862,7 @@ def test_the_best_and_the_last_epoch_have_a_column_where_they_say_something_new(
 ) -> None:
     metrics = [{"val/acc": one, "val/acc_best": other} for one, other in zip(last, best)]
     findings = of({("0.0",): [0.9], ("0.1",): [0.8]}, metrics=metrics)
-    found = table.configurations(findings, questions.leads(findings))
+    found = page_tables.configurations(findings, questions.leads(findings))
     assert {len(row) for row in found.rows} == {len(found.header)}
     assert {name for name in found.header if "epoch" in name} == said
 
@@ -870,7 +870,7 @@ def test_the_best_and_the_last_epoch_have_a_column_where_they_say_something_new(
 def test_a_column_that_says_nothing_of_any_configuration_is_left_out() -> None:
     one, two = of({("0.0",): [0.9]}), of({("0.0",): [0.9], ("0.1",): [0.8]})
     for findings, shown in ((one, False), (two, True)):
-        found = table.configurations(findings, questions.leads(findings))
+        found = page_tables.configurations(findings, questions.leads(findings))
         assert ("behind the first" in found.header) is shown
 
 
@@ -952,7 +952,7 @@ def test_only_trials_that_count_are_said_to_differ_in_what_made_them() -> None:
     other = replace(second, tags=made | {tag.COMMIT: "3"})
     for last, differing in ((second, []), (other, ["commit"])):
         found = replace(findings, records=(first, last, died))
-        assert table.made_of(found)[2] == [*differing, "command"]
+        assert page_tables.made_of(found)[2] == [*differing, "command"]
 
 
 def test_where_trials_are_missing_the_best_value_may_be_behind_one_of_the_others() -> None:
@@ -1133,7 +1133,7 @@ def test_a_log_axis_of_the_parallel_plot_goes_by_ratio() -> None:
 @pytest.mark.parametrize("recipe", ["exp1", "exp2", "exp3"])
 def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
     def known(*words: str) -> str | None:
-        return table.recipe_of(settings_of(*words))
+        return page_tables.recipe_of(settings_of(*words))
 
     assert known(f"experiment={recipe}") == known(f"experiment={recipe}", "seed=7") == recipe
     changes = ["lr=0.02", "data.val_size=5000", "epochs=3", "dropout=0.2", "momentum=0.9"]
@@ -1149,8 +1149,8 @@ def test_a_published_recipe_is_known_by_its_settings(recipe: str) -> None:
         assert known(f"experiment={recipe}", change) is None, change
     later = settings_of(f"experiment={recipe}", "optimizer.weight_decay=5e-4")
     del later["data.dataset"], later["data.mean"]
-    assert table.recipe_of(later) == recipe, "what was no setting yet is as in the recipe"
-    assert table.recipe_of({}) is None
+    assert page_tables.recipe_of(later) == recipe, "what was no setting yet is as in the recipe"
+    assert page_tables.recipe_of({}) is None
 
 
 @pytest.mark.parametrize(("other", "difference"), [("deterministic", 0.0), ("threads", 0.01)])
@@ -1172,7 +1172,7 @@ def test_each_seed_counts_once_beside_the_published_results(other: str, differen
         )
     results = ranked(records, [other, "seed"], "test/acc_last")
     found = read.counted_once(Findings("mine", tuple(records), results, len(records)))
-    told = table.published(found)
+    told = page_tables.published(found)
     assert told is not None
     [row] = told.rows
     mean = 0.92 + difference / 2
@@ -1214,8 +1214,8 @@ def of(
 
 
 def csv_of(findings: Findings) -> str:
-    origins = [table.origin_of(record, findings.results) for record in findings.records]
-    return table.csv_text(*table.every_trial(findings, origins))
+    origins = [page_tables.origin_of(record, findings.results) for record in findings.records]
+    return page_tables.csv_text(*page_tables.every_trial(findings, origins))
 
 
 def said_of(findings: Findings) -> str:

@@ -221,7 +221,6 @@ def finished(levels: Sequence[float]) -> list[Result]:
 @pytest.mark.parametrize(
     ("pruner", "others", "own", "expected"),
     [
-        ("none", finished([0.9] * 9), curve(0.1, 4), False),
         ("median", finished([0.90, 0.91, 0.92, 0.93]), curve(0.1, 4), False),  # too few yet
         ("median", finished([0.90, 0.91, 0.92, 0.93, 0.94]), curve(0.1, 4), True),
         ("median", finished([0.90, 0.91, 0.92, 0.93, 0.94]), curve(0.93, 4), False),

@@ -17,11 +17,11 @@ from mnist_hydra.ledger.trial import Attempt, Claim, End, Trial
 from mnist_hydra.sweep.show import (
     Display,
     Follower,
-    counts,
     events,
     other_origin,
     outcome,
     overview,
+    progress_line,
     trial_line,
 )
 from mnist_hydra.tracking import tag
@@ -123,9 +123,9 @@ def test_no_attempt_is_passed_over_however_long_nobody_looked() -> None:
 
 
 def test_the_summary_counts_trials_that_the_ledger_does_not_know_yet_as_waiting() -> None:
-    line = counts([RUNNING, trial("interrupted"), trial("pruned")], total=10, left_s=61)
+    line = progress_line([RUNNING, trial("interrupted"), trial("pruned")], total=10, left_s=61)
     assert line == "1 of 10 done (1 pruned), 1 running, 0 failed, 8 waiting, about 1:01 left"
-    line = counts([trial("failed"), trial("timeout")], total=2, left_s=None)
+    line = progress_line([trial("failed"), trial("timeout")], total=2, left_s=None)
     assert line == "0 of 2 done, 0 running, 2 failed, 0 waiting"
 
 

@@ -428,5 +428,5 @@ def test_a_warning_within_an_attempt_is_shown_and_kept(
     with attempt.transcribing() as transcript:
         logging.getLogger("any").warning("the store is away")
     assert capsys.readouterr().err == "the store is away\n"
-    assert "WARNING any: the store is away" in transcript.text()
+    assert "WARNING any: the store is away" in transcript.getvalue()
     assert not logging.getLogger().handlers

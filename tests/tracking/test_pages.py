@@ -38,7 +38,7 @@ def test_a_column_has_the_name_that_a_swept_key_is_recorded_by() -> None:
 def test_a_description_asks_answers_and_shows_the_table_and_the_command() -> None:
     found = ranked(SEEDS, ["dropout", "seed"], "val/acc")
     assert results.question(found) == "Which dropout gives the highest val/acc?"
-    told = results.answer(found)
+    told = results.brief_answer(found)
     assert told.startswith("dropout=0.1 comes first of 2: val/acc 99.00 %")
     note = pages.sweep_note(results.question(found), told, results.grid(found, 10), "python x")
     assert "| rank | dropout | n | val/acc | +/- (95 %) |" in note
@@ -47,15 +47,15 @@ def test_a_description_asks_answers_and_shows_the_table_and_the_command() -> Non
 
 def test_what_the_test_set_ranked_is_said_to_be_no_ground_for_choosing() -> None:
     found = ranked(SEEDS, ["dropout", "seed"], "test/acc_last")
-    assert "no ground for choosing" in results.answer(found)
+    assert "no ground for choosing" in results.brief_answer(found)
 
 
 def test_a_sweep_without_a_finished_trial_says_so() -> None:
-    assert results.answer(ranked([], ["dropout"], "val/acc")) == "No trial has finished."
+    assert results.brief_answer(ranked([], ["dropout"], "val/acc")) == "No trial has finished."
 
 
 def test_a_mean_over_seeds_is_told_with_its_interval() -> None:
-    told = results.answer(ranked(SEEDS[:2], ["dropout", "seed"], "val/acc"))
+    told = results.brief_answer(ranked(SEEDS[:2], ["dropout", "seed"], "val/acc"))
     assert "97.50 % ± 6.35, the mean of 2 seeds" in told
 
 

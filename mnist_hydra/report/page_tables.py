@@ -105,7 +105,7 @@ def published(findings: Findings) -> Table | None:
     and count once.
     """
     ours: dict[str, list[TrialRecord]] = {}
-    for record in findings.results.ranked:
+    for record in findings.results.ranked_trials:
         recipe = recipe_of(record.params)
         if recipe is not None and "test/acc_last" in record.metrics:
             ours.setdefault(recipe, []).append(record)
