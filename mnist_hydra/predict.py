@@ -176,9 +176,10 @@ def fit(grey: Grey, side: int) -> Grey:
     20 pixels of 28, and put where its centre of mass is in the middle, as MNIST's own page
     describes: http://yann.lecun.com/exdb/mnist/
     """
-    light, paper = grey, int(np.median(np.r_[grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
-    if paper - int(grey.min()) > int(grey.max()) - paper:  # its ink is darker than its paper
-        light, paper = 255 - grey, 255 - paper
+    light, border = grey, float(np.median(np.r_[grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    if border - int(grey.min()) > int(grey.max()) - border:  # its ink is darker than its paper
+        light, border = 255 - grey, 255 - border
+    paper = int(border)
     above = np.maximum(light.astype(np.int16) - paper, 0)
     canvas = np.zeros((side, side), np.uint8)
     if above.max() < INK_LEVEL:

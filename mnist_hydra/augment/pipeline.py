@@ -108,7 +108,7 @@ def _read_step(raw: Any, key: str) -> Step:
         raise wrong_value(key, dict(raw), form)
     for argument, value in given.items():
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False, default=str)
         except ValueError:  # albumentations would take it
             raise wrong_value(f"{key}.{name}.{argument}", value, "finite numbers") from None
     return Step(f"{key}.{name}", name, False, dict(given))

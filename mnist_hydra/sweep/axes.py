@@ -87,7 +87,7 @@ def check_search(arguments: Arguments) -> None:
             "the search has no axis; right: at least one, such as 'lr=tag(log,interval(0.02,0.5))'"
         )
     for axis in arguments.axes:
-        for tag in set(axis.tags) - {"log"}:
+        for tag in filter(lambda tag: tag != "log", axis.tags):
             raise UserError(f"{axis.key}={axis.text}: tag {tag} is unknown; right: log, or none")
         if axis.tags and axis.span is None:
             raise UserError(
