@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -335,9 +336,11 @@ class Trainer:
         scaled = images.to(torch.float32).sub_(mean * 255).mul_(1 / (std * 255))
         return scaled.contiguous(memory_format=torch.channels_last)
 
-    def _autocast(self) -> torch.autocast:
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.runtime.precision)
-        return torch.autocast(self.device.type, half, enabled=half is not None)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.runtime.precision == "fp32":
+            return nullcontext()
+        half = torch.bfloat16 if self.runtime.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=half)
 
 
 def one_ahead(images: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -198,8 +198,10 @@ def test_every_setting_becomes_a_parameter_once_and_what_lies_where_none() -> No
 
 
 def test_a_class_that_the_name_of_its_entry_does_not_tell_is_a_parameter() -> None:
-    for words in (["model=model1"], ["optimizer=adamw"], ["scheduler=cosine"]):
-        assert not [name for name in flatten(settled(*words)) if name.endswith("_target_")]
+    every = ["model=model1", "model=model2", "model=model3", "optimizer=adamw", "optimizer=sgd"]
+    every += ["scheduler=onecycle", "scheduler=constant", "scheduler=cosine"]
+    for word in every:
+        assert not [name for name in flatten(settled(word)) if name.endswith("_target_")]
     other = flatten(settled("model._target_=mine.Model3"))
     assert other["model.name"] == "model3" and other["model._target_"] == "mine.Model3"
 
