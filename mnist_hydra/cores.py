@@ -27,16 +27,22 @@ def usable_cores() -> int:
     return cores
 
 
-def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least: int) -> list[R]:
+def on_all_cores(
+    work: Callable[[Sequence[T]], R],
+    items: Sequence[T],
+    at_least: int,
+    meanwhile: Callable[[], object],
+) -> list[R]:
     """What `work` answers to consecutive parts of `items`, in their order.
 
-    On Linux each part but the first is done by a copy of this process. One that gives no answer,
-    because it was killed or `work` raised, is done here again, so that what is raised is what the
-    first bad item raises. Whatever else `work` changes in a copy's memory is lost.
+    On Linux each part is done by a copy of this process. One that gives no answer, because it was
+    killed or `work` raised, is done here again, so that what is raised is what the first bad item
+    raises. Whatever else `work` changes in a copy's memory is lost.
 
     Args:
         work: its answers can be pickled.
-        at_least: so many items are worth a process.
+        at_least: so many items are worth a process; fewer than two times as many are done here.
+        meanwhile: what this process does while copies work; not called where there are none.
     """
     count = min(usable_cores(), len(items) // at_least) if sys.platform == "linux" else 1
     if count < 2:
@@ -44,11 +50,11 @@ def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least:
     import multiprocessing
 
     edges = [len(items) * number // count for number in range(count + 1)]
-    first, *others = (items[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    parts = [items[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     context = multiprocessing.get_context("fork")
     with ExitStack() as at_end:
         pipes = []
-        for part in others:
+        for part in parts:
             mine, its = context.Pipe(duplex=False)
             copy = context.Process(target=_answer, args=(mine, its, work, part), daemon=True)
             copy.start()
@@ -56,8 +62,9 @@ def on_all_cores(work: Callable[[Sequence[T]], R], items: Sequence[T], at_least:
             at_end.callback(copy.join)
             at_end.callback(copy.kill)
             pipes.append(at_end.enter_context(mine))
-        answers = [work(first)]
-        for part, pipe in zip(others, pipes, strict=True):
+        meanwhile()
+        answers = []
+        for part, pipe in zip(parts, pipes, strict=True):
             try:
                 answers.append(pipe.recv())
             except (EOFError, OSError):  # the second of one that was killed as it answered

@@ -30,17 +30,24 @@ def where(part: Sequence[int]) -> list[tuple[int, int]]:
     return [(os.getpid(), number) for number in part]
 
 
+def nothing() -> None:
+    """Meanwhile."""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is done in one process")
 def test_each_part_is_done_by_a_process_of_its_own_and_answers_are_in_order() -> None:
-    answers = on_all_cores(where, range(10), at_least=2)
+    here: list[int] = []
+    answers = on_all_cores(where, range(10), 2, meanwhile=lambda: here.append(os.getpid()))
     assert [number for answer in answers for _, number in answer] == list(range(10))
-    assert len({process for answer in answers for process, _ in answer}) == len(answers) == 4
-    assert answers[0][0][0] == HERE
+    processes = {process for answer in answers for process, _ in answer}
+    assert len(processes) == len(answers) == 4
+    assert here == [HERE] and HERE not in processes
     assert multiprocessing.active_children() == []
 
 
 def test_few_items_are_done_here() -> None:
-    assert on_all_cores(where, range(3), at_least=2) == [[(HERE, 0), (HERE, 1), (HERE, 2)]]
+    never = pytest.fail
+    assert on_all_cores(where, range(3), 2, never) == [[(HERE, 0), (HERE, 1), (HERE, 2)]]
 
 
 def test_what_a_killed_process_owes_is_done_here() -> None:
@@ -49,22 +56,23 @@ def test_what_a_killed_process_owes_is_done_here() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return list(part)
 
-    assert on_all_cores(work, range(8), at_least=2) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert on_all_cores(work, range(8), 2, nothing) == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_what_a_process_that_was_killed_as_it_answered_owes_is_done_here(tmp_path: Path) -> None:
     def work(part: Sequence[int]) -> bytes:
         if os.getpid() != HERE:
             (tmp_path / str(os.getpid())).touch()
-        elif part[0] == 0:
-            while len(others := list(tmp_path.iterdir())) < 3:
-                time.sleep(0.01)
-            time.sleep(0.3)  # by now they wait until somebody reads the rest
-            for other in others:
-                os.kill(int(other.name), signal.SIGKILL)
         return bytes([part[0]]) * 10_000_000
 
-    answers = on_all_cores(work, range(4), at_least=1)
+    def kill_all() -> None:
+        while len(copies := list(tmp_path.iterdir())) < 4:
+            time.sleep(0.01)
+        time.sleep(0.3)  # by now they wait until somebody reads the rest
+        for copy in copies:
+            os.kill(int(copy.name), signal.SIGKILL)
+
+    answers = on_all_cores(work, range(4), 1, kill_all)
     assert [answer[0] for answer in answers] == [0, 1, 2, 3]
 
 
@@ -75,7 +83,7 @@ def test_what_is_raised_is_raised_for_the_first_bad_item() -> None:
                 raise ValueError(f"{number} is bad")
 
     with pytest.raises(ValueError, match="3 is bad"):
-        on_all_cores(work, range(8), at_least=2)
+        on_all_cores(work, range(8), 2, nothing)
     assert multiprocessing.active_children() == []
 
 
@@ -87,15 +95,15 @@ from mnist_hydra import cores
 cores.usable_cores = lambda: 4
 
 def work(part):
-    if os.getpid() != parent:
-        Path(str(os.getpid())).touch()  # once it is there its name is whole
-        return b" " * 10_000_000  # more than a pipe holds
-    while len(list(Path().iterdir())) < 3:
-        time.sleep(0.01)
-    os.kill(parent, signal.SIGKILL)
+    Path(str(os.getpid())).touch()  # once it is there its name is whole
+    return b" " * 10_000_000  # more than a pipe holds
 
-parent = os.getpid()
-cores.on_all_cores(work, range(4), 1)
+def end():
+    while len(list(Path().iterdir())) < 4:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+cores.on_all_cores(work, range(4), 1, end)
 """
 
 
@@ -114,4 +122,4 @@ def test_no_process_outlives_the_one_that_was_killed(tmp_path: Path) -> None:
     while any(map(runs, others)):
         assert time.monotonic() < until, "a process waits for one that is gone"
         time.sleep(0.05)
-    assert len(others) == 3
+    assert len(others) == 4

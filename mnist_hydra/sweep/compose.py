@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -30,6 +30,7 @@ from mnist_hydra.cores import on_all_cores
 from mnist_hydra.errors import UserError
 from mnist_hydra.ledger.plan import Arguments, Axis, Planned, title
 from mnist_hydra.sweep.torch_tasks import kind_of
+from mnist_hydra.tracking.tracker import import_mlflow
 
 MAX_KINDS = 100
 POINTS_A_PROCESS = 200
@@ -215,34 +216,41 @@ class Trials:
 def check_points(
     arguments: Arguments, points: Iterable[Sequence[str]], composer: Composer
 ) -> Trials:
-    """Compose and range-check every trial, on all cores where there are many.
+    """Compose and range-check every trial, on all cores where there are many; MLflow, which the
+    sweep needs next, is imported meanwhile.
 
     Raises:
         UserError: naming the trial that is wrong, or that would be recorded in another place.
     """
 
+    def settled(point: Sequence[str]) -> Config:
+        try:
+            composed = composer.compose(arguments.overrides(point))
+            refuse_unread_experiment(composed)
+            config = settle(composed)
+        except UserError as error:
+            raise UserError(f"trial {title(point)}: {error}") from None
+        if config.resume is not None:
+            raise UserError(
+                f"resume={config.resume} goes on with one run and has no place in a sweep; "
+                "right: the same --multirun command again, which goes on with the whole sweep"
+            )
+        return config
+
     def check(part: Sequence[Sequence[str]]) -> tuple[Trials, set[str]]:
         trials = Trials()
         for point in part:
-            try:
-                composed = composer.compose(arguments.overrides(point))
-                refuse_unread_experiment(composed)
-                config = settle(composed)
-            except UserError as error:
-                raise UserError(f"trial {title(point)}: {error}") from None
-            if config.resume is not None:
-                raise UserError(
-                    f"resume={config.resume} goes on with one run and has no place in a sweep; "
-                    "right: the same --multirun command again, which goes on with the whole sweep"
-                )
+            config = settled(point)
+            _insist_on_place(title(point), config, first)
             trials.add(point, config)
-            _insist_on_place(title(point), config, trials.first)
         return trials, secrets.READ
 
-    (trials, _), *others = on_all_cores(check, list(points), POINTS_A_PROCESS)
-    for later, variables in others:
+    every = list(points)
+    first = settled(every[0])
+    trials = Trials()
+    importing = partial(import_mlflow, first)
+    for later, variables in on_all_cores(check, every, POINTS_A_PROCESS, importing):
         secrets.READ.update(variables)
-        _insist_on_place(next(iter(later.planned.values())).name, later.first, trials.first)
         trials.join(later)
     return trials
 
