@@ -189,8 +189,11 @@ def find_model(name: str | None, place: Place) -> Exported:
         mlflow.set_tracking_uri(tracker.client.tracking_uri)
         address = address_of(tracker, name)
         with tempfile.TemporaryDirectory() as above:
-            downloaded = mlflow.artifacts.download_artifacts(address, dst_path=above)
-            return Exported(Path(downloaded), name)
+            downloaded = Path(mlflow.artifacts.download_artifacts(address, dst_path=above))
+            if not (downloaded / "MLmodel").exists():
+                right = "another run, whose model is there"
+                raise UserError(f"model={name}: its files are gone from the store; right: {right}")
+            return Exported(downloaded, name)
 
 
 @contextmanager

@@ -91,9 +91,11 @@ def register(cfg: DictConfig) -> int:
             reached = client.get_run(str(before.run_id)).data.metrics.get(metric, reached)
         lead = best.score - reached
         against = f"{lead:+.4f} to version {before.version}"
-        if before.run_id == best.run_id or (lead >= 0 if results.minimize else lead <= 0):
-            why = "is it already" if before.run_id == best.run_id else f"is {against}"
-            print(f"{name}@{CHAMPION} stays version {before.version}: {told}, {why}")
+        if before.run_id == best.run_id:
+            print(f"{name}@{CHAMPION} is version {before.version} already: {told}")
+            return 0
+        if lead >= 0 if results.minimize else lead <= 0:
+            print(f"{name}@{CHAMPION} stays version {before.version}: {told}, is {against}")
             return 1
         told += f", {against}"
     if before is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
@@ -55,6 +56,27 @@ def on_signals(
     finally:
         for number, handler_before in before.items():
             signal.signal(number, signal.SIG_DFL if handler_before is None else handler_before)
+
+
+def insist_on_signals() -> None:
+    """Let a signal be handled again whose handler raised where Python drops what is raised, such as
+    in the callback of a weak reference.
+    """
+    show = sys.unraisablehook
+
+    def handle(dropped: sys.UnraisableHookArgs) -> None:
+        error = dropped.exc_value
+        if isinstance(error, Stopped):
+            number = int(str(error.code)) - OF_SIGNAL
+        elif isinstance(error, KeyboardInterrupt):
+            number = signal.SIGINT
+        else:
+            show(dropped)
+            return
+        # Here it would be dropped once more.
+        threading.Timer(0.05, os.kill, [os.getpid(), number]).start()
+
+    sys.unraisablehook = handle
 
 
 class StopOnSignal(Hooks):

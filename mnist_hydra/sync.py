@@ -67,7 +67,8 @@ def _deliver(folder: Path, spooled: SpooledRun, place: Place) -> str:
     tracker = Tracker(replace(place, tracking=tracking))
     count, run_id = deliver_all(folder, spooled, tracker)
     run = tracker.find_run(run_id)
-    said = f"run {run_id}: {count} records delivered"
+    begun_as = "" if run_id == spooled.id else f" (begun as {spooled.id})"
+    said = f"run {run_id}{begun_as}: {count} records delivered"
     if run.info.status == "RUNNING" and tag.PARENT not in run.data.tags:
         words = words_for_place(place.output_dir, spooled.store, spooled.experiment)
         again = shell_command("train", [*words, f"resume={run_id}"])

@@ -23,6 +23,7 @@ from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import config_words, refuse_moving_folder
 from mnist_hydra.config import refuse_unread_experiment, settle
 from mnist_hydra.errors import UserError
+from mnist_hydra.stopping import insist_on_signals
 from mnist_hydra.targets import folders_of, let_in
 
 
@@ -84,6 +85,7 @@ def command() -> None:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             entry.prepare_streams()
             entry.outlive_readers()
+            insist_on_signals()
             main()
         except KeyboardInterrupt:
             print("stopped before anything was begun", file=sys.stderr)

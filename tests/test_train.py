@@ -483,6 +483,31 @@ def test_a_command_line_that_cannot_be_meant_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("word", "advised"), [("modell=3", False), ("model.width=3", True)])
+def test_only_a_key_that_would_be_taken_is_advised_to_be_added(
+    word: str,
+    advised: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("data.offline=true", word, monkeypatch=monkeypatch) == 2
+    assert (f"use +{word}" in capfd.readouterr().err) is advised
+
+
+def test_a_folder_that_is_gone_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    assert call("epochs=1", monkeypatch=monkeypatch) == 2
+    assert capfd.readouterr().err.startswith("error: the current folder is gone")
+
+
 @pytest.mark.parametrize(
     "content",
     [b"_target_: !!python/name:os.system\n", "name: größe\n".encode("latin-1"), b"\xff" * 9000],

@@ -34,7 +34,7 @@ from mnist_hydra.errors import (
     wrong_value,
 )
 from mnist_hydra.secrets import hide_in_error
-from mnist_hydra.stopping import OF_SIGNAL
+from mnist_hydra.stopping import OF_SIGNAL, insist_on_signals
 from mnist_hydra.typed import check_setting, read_settings
 
 T = TypeVar("T")
@@ -145,6 +145,7 @@ def start(name: str, task: Callable[[DictConfig], int]) -> None:
     with leaving_promptly():
         try:
             prepare_streams()
+            insist_on_signals()
             with leaving_with_its_reader():
                 show_help(name)
             share_cores()
@@ -187,6 +188,10 @@ def call(main: Callable[[], object], name: str = "config") -> None:
     # Where its folder below the user's home cannot be written, it would say so in three lines.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it refuses, and does not show it
+    try:
+        os.getcwd()
+    except OSError as error:
+        leave(UserError(f"the current folder is gone ({error.strerror}); right: another folder"))
     try:
         insist_on_options(sys.argv[1:])
         main()

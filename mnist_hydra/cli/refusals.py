@@ -23,6 +23,8 @@ from mnist_hydra.errors import UserError, did_you_mean
 REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
 """What Hydra raises for a command line or a configuration file that cannot be composed."""
 MAX_SHOWN = 400
+TAKE_MORE = ("model.", "optimizer.", "scheduler.", "aug.", "hydra.")
+"""What takes keys that are not in its file; Hydra tells how to add one, wherever it is."""
 
 
 def refused(error: Exception, name: str = "config", folders: Sequence[str] = ()) -> UserError:
@@ -66,6 +68,8 @@ def refused(error: Exception, name: str = "config", folders: Sequence[str] = ())
         if entries and append:  # which would fail with the very entry that has it
             words = f"{said}; right: {entries.replace(' and ', ' or ')} with it"
             words += f", or ++{append} in a sweep over them" if " and " in entries else ""
+        elif append and not unknown[1].startswith(TAKE_MORE):
+            words = said
     else:
         cause = " ".join(str(error.__cause__ or "").split()).partition(" full_key: ")[0]
         words = f"{words} {cause}".strip()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
 from mnist_hydra.ledger.plan import Plan, Planned
-from mnist_hydra.ledger.trial import FINISHED, PRUNED, Trial
+from mnist_hydra.ledger.trial import FINISHED, PRUNED, TIMEOUT, Trial
 from mnist_hydra.metrics import is_finite, is_minimized, objective_value
 from mnist_hydra.report import wording
 from mnist_hydra.report.statistics import Summary, summary
@@ -162,13 +162,27 @@ def record_of_trial(
         trial.state,
         objective if trial.state == FINISHED else None,
         trial.run_id,
-        note=trial.error.strip().rpartition("\n")[2],
+        note=reason(trial.error, trial.state),
         flags=plan.flags,
         seed=values.get(SEED, ""),
         metrics=trial.metrics,
         seconds=sum(attempt.end.seconds for attempt in trial.attempts if attempt.end),
         tags=trial.made_by,
     )
+
+
+def reason(error: str, state: str) -> str:
+    """Why a trial failed, in one line: the first one of what was raised, which may have many.
+
+    Args:
+        error: as its attempt recorded it, with a traceback or without.
+        state: how the attempt ended.
+    """
+    lines = error.strip().splitlines() or [""]
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if not frames or state == TIMEOUT:  # whose last line says after how long
+        return lines[-1]
+    return next((line for line in lines[frames[-1] :] if line[:1].strip()), lines[-1])
 
 
 def values_of(overrides: Iterable[str]) -> dict[str, str]:

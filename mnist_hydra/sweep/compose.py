@@ -229,7 +229,8 @@ def check_points(
             refuse_unread_experiment(composed)
             config = settle(composed)
         except UserError as error:
-            raise UserError(f"trial {title(point)}: {error}") from None
+            trial = f"trial {title(point)}: " if point else ""
+            raise UserError(f"{trial}{error}") from None
         if config.resume is not None:
             raise UserError(
                 f"resume={config.resume} goes on with one run and has no place in a sweep; "

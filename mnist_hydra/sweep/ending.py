@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ COMPLETE = "complete/"
 """`complete/<run>/<n>`: the n-th process that set out to complete a trial, an `Owner`."""
 COMPLETED = "completed/"
 """`completed/<run>`: the trial has its pictures and its exported model."""
+WITHOUT_REPORT = " without its report"
 SHOWN_PICTURES = ("heat_map", "main_effects", "learning_curves")
 """Pictures of the report that the sweep's description shows."""
 
@@ -75,11 +78,26 @@ def record_results(
         tracker.end(parent_id, status)
 
 
-def describe(tracker: Tracker, parent_id: str, found: Results, report: Report | None) -> None:
+def state_of(view: View, ranking: Mapping[str, str]) -> str:
+    """What a sweep's report and description are made of, as a hash: once that is another one they
+    are outdated, whichever process made them, or was killed before it did.
+
+    Args:
+        ranking: what ranks the trials, see `Command.ranking`.
+    """
+    trials = sorted([t.fingerprint, t.run_id, t.number, t.state] for t in view.trials.values())
+    told = json.dumps([trials, dict(ranking)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def describe(
+    tracker: Tracker, parent_id: str, found: Results, report: Report | None, state: str
+) -> None:
     """Describe on the parent run what was asked, what came out, and how to repeat it.
 
     Args:
         report: the sweep's, whose pictures are shown.
+        state: which both are of, see `state_of`.
     """
     pictures = [
         (name.replace("_", " "), pages.artifact(parent_id, f"{REPORT}/{name}.png"))
@@ -93,7 +111,8 @@ def describe(tracker: Tracker, parent_id: str, found: Results, report: Report | 
         note = pages.sweep_note(question, answer, table, command, pictures)
         if len(note) <= pages.MAX_NOTE:
             break
-    tracker.set_tags(parent_id, {tag.NOTE: note[: pages.MAX_NOTE]})
+    told = state if report is not None else state + WITHOUT_REPORT
+    tracker.set_tags(parent_id, {tag.NOTE: note[: pages.MAX_NOTE], tag.TOLD: told})
 
 
 def complete_best(command: Command, ledger: Ledger, found: Results, in_process: bool) -> None:
@@ -126,15 +145,15 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             print(f"pictures or models of the best are missing: {why}", file=sys.stderr)
 
 
-def report_on(command: Command, tracker: Tracker, parent_id: str, anew: bool) -> Report | None:
+def report_on(
+    command: Command, tracker: Tracker, parent_id: str, found: Results
+) -> Report | None:
     """Make the sweep's report and print where it is; a failure is printed, not raised.
 
     Args:
-        anew: make it even if the sweep has one.
+        found: what this command's table shows: the report is of what commands before it asked, too.
     """
     try:
-        if not anew and tracker.client.list_artifacts(parent_id, REPORT):
-            return None
         from mnist_hydra.report import make
 
         findings = read.read_parents(tracker, [tracker.client.get_run(parent_id)])
@@ -142,7 +161,10 @@ def report_on(command: Command, tracker: Tracker, parent_id: str, anew: bool) ->
     except Exception as error:
         print(f"no report of this sweep: {hide_in_error(first_line(error))}", file=sys.stderr)
         return None
-    print("\n".join([*made.sentences, f"report: {made.page}"]), file=sys.stderr)
+    shown = {record.run_id for record in found.ranked_trials}
+    has_more = any(record.run_id not in shown for record in findings.results.ranked_trials)
+    more = ["of the whole sweep:"] if has_more else []
+    print("\n".join([*more, *made.sentences, f"report: {made.page}"]), file=sys.stderr)
     return made
 
 

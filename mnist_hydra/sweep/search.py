@@ -151,6 +151,8 @@ class Search:
     """Of the search."""
     _histories: dict[tuple[str, int], Mapping[int, float]] = field(default_factory=dict)
     """The objective by epoch of trials that have ended, by run and attempt."""
+    _is_exhausted: bool = False
+    """Whether it was said that every point was tried."""
 
     @property
     def minimize(self) -> bool:
@@ -182,7 +184,9 @@ class Search:
         )
         point = None if values is None else self._point(number, values)
         if point is None:
-            log.warning("the search has tried every point of its axes: %d of them", number)
+            if not self._is_exhausted:
+                log.warning("the search has proposed every point of its axes: %d of them", number)
+            self._is_exhausted = True
             return False
         self.ledger.propose(point)
         return True

@@ -26,7 +26,7 @@ from rich.console import Console
 from mnist_hydra.cli import entry
 from mnist_hydra.cli.commands import same_command, ui_command
 from mnist_hydra.config import settle
-from mnist_hydra.errors import UserError, first_line
+from mnist_hydra.errors import Stopped, UserError, first_line
 from mnist_hydra.ledger.ledger import LOOK_EVERY_S, Ledger, View, wait_for_store
 from mnist_hydra.ledger.next_action import TO_DO, Action, actions_of
 from mnist_hydra.ledger.owner import Observer, new_token
@@ -65,6 +65,9 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
             code = run_sweep(job, arguments)
     except UserError as error:
         entry.leave(error)
+    except Stopped:
+        print("stopped; the same command does what is missing", file=sys.stderr)
+        raise
     except torch_tasks.Died as died:
         print(f"error: the process that checks the trials died ({died})", file=sys.stderr)
         code = FAILURE
@@ -199,16 +202,16 @@ class Sweep:
             ending.record_results(self.tracker, parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
-        asked, tags = self.command.ranking.items(), self.parent.data.tags
-        report, anew = None, self.plan_is_written or not asked <= tags.items()
+        told = self.parent.data.tags.get(tag.TOLD, "")
+        report, state = None, ending.state_of(view, self.command.ranking)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
-            if self.command.config.sweep.report and found.rows:
-                report = ending.report_on(self.command, self.tracker, parent, anew)
-        if anew or tag.NOTE not in tags:
+            if self.command.config.sweep.report and found.rows and told != state:
+                report = ending.report_on(self.command, self.tracker, parent, found)
+        if report is not None or not told.startswith(state):
             try:
-                ending.describe(self.tracker, parent, found, report)
+                ending.describe(self.tracker, parent, found, report, state)
             except Exception as error:
                 _say(self.console, f"the description is not recorded: {first_line(error)}")
         ui = ui_command(self.command.config.composed, parent)

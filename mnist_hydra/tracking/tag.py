@@ -47,6 +47,8 @@ AXES = HIDDEN + "axes"
 OBJECTIVE = "objective"
 OBJECTIVE_AT = HIDDEN + "objective_at"
 BEST = "best"
+TOLD = HIDDEN + "told"
+"""Which state of the ledger the sweep's description is of, and whether its report is, too."""
 NOTE = "mlflow.note.content"
 """A run's description, which MLflow shows as Markdown."""
 

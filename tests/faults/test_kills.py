@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mnist_hydra.tracking import tag
-from tests.commands import Commands
+from tests.commands import Commands, read_until
 from tests.faults.faulty_sweep import FaultySweep, finish, is_alive, wait_for
 from tests.faults.slurm import Slurm
 from tests.sweep_entries import ends
@@ -77,3 +77,29 @@ def test_the_same_command_finishes_what_was_killed_and_trains_no_trial_twice(
     trials = sweep.trials(client)
     assert len({run.data.tags[tag.FINGERPRINT] for run in trials}) == len(trials) == 6
     assert all(ends(client, run).count("finished") == 1 for run in trials)
+
+
+def test_a_report_that_a_killed_process_owes_is_made_by_the_same_command(
+    tmp_path: Path, store: Path, mnist: Path, client: MlflowClient, commands: Commands
+) -> None:
+    sweep = FaultySweep(tmp_path, mnist, "owes", [f"output_dir={store}"], epochs=1)
+    named = ["sweep.name=grows", "sweep.report=true"]
+
+    def reported() -> int:
+        [table] = (store / "reports").glob("grows-*/report.csv")
+        return len(table.read_text().splitlines()) - 1
+
+    code, said = sweep.again(commands, *named, "seed=1,2")
+    assert (code, reported()) == (0, 2), said
+    going = sweep.start(*named, "seed=1,2,3")
+    read_until("first in the table", going.stdout)
+    going.kill()
+    finish(going)
+    assert reported() == 2, "it was killed before"
+    code, said = sweep.again(commands, *named, "seed=1,2,3")
+    assert (code, reported()) == (0, 3), said
+    assert "3 done and skipped" in said and "of the whole sweep:" not in said
+    code, said = sweep.again(commands, *named, "seed=1,2,3")
+    assert code == 0 and "report: " not in said, "it is there"
+    code, said = sweep.again(commands, *named, "seed=4")
+    assert (code, reported()) == (0, 4) and "of the whole sweep:\n" in said

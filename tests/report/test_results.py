@@ -9,6 +9,7 @@ import math
 import statistics
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -26,6 +27,7 @@ from mnist_hydra.report.results import (
     print_table,
     ranked,
     ranking_csv,
+    reason,
     table,
     trial_command,
     values_of,
@@ -34,6 +36,7 @@ from mnist_hydra.report.statistics import summary
 from tests.imports import imported_by
 
 COUNTER = itertools.count()
+MANY_LINES = "CUDA error\n  at step 3\nCompile with X\n\n"
 
 
 def record(
@@ -358,3 +361,27 @@ def test_an_interval_needs_two_values_and_is_zero_for_equal_ones() -> None:
 def test_no_mlflow_and_no_torch_is_needed() -> None:
     imported = imported_by("from mnist_hydra.report import results")
     assert not {"mlflow", "torch", "scipy", "hydra", "rich"} & imported
+
+
+def raised(error: Exception) -> str:
+    """The traceback of an error."""
+    try:
+        raise error
+    except Exception:
+        return traceback.format_exc()
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [
+        (raised(RuntimeError(MANY_LINES)), "failed", "RuntimeError: CUDA error"),
+        (raised(ValueError("one line")), "failed", "ValueError: one line"),
+        ("process 1 on node is gone", "died", "process 1 on node is gone"),
+        ("", "failed", ""),
+        (raised(RuntimeError("slow")) + "it trained for 3 s", "timeout", "it trained for 3 s"),
+    ],
+)
+def test_a_failure_is_told_in_the_first_line_of_what_was_raised(
+    error: str, state: str, told: str
+) -> None:
+    assert reason(error, state) == told

@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from mnist_hydra.ledger.ledger import Ledger
-from mnist_hydra.ledger.owner import Owner, working
+from mnist_hydra.ledger.ledger import Ledger, View
+from mnist_hydra.ledger.owner import Owner, myself, working
 from mnist_hydra.ledger.parent import elect_parent
+from mnist_hydra.ledger.trial import Attempt, Claim, End, Trial
 from mnist_hydra.sweep import ending
-from mnist_hydra.sweep.ending import COMPLETE, COMPLETED, claim_completion
+from mnist_hydra.sweep.ending import COMPLETE, COMPLETED, claim_completion, state_of
 from tests.sweep_process import new_store
+
+CLAIM = Claim("run", "lr=0.1", myself(), "sweeper", -1)
 
 pytestmark = pytest.mark.xdist_group("sweep_ending")  # they share a store, which is slow to make
 
@@ -106,3 +109,17 @@ def _ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+def test_a_report_is_outdated_once_trials_or_ranking_are_others() -> None:
+    trial = Trial("abc", "run", "lr=0.1", (Attempt(1, CLAIM, None),))
+    ended = replace(trial, attempts=(Attempt(1, CLAIM, End("finished")),))
+    views = [View({}), View({"abc": trial}), View({"abc": ended})]
+    views.append(View({"abc": replace(ended, run_id="another")}))
+    views.append(View({"abc": ended, "def": replace(ended, fingerprint="def")}))
+    rankings = ({"objective": "val/acc"}, {"objective": "val/loss"})
+    states = [state_of(view, ranking) for view in views for ranking in rankings]
+    assert len(set(states)) == len(states) == 10
+    two = [("def", ended), ("abc", ended)]
+    other_order = View({key: replace(trial, fingerprint=key) for key, trial in two})
+    assert state_of(other_order, rankings[0]) == states[8]
