@@ -351,7 +351,6 @@ def model_of(tracker: Any, run: Run) -> str:
         if model.status == LoggedModelStatus.READY:
             return str(model.model_id)
     raise UserError(
-        f"model={run.info.run_id}: that run has no exported model; right: a run that finished, or "
-        "one of a sweep's best (sweep.keep=3), whose models its command makes when it is given "
-        "again"
+        f"run {run.info.run_id} has no exported model; right: a run that finished, or one of a "
+        "sweep's best, whose models the sweep's command makes, also later, with sweep.keep=3"
     )

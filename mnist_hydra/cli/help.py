@@ -24,6 +24,7 @@ OF_AN_ENTRY = ("defaults", "name", "_target_")
 """Keys of an entry that are no settings: they say what it is made of and called."""
 OF_TRAIN = {"hydra/launcher": "basic"}
 """Hydra's own default, which no file of ours names."""
+NO_ENTRY = "null"
 BLOCK_STYLES = ("|", ">")
 WIDTH = 40
 Lines = Sequence[tuple[str, str]]
@@ -52,7 +53,8 @@ def help_text(command: str, folders: Sequence[str] = ()) -> str:
     entries = {group: entries_of(roots, group) for group in groups}
     lines = [header(text), "", "Keys, given as KEY=VALUE:", *_table(keys_of(text))]
     lines += ["", "Groups, given as GROUP=ENTRY:"]
-    lines += _table([(f"{g}={default}", ", ".join(entries[g])) for g, default in groups.items()])
+    chosen = {g: "(none)" if entry == NO_ENTRY else entry for g, entry in groups.items()}
+    lines += _table([(f"{g}={entry}", ", ".join(entries[g])) for g, entry in chosen.items()])
     for group in groups:
         for entry, content in entries[group].items():
             keys = [] if IS_GLOBAL in content else keys_of(content, group.replace("/", "."))
@@ -100,7 +102,7 @@ def groups_of(text: str) -> dict[str, str]:
         for name, chosen in entry.items() if isinstance(entry, dict) else ():
             group = str(name).removeprefix("override ")
             if not group.endswith("_logging"):
-                groups[group] = "null" if chosen is None else str(chosen)
+                groups[group] = NO_ENTRY if chosen is None else str(chosen)
     return groups
 
 
