@@ -16,6 +16,8 @@ from mnist_hydra.errors import Stopped
 
 OF_SIGNAL = 128
 """Added to a signal's number to give the exit code: 130 after Ctrl-C, 143 after SIGTERM."""
+AGAIN_AFTER_S = 0.2
+"""After a signal whose exception was dropped; at once, the next one would be dropped as well."""
 
 
 class StopReason(Enum):
@@ -59,8 +61,8 @@ def on_signals(
 
 
 def insist_on_signals() -> None:
-    """Let a signal be handled again whose handler raised where Python drops what is raised, such as
-    in the callback of a weak reference.
+    """Let Ctrl-C or SIGTERM be handled again where its handler raised while Python drops what is
+    raised, such as in the callback of a weak reference.
     """
     show = sys.unraisablehook
 
@@ -73,8 +75,12 @@ def insist_on_signals() -> None:
         else:
             show(dropped)
             return
-        # Here it would be dropped once more.
-        threading.Timer(0.05, os.kill, [os.getpid(), number]).start()
+        again = threading.Timer(AGAIN_AFTER_S, os.kill, [os.getpid(), number])
+        again.daemon = True
+        try:
+            again.start()
+        except RuntimeError:  # no thread can be started
+            show(dropped)
 
     sys.unraisablehook = handle
 

@@ -483,7 +483,10 @@ def test_a_command_line_that_cannot_be_meant_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("word", "advised"), [("modell=3", False), ("model.width=3", True)])
+@pytest.mark.parametrize(
+    ("word", "advised"),
+    [("modell=3", False), ("xyzzy=3", False), ("model.width=3", True), ("model={width: 3}", True)],
+)
 def test_only_a_key_that_would_be_taken_is_advised_to_be_added(
     word: str,
     advised: bool,
@@ -493,7 +496,9 @@ def test_only_a_key_that_would_be_taken_is_advised_to_be_added(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("data.offline=true", word, monkeypatch=monkeypatch) == 2
-    assert (f"use +{word}" in capfd.readouterr().err) is advised
+    said = capfd.readouterr().err
+    assert ("use +" in said) is advised
+    assert advised or "did you mean" in said or "right: a key that --help shows" in said
 
 
 def test_a_folder_that_is_gone_is_said(
@@ -505,7 +510,8 @@ def test_a_folder_that_is_gone_is_said(
     os.chdir(gone)
     gone.rmdir()
     assert call("epochs=1", monkeypatch=monkeypatch) == 2
-    assert capfd.readouterr().err.startswith("error: the current folder is gone")
+    said = capfd.readouterr().err
+    assert said.startswith("error: the current folder cannot be used (No such file or directory)")
 
 
 @pytest.mark.parametrize(

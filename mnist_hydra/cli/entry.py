@@ -191,7 +191,8 @@ def call(main: Callable[[], object], name: str = "config") -> None:
     try:
         os.getcwd()
     except OSError as error:
-        leave(UserError(f"the current folder is gone ({error.strerror}); right: another folder"))
+        why = f"the current folder cannot be used ({error.strerror})"
+        leave(UserError(f"{why}; right: a folder that is there and may be read"))
     try:
         insist_on_options(sys.argv[1:])
         main()

@@ -68,8 +68,8 @@ def refused(error: Exception, name: str = "config", folders: Sequence[str] = ())
         if entries and append:  # which would fail with the very entry that has it
             words = f"{said}; right: {entries.replace(' and ', ' or ')} with it"
             words += f", or ++{append} in a sweep over them" if " and " in entries else ""
-        elif append and not unknown[1].startswith(TAKE_MORE):
-            words = said
+        elif append and not f"{unknown[1]}.".startswith(TAKE_MORE):
+            words = said if near else f"{said}; right: a key that --help shows"
     else:
         cause = " ".join(str(error.__cause__ or "").split()).partition(" full_key: ")[0]
         words = f"{words} {cause}".strip()

@@ -10,6 +10,7 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from mnist_hydra.cli.commands import shell_command
@@ -182,7 +183,9 @@ def reason(error: str, state: str) -> str:
     frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
     if not frames or state == TIMEOUT:  # whose last line says after how long
         return lines[-1]
-    return next((line for line in lines[frames[-1] :] if line[:1].strip()), lines[-1])
+    after = dropwhile(lambda line: line.startswith(" "), lines[frames[-1] :])
+    raised = [line.strip() for line in after if line.strip()] or lines[-1:]
+    return " ".join(raised[: 2 if raised[0].endswith(":") else 1])
 
 
 def values_of(overrides: Iterable[str]) -> dict[str, str]:

@@ -78,7 +78,7 @@ def record_results(
         tracker.end(parent_id, status)
 
 
-def state_of(view: View, ranking: Mapping[str, str]) -> str:
+def digest_of(view: View, ranking: Mapping[str, str]) -> str:
     """What a sweep's report and description are made of, as a hash: once that is another one they
     are outdated, whichever process made them, or was killed before it did.
 
@@ -86,18 +86,18 @@ def state_of(view: View, ranking: Mapping[str, str]) -> str:
         ranking: what ranks the trials, see `Command.ranking`.
     """
     trials = sorted([t.fingerprint, t.run_id, t.number, t.state] for t in view.trials.values())
-    told = json.dumps([trials, dict(ranking)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([trials, dict(ranking)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe(
-    tracker: Tracker, parent_id: str, found: Results, report: Report | None, state: str
+    tracker: Tracker, parent_id: str, found: Results, report: Report | None, digest: str
 ) -> None:
     """Describe on the parent run what was asked, what came out, and how to repeat it.
 
     Args:
         report: the sweep's, whose pictures are shown.
-        state: which both are of, see `state_of`.
+        digest: of what both are made of, see `digest_of`.
     """
     pictures = [
         (name.replace("_", " "), pages.artifact(parent_id, f"{REPORT}/{name}.png"))
@@ -111,7 +111,7 @@ def describe(
         note = pages.sweep_note(question, answer, table, command, pictures)
         if len(note) <= pages.MAX_NOTE:
             break
-    told = state if report is not None else state + WITHOUT_REPORT
+    told = digest if report is not None else digest + WITHOUT_REPORT
     tracker.set_tags(parent_id, {tag.NOTE: note[: pages.MAX_NOTE], tag.TOLD: told})
 
 
@@ -145,13 +145,11 @@ def complete_best(command: Command, ledger: Ledger, found: Results, in_process: 
             print(f"pictures or models of the best are missing: {why}", file=sys.stderr)
 
 
-def report_on(
-    command: Command, tracker: Tracker, parent_id: str, found: Results
-) -> Report | None:
+def report_on(command: Command, tracker: Tracker, parent_id: str, view: View) -> Report | None:
     """Make the sweep's report and print where it is; a failure is printed, not raised.
 
     Args:
-        found: what this command's table shows: the report is of what commands before it asked, too.
+        view: says which trials are this command's: the report is of those of commands before, too.
     """
     try:
         from mnist_hydra.report import make
@@ -161,8 +159,9 @@ def report_on(
     except Exception as error:
         print(f"no report of this sweep: {hide_in_error(first_line(error))}", file=sys.stderr)
         return None
-    shown = {record.run_id for record in found.ranked_trials}
-    has_more = any(record.run_id not in shown for record in findings.results.ranked_trials)
+    mine = {planned.fingerprint for planned in view.wanted(command.plan.trials)}
+    runs = {trial.run_id for key, trial in view.trials.items() if key in mine}
+    has_more = any(record.run_id not in runs for record in findings.results.ranked_trials)
     more = ["of the whole sweep:"] if has_more else []
     print("\n".join([*more, *made.sentences, f"report: {made.page}"]), file=sys.stderr)
     return made

@@ -152,7 +152,7 @@ class Search:
     _histories: dict[tuple[str, int], Mapping[int, float]] = field(default_factory=dict)
     """The objective by epoch of trials that have ended, by run and attempt."""
     _is_exhausted: bool = False
-    """Whether it was said that every point was tried."""
+    """Whether it was said that every point is proposed."""
 
     @property
     def minimize(self) -> bool:

@@ -65,9 +65,6 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
             code = run_sweep(job, arguments)
     except UserError as error:
         entry.leave(error)
-    except Stopped:
-        print("stopped; the same command does what is missing", file=sys.stderr)
-        raise
     except torch_tasks.Died as died:
         print(f"error: the process that checks the trials died ({died})", file=sys.stderr)
         code = FAILURE
@@ -117,6 +114,9 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     sweep = Sweep(command, launcher, room, tracker or Tracker(command.config), console)
     try:
         return sweep.run()
+    except Stopped:
+        print(f"go on with the same command:\n  {same_command(begun=True)}", file=sys.stderr)
+        raise
     except Exception as error:
         if not is_away(error):
             raise
@@ -202,16 +202,16 @@ class Sweep:
             ending.record_results(self.tracker, parent, found, actions.values(), interrupted)
         except Exception as error:  # the ledger has them: the same command records them again
             _say(self.console, f"the results are not recorded: {first_line(error)}")
-        told = self.parent.data.tags.get(tag.TOLD, "")
-        report, state = None, ending.state_of(view, self.command.ranking)
+        report, digest = None, ending.digest_of(view, self.command.ranking)
         if not interrupted:
             in_process = launchers.in_process(self.launcher)
             ending.complete_best(self.command, self.ledger, found, in_process)
-            if self.command.config.sweep.report and found.rows and told != state:
-                report = ending.report_on(self.command, self.tracker, parent, found)
-        if report is not None or not told.startswith(state):
+        told = self._told(digest)
+        if not interrupted and self.command.config.sweep.report and found.rows and told != digest:
+            report = ending.report_on(self.command, self.tracker, parent, view)
+        if report is not None or not told.startswith(digest):
             try:
-                ending.describe(self.tracker, parent, found, report, state)
+                ending.describe(self.tracker, parent, found, report, digest)
             except Exception as error:
                 _say(self.console, f"the description is not recorded: {first_line(error)}")
         ui = ui_command(self.command.config.composed, parent)
@@ -223,6 +223,19 @@ class Sweep:
         # A search may end with fewer, where its axes have no more points.
         all_there = self.problem is None or len(actions) >= self.command.total(view.points)
         return SUCCESS if done and all_there else FAILURE
+
+    def _told(self, digest: str) -> str:
+        """What the sweep's report and description are of now: nothing known where this process has
+        trained anything, since its own terminal and folder are to have the report, too.
+        """
+        if self.plan_is_written:
+            return ""
+        tags = self.parent.data.tags
+        with suppress(Exception):  # the store is away: what is made then will say so
+            tags = self.tracker.client.get_run(self.parent_id).data.tags
+        # Until 2026-11-27 a sweep that was described did not tell of what.
+        is_ranked_so = self.command.ranking.items() <= self.parent.data.tags.items()
+        return str(tags.get(tag.TOLD, digest if tag.NOTE in tags and is_ranked_so else ""))
 
     def _run_what_is_missing(self) -> None:
         idle_launches = 0

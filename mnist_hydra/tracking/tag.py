@@ -48,7 +48,9 @@ OBJECTIVE = "objective"
 OBJECTIVE_AT = HIDDEN + "objective_at"
 BEST = "best"
 TOLD = HIDDEN + "told"
-"""Which state of the ledger the sweep's description is of, and whether its report is, too."""
+"""A hash of the trials and the ranking that the sweep's description is made of, and whether its
+report is, too; see `sweep.ending.digest_of`.
+"""
 NOTE = "mlflow.note.content"
 """A run's description, which MLflow shows as Markdown."""
 

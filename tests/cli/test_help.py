@@ -78,6 +78,10 @@ def test_the_groups_of_a_command_are_those_of_its_defaults() -> None:
     assert groups_of(text) == {"data": "mnist", "experiment": "null", "hydra/sweeper": "grid"}
 
 
+def test_a_group_of_which_nothing_is_chosen_shows_no_entry_that_would_be_refused() -> None:
+    assert re.search(r"^  experiment=\(none\) +exp1, exp2, exp3$", help_text("train"), re.M)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_key_of_a_command_is_in_its_help_and_has_a_comment(command: str) -> None:
     shown = help_text(command)

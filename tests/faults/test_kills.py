@@ -103,3 +103,7 @@ def test_a_report_that_a_killed_process_owes_is_made_by_the_same_command(
     assert code == 0 and "report: " not in said, "it is there"
     code, said = sweep.again(commands, *named, "seed=4")
     assert (code, reported()) == (0, 4) and "of the whole sweep:\n" in said
+    assert sweep.again(commands, *named, "seed=5", "sweep.report=false")[0] == 0
+    assert reported() == 4
+    code, said = sweep.again(commands, *named, "seed=5")
+    assert (code, reported()) == (0, 5), "also where a command before was to make none"

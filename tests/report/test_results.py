@@ -363,11 +363,11 @@ def test_no_mlflow_and_no_torch_is_needed() -> None:
     assert not {"mlflow", "torch", "scipy", "hydra", "rich"} & imported
 
 
-def raised(error: Exception) -> str:
+def raised(error: BaseException) -> str:
     """The traceback of an error."""
     try:
         raise error
-    except Exception:
+    except BaseException:  # noqa: B036
         return traceback.format_exc()
 
 
@@ -376,6 +376,8 @@ def raised(error: Exception) -> str:
     [
         (raised(RuntimeError(MANY_LINES)), "failed", "RuntimeError: CUDA error"),
         (raised(ValueError("one line")), "failed", "ValueError: one line"),
+        (raised(ValueError("\n  in the next\none")), "failed", "ValueError: in the next"),
+        (raised(KeyboardInterrupt()), "failed", "KeyboardInterrupt"),
         ("process 1 on node is gone", "died", "process 1 on node is gone"),
         ("", "failed", ""),
         (raised(RuntimeError("slow")) + "it trained for 3 s", "timeout", "it trained for 3 s"),

@@ -14,7 +14,7 @@ from mnist_hydra.ledger.owner import Owner, myself, working
 from mnist_hydra.ledger.parent import elect_parent
 from mnist_hydra.ledger.trial import Attempt, Claim, End, Trial
 from mnist_hydra.sweep import ending
-from mnist_hydra.sweep.ending import COMPLETE, COMPLETED, claim_completion, state_of
+from mnist_hydra.sweep.ending import COMPLETE, COMPLETED, claim_completion, digest_of
 from tests.sweep_process import new_store
 
 CLAIM = Claim("run", "lr=0.1", myself(), "sweeper", -1)
@@ -118,8 +118,8 @@ def test_a_report_is_outdated_once_trials_or_ranking_are_others() -> None:
     views.append(View({"abc": replace(ended, run_id="another")}))
     views.append(View({"abc": ended, "def": replace(ended, fingerprint="def")}))
     rankings = ({"objective": "val/acc"}, {"objective": "val/loss"})
-    states = [state_of(view, ranking) for view in views for ranking in rankings]
-    assert len(set(states)) == len(states) == 10
+    digests = [digest_of(view, ranking) for view in views for ranking in rankings]
+    assert len(set(digests)) == len(digests) == 10
     two = [("def", ended), ("abc", ended)]
     other_order = View({key: replace(trial, fingerprint=key) for key, trial in two})
-    assert state_of(other_order, rankings[0]) == states[8]
+    assert digest_of(other_order, rankings[0]) == digests[8]

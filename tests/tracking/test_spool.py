@@ -196,7 +196,7 @@ def test_what_is_left_when_a_run_ends_is_delivered_by_hand_once(
         journal.write(b"half a li")  # as a process that is killed while it writes
     command = [sys.executable, "-m", "mnist_hydra.sync", f"output_dir={made}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "3 records delivered" in done.stdout and not done.stderr
+    assert f"(begun as {left.name}): 3 records delivered" in done.stdout and not done.stderr
     again = commands.run_module("sync", f"output_dir={made}", cwd=made)
     assert again.code == 0 and "everything was delivered already" in again.out and not again.err
     client, run = the_run(made)
