@@ -79,8 +79,12 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
 def _left_undone(error: Exception, code: int, *, begun: bool) -> int:
     """Say that the store is away, and with which command to go on; returns the exit code."""
     print(f"error: the store takes nothing now: {first_line(error)}", file=sys.stderr)
-    print(f"go on with the same command:\n  {same_command(begun=begun)}", file=sys.stderr)
+    _say_how_to_go_on(begun=begun)
     return code
+
+
+def _say_how_to_go_on(*, begun: bool) -> None:
+    print(f"go on with the same command:\n  {same_command(begun=begun)}", file=sys.stderr)
 
 
 def run_sweep(job: Job, arguments: Sequence[str]) -> int:
@@ -115,7 +119,7 @@ def run_sweep(job: Job, arguments: Sequence[str]) -> int:
     try:
         return sweep.run()
     except Stopped:
-        print(f"go on with the same command:\n  {same_command(begun=True)}", file=sys.stderr)
+        _say_how_to_go_on(begun=True)
         raise
     except Exception as error:
         if not is_away(error):
@@ -217,7 +221,7 @@ class Sweep:
         ui = ui_command(self.command.config.composed, parent)
         print(f"look at the trials with\n  {ui}")
         if interrupted:
-            _say(self.console, f"go on with the same command:\n  {same_command(begun=True)}")
+            _say_how_to_go_on(begun=True)
             return OF_SIGNAL + self.signals[0]
         done = all(action is Action.DONE for action in actions.values())
         # A search may end with fewer, where its axes have no more points.
