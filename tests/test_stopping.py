@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from typing import Any
 
 import pytest
+
+from mnist_hydra.errors import Stopped
+from mnist_hydra.sweep import sweeper
 
 DYING = """
 import os, signal, sys, time
@@ -51,3 +58,26 @@ Failing()
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0 and "ValueError: in a finalizer" in ended.stderr
+
+
+@pytest.mark.parametrize(("arrives", "code"), [(True, 130), (False, None)])
+def test_a_sweep_that_goes_on_though_it_was_stopped_does_not_end_as_a_success(
+    arrives: bool, code: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def goes_on(*_: Any) -> int:
+        try:
+            if arrives:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+        except Stopped:  # as pybind11 does where a module is being imported
+            pass
+        return sweeper.SUCCESS
+
+    monkeypatch.setattr(sweeper, "run_sweep", goes_on)
+    job: Any = None
+    ended = None
+    try:
+        sweeper.run_and_exit(job, [])
+    except SystemExit as end:
+        ended = end.code
+    assert ended == code

@@ -59,10 +59,12 @@ def run_and_exit(job: Job, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: 1 with failed trials, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    hooks = StopOnSignal()
     try:
         # While it checks and completes trials, a user's own code may run.
-        with on_signals(StopOnSignal().handle, [signal.SIGINT]):
-            code = run_sweep(job, arguments)
+        with on_signals(hooks.handle, [signal.SIGINT]):
+            # A library that is being imported may make another error of what a signal raises.
+            code = run_sweep(job, arguments) or hooks.exit_code
     except UserError as error:
         entry.leave(error)
     except torch_tasks.Died as died:
